@@ -1,0 +1,23 @@
+"""The `sliceway` command: one module per command group, each with `register(app)`."""
+
+from __future__ import annotations
+
+import typer
+
+from gateway.cli import bench, config, engines, keys, models, serve, slices, status
+from gateway.cli.output import run
+
+app = typer.Typer(
+    name="sliceway",
+    help="Turn GPU slices into an OpenAI-compatible service.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+for _module in (serve, config, models, slices, engines, status, keys, bench):
+    _module.register(app)
+
+
+def main() -> None:
+    """Run the command line; errors that sliceway raises on purpose are told in words, never as a traceback."""
+    run(app)

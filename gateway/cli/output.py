@@ -1,0 +1,56 @@
+"""How every command talks: tables on a terminal, JSON with `--json`, errors that say what to do, and exit codes.
+
+0 done · 1 it could not be done · 2 the input (arguments or configuration) is wrong · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from model_registry.errors import ConfigError, SlicewayError
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+
+def print_json(value: object) -> None:
+    """Print `value` as JSON on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def exit_code(error: SlicewayError) -> int:
+    """2 for wrong input, 1 for everything else."""
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+def show_error(error: SlicewayError, *, as_json: bool) -> None:
+    """Tell what happened, where, and what to do: as text on standard error, or as `{"error": ...}` on standard output."""
+    problems = error.problems if isinstance(error, ConfigError) else (error,)
+    if as_json:
+        print_json({"error": error.as_dict() | {"problems": [p.as_dict() for p in problems]}})
+        return
+    for problem in problems:
+        where = f"{escape(problem.where)}: " if problem.where else ""
+        err.print(f"[bold red]error[/] {where}{escape(problem.message)}")
+        if problem.remedy:
+            err.print(f"      [dim]{escape(problem.remedy)}[/]")
+
+
+def run(app: Callable[..., Any]) -> None:
+    """Call the typer application and turn deliberate errors into words and an exit code."""
+    try:
+        app()
+    except SlicewayError as error:
+        show_error(error, as_json="--json" in sys.argv)
+        raise SystemExit(exit_code(error)) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

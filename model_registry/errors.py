@@ -1,0 +1,87 @@
+"""The root of every error that sliceway raises on purpose, and the registry's own branch of it.
+
+SlicewayError
+├── RegistryError            what is this model, what does it need
+│   ├── ConfigError          a line of the operator's YAML is wrong
+│   ├── ModelNotFound        the named source holds no model
+│   ├── ModelUnreadable      the source is there, its files make no sense
+│   ├── UnknownProduct       no such GPU in the catalogue
+│   └── ContextTooLong       more context asked for than the model was made for
+├── PlacementError           (placement.errors)
+└── GatewayError             (gateway.errors)
+"""
+
+from __future__ import annotations
+
+
+class SlicewayError(Exception):
+    """What happened, where, and what to do about it.
+
+    `message` says what happened in one sentence. `where` names the place as the reader knows it (file:line, field, slice,
+    replica). `remedy` is an instruction, if possible a command. `code` is a stable snake_case word for programs.
+    """
+
+    code = "sliceway_error"
+
+    def __init__(self, message: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        parts = [f"{self.where}: {self.message}" if self.where else self.message]
+        if self.remedy:
+            parts.append(self.remedy)
+        return "\n".join(parts)
+
+    def as_dict(self) -> dict[str, str | None]:
+        """The same as data, for `--json`."""
+        return {"code": self.code, "message": self.message, "where": self.where, "remedy": self.remedy}
+
+
+class RegistryError(SlicewayError):
+    """What a model is, or what it needs, could not be told."""
+
+    code = "registry_error"
+
+
+class ConfigError(RegistryError):
+    """The configuration is wrong. `problems` holds every fault found, in file order; the first one is the message."""
+
+    code = "config_invalid"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str | None = None,
+        remedy: str | None = None,
+        problems: tuple[ConfigError, ...] = (),
+    ) -> None:
+        super().__init__(message, where=where, remedy=remedy)
+        self.problems = problems or (self,)
+
+
+class ModelNotFound(RegistryError):
+    """The source names no model: neither a directory, nor a GGUF file, nor a hub id that can be had."""
+
+    code = "model_not_found"
+
+
+class ModelUnreadable(RegistryError):
+    """The source exists, but its files are broken or not a model's."""
+
+    code = "model_unreadable"
+
+
+class UnknownProduct(RegistryError):
+    """The GPU product is not in the catalogue."""
+
+    code = "unknown_product"
+
+
+class ContextTooLong(RegistryError):
+    """`max_model_len` exceeds what the model was made for."""
+
+    code = "context_too_long"

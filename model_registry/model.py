@@ -1,0 +1,125 @@
+"""What the registry says about a model: values only, no files read here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Task = Literal["generate", "embed"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSummary:
+    """What lies in a checkpoint: bytes and elements by dtype (`BF16`, `F8_E4M3`, `Q4_K` ...), from headers, no weights loaded."""
+
+    total_bytes: int
+    bytes_by_dtype: Mapping[str, int] = field(default_factory=dict)
+    elements_by_dtype: Mapping[str, int] = field(default_factory=dict)
+    exact: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model, as its files describe it.
+
+    `config` is the parsed `config.json` (or its equivalent built from a GGUF header). `tensors` is None where no weights
+    index is at hand: then weights are sized from the architecture and said to be an estimate.
+    `path` is the local directory or file; None for a model known by its metadata only.
+    """
+
+    source: str
+    architecture: str
+    config: Mapping[str, Any]
+    task: Task
+    max_context_tokens: int
+    tensors: TensorSummary | None = None
+    path: Path | None = None
+    has_chat_template: bool = True
+    quant_config: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """The limits that an engine is started with. All of them are always passed on: vLLM's defaults are wrong on slices."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    gpu_memory_utilization: float = 0.92
+    kv_cache_dtype: str = "auto"
+    dtype: str = "auto"
+    quantization: str | None = None
+    block_tokens: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    tensor_parallel_size: int = 1
+    cuda_graphs: bool = True
+    vllm_version: str = "0.33.0"
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(f"gpu_memory_utilization must be in (0, 1], not {self.gpu_memory_utilization}")
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One part of a footprint: bytes, and in words where they come from."""
+
+    name: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a model takes on a device before any KV cache, and what its KV cache takes.
+
+    `kv_bytes_per_token` counts layers whose cache grows with every token; `kv_block_bytes` is one pool block over all
+    layers of a group; `kv_blocks_per_request` is for one sequence of `max_model_len` tokens.
+    """
+
+    weights_bytes: int
+    activation_bytes: int
+    non_torch_bytes: int
+    cuda_graph_bytes: int
+    kv_block_tokens: int
+    kv_block_bytes: int
+    kv_blocks_per_request: int
+    kv_bytes_per_token: int
+    terms: tuple[Term, ...] = ()
+    assumptions: tuple[str, ...] = ()
+
+    @property
+    def static_bytes(self) -> int:
+        """Everything but the KV pool."""
+        return self.weights_bytes + self.activation_bytes + self.non_torch_bytes + self.cuda_graph_bytes
+
+    @property
+    def kv_bytes_per_request(self) -> int:
+        """KV bytes of one sequence of `max_model_len` tokens."""
+        return self.kv_block_bytes * self.kv_blocks_per_request
+
+
+@dataclass(frozen=True, slots=True)
+class SliceFit:
+    """Whether a model fits a slice, why not, and what it gets there.
+
+    `engine_args` are vLLM's arguments for exactly these limits. `breaking_term` names the first term that does not fit.
+    """
+
+    fits: bool
+    reason: str
+    memory_bytes: int
+    available_kv_bytes: int
+    kv_blocks: int
+    max_concurrency: float
+    longest_context_tokens: int
+    head_room_bytes: int
+    engine_args: tuple[str, ...] = ()
+    breaking_term: str | None = None
+    product: str | None = None
+    profile: str | None = None
