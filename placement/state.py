@@ -1,0 +1,141 @@
+"""The state directory: which file is whose, and what survives what.
+
+::
+
+    STATE/                    0700
+      routing.json            the routing table; written by the controller, read by gateways
+      controller.json         what the controller does at the moment, for `up` and `status`; may be lost
+      controller.lock         held by the one controller of this directory; holds its pid
+      up.lock, up.json        held by `sliceway up`; the processes it started
+      logs/REPLICA.log        what an engine wrote; also controller.log and gateway.log
+      replicas/REPLICA/
+        journal.json          which process runs for this replica, for the next controller to adopt
+        exit.json             how the last one ended; written by the shim
+      run/                    0700: Unix sockets, unless the path would be too long for one
+      cache/SLICE/            engines' compilation caches
+
+REPLICA and SLICE are percent-encoded, because model names and slice ids may hold slashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from placement.errors import PlacementError
+
+# sockaddr_un.sun_path holds 108 bytes with the closing zero (unix(7)). Engines may append to the name.
+SOCKET_PATH_BYTES = 100
+_SOCKET_NAME_BYTES = len("/0123456789ab.sock")
+
+
+@dataclass(frozen=True, slots=True)
+class StatePaths:
+    """Names inside one state directory. Making a path makes nothing on disk; `prepare` does."""
+
+    root: Path
+
+    @property
+    def routing_table(self) -> Path:
+        """Published by the controller, atomically."""
+        return self.root / "routing.json"
+
+    @property
+    def controller_status(self) -> Path:
+        """For people: phases, progress, last errors."""
+        return self.root / "controller.json"
+
+    @property
+    def controller_lock(self) -> Path:
+        """Locked for as long as a controller works here."""
+        return self.root / "controller.lock"
+
+    @property
+    def up_lock(self) -> Path:
+        """Locked for as long as a `sliceway up` works here."""
+        return self.root / "up.lock"
+
+    @property
+    def up_record(self) -> Path:
+        """The processes that `sliceway up` started."""
+        return self.root / "up.json"
+
+    @property
+    def logs(self) -> Path:
+        """One file per replica, and the controller's and the gateway's own."""
+        return self.root / "logs"
+
+    @property
+    def replicas(self) -> Path:
+        """One directory per replica."""
+        return self.root / "replicas"
+
+    def log(self, name: str) -> Path:
+        """The log of the replica (or process) `name`."""
+        return self.logs / f"{file_name(name)}.log"
+
+    def replica(self, replica: str) -> Path:
+        """The directory of one replica."""
+        return self.replicas / file_name(replica)
+
+    def journal(self, replica: str) -> Path:
+        """Which process runs for this replica."""
+        return self.replica(replica) / "journal.json"
+
+    def exit_record(self, replica: str) -> Path:
+        """How its last process ended."""
+        return self.replica(replica) / "exit.json"
+
+    def cache(self, slice_id: str) -> Path:
+        """Compilation caches of engines on this slice."""
+        return self.root / "cache" / file_name(slice_id)
+
+    def runtime(self, environ: Mapping[str, str]) -> Path:
+        """Where sockets go: `run/` here, or a short directory of this user's where that path is too long for a socket."""
+        inside = self.root / "run"
+        if len(os.fsencode(inside)) + _SOCKET_NAME_BYTES <= SOCKET_PATH_BYTES:
+            return inside
+        digest = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
+        base = Path(environ.get("XDG_RUNTIME_DIR") or "/tmp")  # noqa: S108 - made 0700 and checked for its owner
+        return base / f"sliceway-{os.getuid()}-{digest}"
+
+    def prepare(self, environ: Mapping[str, str]) -> None:
+        """Make the directories.
+
+        Raises PlacementError where one cannot be made, or where the socket directory is someone else's.
+        """
+        for directory in (self.root, self.logs, self.replicas, self.runtime(environ)):
+            _private_directory(directory)
+
+
+def file_name(name: str) -> str:
+    """`name` as one component of a path, reversible: `a/b` becomes `a%2Fb`."""
+    return quote(name, safe="").replace(".", "%2E") if name.startswith(".") else quote(name, safe="@+")
+
+
+def socket_name(replica: str) -> str:
+    """A short file name, the same for the same replica."""
+    return hashlib.sha256(replica.encode()).hexdigest()[:12] + ".sock"
+
+
+def _private_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise PlacementError(
+                "this is not a directory of yours", where=str(path), remedy="Remove it, or choose another state_dir."
+            )
+        if found.st_mode & 0o077:
+            path.chmod(0o700)
+    except OSError as error:
+        raise PlacementError(
+            f"the state directory cannot be made: {error.strerror}",
+            where=str(path),
+            remedy="Set state_dir in the configuration to a directory you can write to.",
+        ) from error
