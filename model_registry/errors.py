@@ -6,6 +6,8 @@ SlicewayError
 │   ├── ModelNotFound        the named source holds no model
 │   ├── ModelUnreadable      the source is there, its files make no sense
 │   ├── UnknownProduct       no such GPU in the catalogue
+│   ├── UnknownProfile       no such MIG profile on this GPU
+│   ├── IllegalLayout        MIG instances that cannot be on one GPU together
 │   └── ContextTooLong       more context asked for than the model was made for
 ├── PlacementError           (placement.errors)
 └── GatewayError             (gateway.errors)
@@ -79,6 +81,18 @@ class UnknownProduct(RegistryError):
     """The GPU product is not in the catalogue."""
 
     code = "unknown_product"
+
+
+class UnknownProfile(RegistryError):
+    """The GPU product has no MIG profile of this name, or the profile cannot start there."""
+
+    code = "unknown_profile"
+
+
+class IllegalLayout(RegistryError):
+    """These MIG instances cannot be on one GPU together. The message draws which memory slices collide."""
+
+    code = "illegal_layout"
 
 
 class ContextTooLong(RegistryError):
