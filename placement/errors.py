@@ -5,6 +5,7 @@ PlacementError
 ├── NoFreeSlice         more replicas than slices that fit them
 ├── SliceTaken          two replicas were pinned to one slice
 ├── EngineMissing       no interpreter with a vLLM in it
+├── EngineInstallFailed the engine's environment could not be made
 ├── StateLocked         another controller holds the state directory
 └── TableUnreadable     the routing table on disk is damaged
 """
@@ -42,6 +43,12 @@ class EngineMissing(PlacementError):
     """No interpreter with a vLLM in it was found for this kind of slice."""
 
     code = "engine_missing"
+
+
+class EngineInstallFailed(PlacementError):
+    """The engine's environment could not be made; nothing half-made is left."""
+
+    code = "engine_install_failed"
 
 
 class StateLocked(PlacementError):
