@@ -12,8 +12,12 @@ from model_registry.schema import Section, Size
 class CpuFleet(Section):
     """How this machine's cores are cut into `cpu` slices."""
 
-    slices: int | Literal["auto"] = Field(default="auto", description="How many; `auto` is one per core, at most seven. Never more than there are cores.")
-    memory: Size | None = Field(default=None, description="Memory budget of each slice; an equal share of 90% of the machine's if unset.")
+    slices: int | Literal["auto"] = Field(
+        default="auto", description="How many; `auto` is one per core, at most seven. Never more than there are cores."
+    )
+    memory: Size | None = Field(
+        default=None, description="Memory budget of each slice; an equal share of 90% of the machine's if unset."
+    )
 
     @field_validator("slices")
     @classmethod
@@ -28,7 +32,9 @@ class ExplicitSlice(Section):
 
     kind: Literal["mig", "gpu", "cpu"]
     id: str | None = Field(default=None, description="Its name here; made from the UUID or the cores if unset.")
-    uuid: str | None = Field(default=None, pattern=r"^(MIG|GPU)-[0-9A-Za-z/-]+$", description="What CUDA_VISIBLE_DEVICES gets.")
+    uuid: str | None = Field(
+        default=None, pattern=r"^(MIG|GPU)-[0-9A-Za-z/-]+$", description="What CUDA_VISIBLE_DEVICES gets."
+    )
     cores: str | None = Field(default=None, pattern=r"^\d+(-\d+)?(,\d+(-\d+)?)*$", description="Cores, as in `0-3,8`.")
     memory: Size | None = None
 
@@ -45,7 +51,8 @@ class FleetConfig(Section):
     """Which slices there are."""
 
     discover: Literal["auto", "cpu", "nvidia", "none"] = Field(
-        default="auto", description="`auto` takes the NVIDIA driver's slices where there are any, else this machine's cores."
+        default="auto",
+        description="`auto` takes the NVIDIA driver's slices where there are any, else this machine's cores.",
     )
     cpu: CpuFleet = CpuFleet()
     slices: tuple[ExplicitSlice, ...] = Field(default=(), description="An explicit list, instead of discovery.")
@@ -56,22 +63,34 @@ class RestartConfig(Section):
 
     first_delay_seconds: float = Field(default=1.0, gt=0, le=600)
     max_delay_seconds: float = Field(default=60.0, gt=0, le=3600)
-    fast_failure_seconds: float = Field(default=60.0, gt=0, description="Ending sooner than this after it was started, or before it was ready, counts as a fast failure.")
-    max_fast_failures: int = Field(default=3, ge=1, le=100, description="So many in a row and the replica is `failed` until the operator acts.")
+    fast_failure_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="Ending sooner than this after it was started, or before it was ready, counts as a fast failure.",
+    )
+    max_fast_failures: int = Field(
+        default=3, ge=1, le=100, description="So many in a row and the replica is `failed` until the operator acts."
+    )
 
 
 class EngineConfig(Section):
     """How engine processes are started."""
 
-    python: str | None = Field(default=None, description="Interpreter with vLLM; found by itself if unset (`sliceway engine install`).")
+    python: str | None = Field(
+        default=None, description="Interpreter with vLLM; found by itself if unset (`sliceway engine install`)."
+    )
     command: tuple[str, ...] = Field(
         default=(),
         description="Another engine that speaks OpenAI's API. {model}, {served_name}, {uds}, {max_model_len}, {max_num_seqs} are filled in.",
     )
-    transport: Literal["unix", "tcp"] = Field(default="unix", description="`tcp` (loopback only) where an engine cannot listen on a Unix socket.")
+    transport: Literal["unix", "tcp"] = Field(
+        default="unix", description="`tcp` (loopback only) where an engine cannot listen on a Unix socket."
+    )
     environment: dict[str, str] = Field(default_factory=dict, description="Added to every engine's environment.")
     usage_reporting: bool = Field(default=False, description="Let engines send usage statistics to their makers.")
     start_timeout_seconds: float = Field(default=900.0, gt=0)
-    drain_timeout_seconds: float = Field(default=30.0, ge=0, description="How long running requests may go on after a stop was asked for.")
+    drain_timeout_seconds: float = Field(
+        default=30.0, ge=0, description="How long running requests may go on after a stop was asked for."
+    )
     stop_timeout_seconds: float = Field(default=20.0, gt=0, description="From SIGTERM to SIGKILL.")
     restart: RestartConfig = RestartConfig()

@@ -101,7 +101,7 @@ class StatePaths:
         if len(os.fsencode(inside)) + _SOCKET_NAME_BYTES <= SOCKET_PATH_BYTES:
             return inside
         digest = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
-        base = Path(environ.get("XDG_RUNTIME_DIR") or "/tmp")  # noqa: S108 - made 0700 and checked for its owner
+        base = Path(environ.get("XDG_RUNTIME_DIR") or "/tmp")
         return base / f"sliceway-{os.getuid()}-{digest}"
 
     def prepare(self, environ: Mapping[str, str]) -> None:
@@ -109,13 +109,15 @@ class StatePaths:
 
         Raises PlacementError where one cannot be made, or where the socket directory is someone else's.
         """
-        for directory in (self.root, self.logs, self.replicas, self.runtime(environ)):
-            _private_directory(directory)
+        for directory in (self.root, self.logs, self.replicas):
+            _directory(directory)
+        _private(_directory(self.runtime(environ)))
 
 
 def file_name(name: str) -> str:
-    """`name` as one component of a path, reversible: `a/b` becomes `a%2Fb`."""
-    return quote(name, safe="").replace(".", "%2E") if name.startswith(".") else quote(name, safe="@+")
+    """`name` as one component of a path, reversible: `a/b` becomes `a%2Fb`, and nothing becomes `..` or hidden."""
+    quoted = quote(name, safe="@+")
+    return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
 def socket_name(replica: str) -> str:
@@ -123,19 +125,26 @@ def socket_name(replica: str) -> str:
     return hashlib.sha256(replica.encode()).hexdigest()[:12] + ".sock"
 
 
-def _private_directory(path: Path) -> None:
+def _directory(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = path.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise PlacementError(
-                "this is not a directory of yours", where=str(path), remedy="Remove it, or choose another state_dir."
-            )
-        if found.st_mode & 0o077:
-            path.chmod(0o700)
     except OSError as error:
         raise PlacementError(
-            f"the state directory cannot be made: {error.strerror}",
+            f"this directory cannot be made: {error.strerror}",
             where=str(path),
             remedy="Set state_dir in the configuration to a directory you can write to.",
         ) from error
+    return path
+
+
+def _private(path: Path) -> None:
+    """Refuse a socket directory that others could put sockets into, or have put there as a link."""
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise PlacementError(
+            "the socket directory is not a directory of yours",
+            where=str(path),
+            remedy="Remove it, or choose another state_dir.",
+        )
+    if found.st_mode & 0o077:
+        path.chmod(0o700)

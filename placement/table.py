@@ -47,11 +47,15 @@ class ReplicaRow(_Row):
 
     replica: str
     model: str
-    engine_model: str = Field(description="The name the engine knows the model by; the gateway may have to write it into bodies.")
+    engine_model: str = Field(
+        description="The name the engine knows the model by; the gateway may have to write it into bodies."
+    )
     endpoint: str
     slice: SliceRow
     state: ReplicaState
-    reason: str | None = Field(default=None, description="Why it is not ready, in the engine's own words where it has any.")
+    reason: str | None = Field(
+        default=None, description="Why it is not ready, in the engine's own words where it has any."
+    )
     max_num_seqs: int | None = Field(default=None, ge=1, description="Sequences the engine runs at once.")
 
 
@@ -90,7 +94,13 @@ def read(path: Path) -> RoutingTable:
     try:
         return RoutingTable.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
-        raise TableUnreadable("there is no routing table yet", where=str(path), remedy="Start the controller: sliceway up CONFIG") from error
+        raise TableUnreadable(
+            "there is no routing table yet", where=str(path), remedy="Start the controller: sliceway up CONFIG"
+        ) from error
     except (OSError, ValidationError) as error:
         first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise TableUnreadable(f"the routing table cannot be read: {first}", where=str(path), remedy="The last good table stays in use; the controller writes a new one at its next change.") from error
+        raise TableUnreadable(
+            f"the routing table cannot be read: {first}",
+            where=str(path),
+            remedy="The last good table stays in use; the controller writes a new one at its next change.",
+        ) from error
