@@ -21,7 +21,7 @@ import pynvml
 
 from model_registry.catalogue import Catalogue, load_catalogue
 from model_registry.errors import UnknownProfile
-from placement.slices import Gpu, Slice, SliceKind, SliceUser
+from placement.slices import DeviceUse, Gpu, Slice, SliceKind, SliceUser
 
 MIB = 2**20
 T = TypeVar("T")
@@ -195,8 +195,11 @@ def _instances(nvml: Any, parent: Any) -> Iterator[Any]:
 
 def _users(nvml: Any, handle: Any, slice_id: str) -> Iterator[SliceUser]:
     for process in _or_none(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or ():
-        name = _or_none(nvml, partial(nvml.nvmlSystemGetProcessName, process.pid)) or "?"
-        yield SliceUser(slice_id, process.pid, name, process.usedGpuMemory)
+        yield SliceUser(slice_id, process.pid, _process_name(nvml, process.pid), process.usedGpuMemory)
+
+
+def _process_name(nvml: Any, pid: int) -> str:
+    return _or_none(nvml, lambda: nvml.nvmlSystemGetProcessName(pid)) or "?"
 
 
 def _usable_memory(nvml: Any, handle: Any) -> int:
@@ -229,3 +232,43 @@ def _or_none(nvml: Any, read: Callable[[], T]) -> T | None:
         return read()
     except nvml.NVMLError:
         return None
+
+
+def read_use(nvml: Any = pynvml) -> tuple[DeviceUse, ...] | None:
+    """Who runs on every GPU without MIG and every MIG device; None where NVML does not answer. Needs no privilege."""
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return None
+    try:
+        gpus = [_or_none(nvml, partial(nvml.nvmlDeviceGetHandleByIndex, i)) for i in range(nvml.nvmlDeviceGetCount())]
+        handles = [handle for gpu in gpus if gpu is not None for handle in _devices(nvml, gpu)]
+        return tuple(use for handle in handles if (use := _or_none(nvml, partial(_use, nvml, handle))) is not None)
+    except nvml.NVMLError:
+        return None
+    finally:
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
+
+
+def _devices(nvml: Any, gpu: Any) -> Iterator[Any]:
+    """What CUDA can be pinned to on one GPU: itself, or its MIG devices."""
+    current, _ = _or_none(nvml, lambda: nvml.nvmlDeviceGetMigMode(gpu)) or (0, 0)
+    if not current:
+        yield gpu
+        return
+    for i in range(nvml.nvmlDeviceGetMaxMigDeviceCount(gpu)):
+        device = _or_none(nvml, partial(nvml.nvmlDeviceGetMigDeviceHandleByIndex, gpu, i))
+        if device is not None:
+            yield device
+
+
+def _use(nvml: Any, handle: Any) -> DeviceUse:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    listed = _or_none(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    return DeviceUse(
+        uuid=nvml.nvmlDeviceGetUUID(handle),
+        processes=None if listed is None else {p.pid: _process_name(nvml, p.pid) for p in listed},
+        used_bytes=int(memory.used),
+        total_bytes=int(memory.total),
+    )

@@ -91,6 +91,20 @@ class SliceUser:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """What runs on one device that an engine can be pinned to: a GPU without MIG, or a MIG device, slice of ours or not.
+
+    `processes` maps pids, as the driver gives them, to names; None where the driver does not tell. `used_bytes` counts
+    every process's memory, also of those it does not list.
+    """
+
+    uuid: str
+    processes: Mapping[int, str] | None
+    used_bytes: int | None
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Inventory:
     """Every slice that was found, in a fixed order, and why something is missing from the list (`notes`)."""
 
