@@ -84,9 +84,9 @@ $(STAMPS)/dev: pyproject.toml requirements.lock | $(BIN)/python
 	$(call pip,install -c requirements.lock -e '.[dev]')
 	touch $(STAMPS)/demo $@
 
-$(STAMPS)/engine: placement/engine_cpu.lock | $(BIN)/python
+$(STAMPS)/engine: placement/data/engine_cpu.lock | $(BIN)/python
 	@[ -e $(BIN)/sliceway ] || $(MAKE) $(STAMPS)/demo
-	$(call say,installing the engine (vLLM; CPU build; about 2 GB; minutes the first time))
+	$(call say,installing the engine (vLLM for the CPU; about 2 GB; minutes the first time))
 	$(BIN)/sliceway engine install
 	touch $@
 
