@@ -75,6 +75,7 @@ class RoutingTable(_Row):
     generation: int = Field(ge=0)
     models: tuple[ModelRow, ...] = ()
     replicas: tuple[ReplicaRow, ...] = ()
+    idle: tuple[SliceRow, ...] = Field(default=(), description="Slices that no replica has, for `/slices` to show.")
 
     def ready(self, model: str) -> tuple[ReplicaRow, ...]:
         """Replicas of `model` that take new requests."""
