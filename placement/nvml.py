@@ -266,6 +266,8 @@ def _devices(nvml: Any, gpu: Any) -> Iterator[Any]:
 def _use(nvml: Any, handle: Any) -> DeviceUse:
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     listed = _or_none(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    if listed is not None:  # MPS clients are in a list of their own
+        listed = [*listed, *(_or_none(nvml, lambda: nvml.nvmlDeviceGetMPSComputeRunningProcesses(handle)) or ())]
     return DeviceUse(
         uuid=nvml.nvmlDeviceGetUUID(handle),
         processes=None if listed is None else {p.pid: _process_name(nvml, p.pid) for p in listed},

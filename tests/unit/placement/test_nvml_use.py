@@ -59,6 +59,11 @@ class FakeNvml:
             raise NVMLError("Insufficient Permissions")
         return [SimpleNamespace(pid=41), SimpleNamespace(pid=42)] if handle == "MIG-3" else []
 
+    def nvmlDeviceGetMPSComputeRunningProcesses(self, handle: str) -> list[Any]:
+        if handle.startswith("MIG"):
+            raise NVMLError("Not Supported")
+        return [SimpleNamespace(pid=43)]
+
     def nvmlSystemGetProcessName(self, pid: int) -> str:
         if pid == 42:
             raise NVMLError("Not Found")
@@ -73,6 +78,7 @@ def test_every_device_an_engine_could_be_on_is_listed_and_a_lost_gpu_is_not_in_t
     assert use[2].processes == {41: "VLLM::EngineCore", 42: "?"}
     assert (use[2].used_bytes, use[2].total_bytes) == (600 * MIB, 1000 * MIB)
     assert use[1].processes == {}
+    assert use[0].processes == {43: "VLLM::EngineCore"}, "an MPS client"
     assert nvml.closed == 1
 
 

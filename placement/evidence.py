@@ -1,0 +1,249 @@
+"""What can be seen of a running engine, gathered into an `Observation` for `placement.proof`.
+
+The readers of text (`read_log`, `read_metrics`, `limits_in`) are functions of that text. Log wordings are those of vLLM
+0.20 to 0.33 (`vllm/v1/worker/gpu_worker.py`, `vllm/v1/worker/utils.py`, `vllm/v1/core/kv_cache_utils.py`,
+`vllm/config/scheduler.py`, `vllm/utils/mem_utils.py`); a line that a release drops or rewords is a figure less, never an
+error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from placement.nvml import read_use
+from placement.proof import GIB, Expectation, Figure, Observation, Proof, prove
+from placement.slices import DeviceUse, Slice, SliceKind
+from placement.vllm_plugin import is_tested
+from placement.vllm_plugin.report import MARK
+
+LIMITS = ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "gpu_memory_utilization", "kv_cache_memory_bytes")
+LOG_START_BYTES = 4 * 2**20  # all of this is told before the first request
+_INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, include/linux/proc_ns.h
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_PLUGIN = re.compile(rf"{re.escape(MARK)}(slice|limits|cuda) (\{{.*\}})")
+_TOTALS = {
+    re.compile(r"Free memory on device (?:\S+ )?\([\d.]+/([\d.]+) GiB\) on startup"): "total at start",
+    re.compile(r"\btotal_memory=([\d.]+)GiB"): "memory snapshot",
+}
+_PARTS = {
+    re.compile(r"Available KV cache memory: ([\d.]+) GiB"): "KV cache",
+    re.compile(r"Initial free memory:? ([\d.]+) GiB"): "free at start",
+    re.compile(r"reserved ([\d.]+) GiB memory for KV Cache"): "KV cache",
+}
+_IN_FORCE = {
+    re.compile(r"Chunked prefill is enabled with max_num_batched_tokens=(\d+)"): "max_num_batched_tokens",
+    re.compile(r"Maximum concurrency for ([\d,]+) tokens per request"): "max_model_len",
+    re.compile(r"Initializing a V\d LLM engine .*\bmax_seq_len=(\d+)"): "max_model_len",
+}
+_ARGUMENTS = re.compile(r"non-default args: (\{.*\})")
+_ARGUMENT = re.compile(rf"'({'|'.join(LIMITS)})': ([\d.]+)")
+_CACHE_INFO = re.compile(r"^vllm:cache_config_info\{(.*)\} ", re.MULTILINE)
+_ITERATIONS = re.compile(r'^vllm:iteration_tokens_total_bucket\{(.*?)le="([^"]+)"(.*?)\} (\S+)', re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProcess:
+    """A replica's process and what it left to read. `log_offset` is where this start begins in the log, in bytes."""
+
+    pid: int
+    arguments: tuple[str, ...] = ()
+    log: Path | None = None
+    log_offset: int = 0
+    metrics: str = ""
+
+
+def prove_replica(
+    target: Slice,
+    process: EngineProcess,
+    *,
+    vllm: str | None,
+    devices: Callable[[], tuple[DeviceUse, ...] | None] = read_use,
+) -> Proof:
+    """Look at a replica that has just answered its first request, and judge.
+
+    `vllm` is the version in the engine's environment (`EngineEnvironment.vllm`), None for another engine: then only what
+    needs no cooperation is checked. Blocks for some milliseconds (NVML, /proc); call it in a thread.
+    """
+    limits = limits_in(process.arguments) if vllm is not None else {}
+    # The plugin takes part on MIG only; elsewhere every version does what it always did.
+    tested = vllm is None or target.kind is not SliceKind.MIG or is_tested(vllm)
+    expectation = Expectation(target, limits, vllm, tested)
+    return prove(expectation, observe_replica(target, process, devices=devices))
+
+
+def observe_replica(
+    target: Slice, process: EngineProcess, *, devices: Callable[[], tuple[DeviceUse, ...] | None] = read_use
+) -> Observation:
+    """Everything that can be seen of `process`. Nothing is raised for a process, log or driver that is gone."""
+    before = process_tree(process.pid)
+    in_use = devices() if target.kind is not SliceKind.CPU else None
+    affinity = process_tree(process.pid) | before  # one that started in between is the engine's as well
+    told = _merge(read_log(_start_of(process.log, process.log_offset)), read_metrics(process.metrics))
+    return replace(
+        told,
+        pids=frozenset(affinity),
+        devices=in_use,
+        host_pids=in_initial_pid_namespace(),
+        affinity=affinity,
+    )
+
+
+def process_tree(pid: int) -> dict[int, frozenset[int]]:
+    """The engine's processes: the tree below and including `pid`, and its process group, which keeps those whose parent
+    has ended. Zombies are left out. Each comes with the cores it may run on.
+    """
+    try:
+        root = psutil.Process(pid)
+        family = {root.pid, *(child.pid for child in root.children(recursive=True)), *_group(pid)}
+    except psutil.Error:
+        return {}
+    tree: dict[int, frozenset[int]] = {}
+    for member in family:
+        try:
+            if psutil.Process(member).status() != psutil.STATUS_ZOMBIE:
+                tree[member] = frozenset(os.sched_getaffinity(member))
+        except (psutil.Error, OSError):  # it ended while we looked
+            continue
+    return tree
+
+
+def _group(pid: int) -> list[int]:
+    """The process group that `pid` leads; empty if it leads none, since the group is then someone else's."""
+
+    def leader(member: int) -> int | None:
+        try:
+            return os.getpgid(member)
+        except OSError:
+            return None
+
+    return [member for member in psutil.pids() if leader(member) == pid]
+
+
+def in_initial_pid_namespace() -> bool:
+    """Whether the driver's process ids are ours. In a container the driver gives the host's, its own, or none."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink()) == _INITIAL_PID_NAMESPACE
+    except OSError:
+        return True
+
+
+def limits_in(arguments: Sequence[str]) -> dict[str, float]:
+    """The limits among command-line `arguments`, by vLLM's names. Values that vLLM works out itself are left out."""
+    limits: dict[str, float] = {}
+    for flag, value in _flags(arguments):
+        name = flag.removeprefix("--").replace("-", "_")
+        if name in LIMITS and (number := _number(value)) is not None and number >= 0:
+            limits[name] = number
+    return limits
+
+
+def read_log(text: str) -> Observation:
+    """What a vLLM log tells: the plugin's reports and vLLM's own lines. Colours are ignored."""
+    seen = Observation()
+    for line in _ANSI.sub("", text).splitlines():
+        if match := _PLUGIN.search(line):
+            seen = _merge(seen, _plugin_report(match[1], match[2]))
+        else:
+            seen = _merge(seen, _own_line(line))
+    return seen
+
+
+def read_metrics(text: str) -> Observation:
+    """What a vLLM's `/metrics` tells about limits."""
+    limits = [
+        Figure(name, number, "its metrics")
+        for labels in _CACHE_INFO.findall(text)
+        for name, value in re.findall(r'(\w+)="([^"]*)"', labels)
+        if name in LIMITS and (number := _number(value)) is not None
+    ]
+    return Observation(limits=tuple(limits), iteration_tokens_over=_largest_iteration(text))
+
+
+def _plugin_report(event: str, payload: str) -> Observation:
+    try:
+        facts = json.loads(payload)
+    except ValueError:  # two processes wrote at once
+        return Observation()
+    source = "the plugin's report"
+    if event == "slice":
+        total = Figure("platform", float(facts.get("memory_bytes") or 0), source)
+        return Observation(pinned_to=(str(facts.get("uuid")),), totals=(total,))
+    if event == "cuda":
+        return Observation(totals=(Figure("CUDA", float(facts.get("total_bytes") or 0), source),))
+    limits = (Figure(name, float(facts[name]), source) for name in LIMITS if facts.get(name) is not None)
+    return Observation(limits=tuple(limits))
+
+
+def _own_line(line: str) -> Observation:
+    source = "its log"
+    if match := _ARGUMENTS.search(line):
+        return Observation(
+            passed=tuple(Figure(n, float(v), "the arguments in its log") for n, v in _ARGUMENT.findall(match[1]))
+        )
+    return Observation(
+        totals=tuple(Figure(n, float(m[1]) * GIB, source) for p, n in _TOTALS.items() if (m := p.search(line))),
+        parts=tuple(Figure(n, float(m[1]) * GIB, source) for p, n in _PARTS.items() if (m := p.search(line))),
+        limits=tuple(
+            Figure(n, float(m[1].replace(",", "")), source) for p, n in _IN_FORCE.items() if (m := p.search(line))
+        ),
+    )
+
+
+def _largest_iteration(text: str) -> int | None:
+    """The lower edge of the highest bucket that is not empty: some iteration had more tokens than this."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for before, edge, after, count in _ITERATIONS.findall(text):
+        series.setdefault(before + after, []).append((float(edge), float(count)))
+    edges = []
+    for buckets in series.values():
+        total = max(count for _, count in buckets)
+        edges += [edge for edge, count in buckets if count < total]
+    return int(max(edges)) if edges else None
+
+
+def _merge(one: Observation, other: Observation) -> Observation:
+    return replace(
+        one,
+        pinned_to=one.pinned_to + other.pinned_to,
+        totals=one.totals + other.totals,
+        parts=one.parts + other.parts,
+        limits=one.limits + other.limits,
+        passed=one.passed + other.passed,
+        iteration_tokens_over=one.iteration_tokens_over
+        if other.iteration_tokens_over is None
+        else other.iteration_tokens_over,
+    )
+
+
+def _start_of(log: Path | None, offset: int) -> str:
+    if log is None:
+        return ""
+    try:
+        with log.open("rb") as file:
+            file.seek(offset)
+            return file.read(LOG_START_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for position, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if not flag.startswith("--"):
+            continue
+        yield flag, value if equals else next(iter(arguments[position + 1 : position + 2]), "")
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
