@@ -73,6 +73,17 @@ class RestartConfig(Section):
     )
 
 
+class LivenessConfig(Section):
+    """How an engine that was ready is found to serve no longer."""
+
+    interval_seconds: float = Field(default=5.0, gt=0, le=600, description="Between two checks.")
+    timeout_seconds: float = Field(default=5.0, gt=0, le=600, description="How long one check may take.")
+    failures: int = Field(default=3, ge=1, le=100, description="So many failed checks in a row and it is restarted.")
+    stall_seconds: float = Field(
+        default=120.0, ge=0, description="Requests run, but no engine step ends for so long: restarted. 0: never."
+    )
+
+
 class EngineConfig(Section):
     """How engine processes are started."""
 
@@ -81,7 +92,7 @@ class EngineConfig(Section):
     )
     command: tuple[str, ...] = Field(
         default=(),
-        description="Another engine that speaks OpenAI's API. {model}, {served_name}, {uds}, {max_model_len}, {max_num_seqs} are filled in.",
+        description="Another engine that speaks OpenAI's API. {model}, {served_name}, {uds} or {port}, {max_model_len}, {max_num_seqs}, {task}, {cores} and {python} (the one that runs sliceway) are filled in.",
     )
     transport: Literal["unix", "tcp"] = Field(
         default="unix", description="`tcp` (loopback only) where an engine cannot listen on a Unix socket."
@@ -94,3 +105,4 @@ class EngineConfig(Section):
     )
     stop_timeout_seconds: float = Field(default=20.0, gt=0, description="From SIGTERM to SIGKILL.")
     restart: RestartConfig = RestartConfig()
+    liveness: LivenessConfig = LivenessConfig()

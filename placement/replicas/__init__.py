@@ -1,0 +1,1 @@
+"""One engine process per replica: started, watched, diagnosed, restarted, stopped, adopted."""

@@ -1,0 +1,262 @@
+"""How a model's engine is started on a slice: a pure function to arguments and environment.
+
+The limits are always passed. vLLM's own defaults come from the memory of the whole GPU, also on a slice of it, and are then
+several times too large (vLLM 0.33.0 `engine/arg_utils.py`, `get_batch_defaults`). Prefix caching is left to vLLM: it is on
+wherever the model supports it, and forcing it on breaks some that do not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from model_registry.errors import ConfigError
+from model_registry.model import EngineLimits, Footprint, SliceFit, Task
+from model_registry.schema import ModelConfig
+from placement.cores import format_cores
+from placement.schema import EngineConfig
+from placement.slices import Slice, SliceKind
+
+_TOKEN = re.compile(r"\{([a-z_]+)\}")
+TOKENS = ("model", "served_name", "uds", "port", "max_model_len", "max_num_seqs", "task", "cores", "python")
+_LATE = ("uds", "port")
+
+# What must not leak from the controller's environment into an engine: it would unpin it, or mix two environments.
+DROPPED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "LD_PRELOAD")
+DROPPED_PREFIXES = ("OMP_", "GOMP_", "KMP_", "VLLM_CPU_", "SLICEWAY_")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where an engine listens: a Unix socket, or a port on loopback."""
+
+    uds: Path | None = None
+    port: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.uds is None) == (self.port is None):
+            raise ValueError("an endpoint is either a socket or a port")
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """The inverse of `str`. Raises ValueError for what is neither `unix:/path` nor `http://127.0.0.1:port`."""
+        if text.startswith("unix:"):
+            return cls(uds=Path(text.removeprefix("unix:")))
+        match = re.fullmatch(r"http://127\.0\.0\.1:(\d+)", text)
+        if not match:
+            raise ValueError(f"{text!r} is no endpoint of an engine")
+        return cls(port=int(match.group(1)))
+
+    def __str__(self) -> str:
+        return f"unix:{self.uds}" if self.uds else f"http://127.0.0.1:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class SizedModel:
+    """A model of the configuration with what the registry knows of it.
+
+    `source` is what the engine is told: a directory, file or hub id. `limits` and `footprint` are None where only the
+    engine behind `engine.command` knows what the model is.
+    """
+
+    config: ModelConfig
+    source: str
+    task: Task
+    max_model_len: int | None
+    limits: EngineLimits | None = None
+    footprint: Footprint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """Everything that makes one engine process what it is, but where it listens.
+
+    `argv` may hold `{uds}` or `{port}`, filled in at every start. `environment` is laid over what is inherited;
+    `spec_hash` is equal exactly if an engine that runs need not be restarted.
+    """
+
+    replica: str
+    model: str
+    task: Task
+    slice: Slice
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def spec_hash(self) -> str:
+        """16 hex digits over arguments, environment and slice."""
+        content = [self.argv, sorted(self.environment.items()), self.slice.id, self.slice.uuid, self.slice.cores]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    def command(self, endpoint: Endpoint) -> list[str]:
+        """The arguments with the endpoint filled in."""
+        late = {"uds": str(endpoint.uds or ""), "port": str(endpoint.port or "")}
+        return [_TOKEN.sub(lambda m: late.get(m.group(1), m.group(0)), part) for part in self.argv]
+
+    def full_environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """The engine's whole environment: the controller's, less what would unpin it, and ours on top."""
+        kept = {k: v for k, v in inherited.items() if k not in DROPPED and not k.startswith(DROPPED_PREFIXES)}
+        return kept | dict(self.environment)
+
+
+def build_launch(
+    replica: str,
+    sized: SizedModel,
+    target: Slice,
+    fit: SliceFit,
+    engine: EngineConfig,
+    *,
+    vllm_python: Path | None,
+    own_python: Path,
+    cache: Path,
+    extra_environment: Mapping[str, str] | None = None,
+) -> LaunchSpec:
+    """Arguments and environment for `sized` on `target`.
+
+    `vllm_python` is the interpreter with vLLM, needed unless `engine.command` names another engine; `own_python` the one that
+    runs sliceway; `cache` the slice's cache directory. `extra_environment` comes below `engine.environment`.
+    Raises ConfigError where `engine.command` is not usable.
+    """
+    if engine.command:
+        argv = _custom_argv(sized, target, engine, own_python)
+    elif vllm_python is None or sized.limits is None:
+        raise ValueError(f"{replica}: vLLM needs an interpreter and limits")
+    else:
+        argv = _vllm_argv(sized, sized.limits, target, fit, engine, vllm_python)
+    environment = {**_environment(target, engine, cache), **(extra_environment or {}), **engine.environment}
+    return LaunchSpec(replica, sized.config.name, sized.task, target, tuple(argv), environment)
+
+
+def _vllm_argv(
+    sized: SizedModel, limits: EngineLimits, target: Slice, fit: SliceFit, engine: EngineConfig, python: Path
+) -> list[str]:
+    model = sized.config
+    flags = {
+        "--max-model-len": str(limits.max_model_len),
+        "--max-num-seqs": str(limits.max_num_seqs),
+        "--max-num-batched-tokens": str(limits.max_num_batched_tokens),
+        "--gpu-memory-utilization": f"{limits.gpu_memory_utilization:g}",
+        "--dtype": limits.dtype,
+        "--kv-cache-dtype": limits.kv_cache_dtype,
+    }
+    if limits.quantization:
+        flags["--quantization"] = limits.quantization
+    if limits.block_tokens:
+        flags["--block-size"] = str(limits.block_tokens)
+    if pool := _kv_pool_bytes(limits, sized.footprint, target, fit):
+        flags["--kv-cache-memory-bytes"] = str(pool)
+    # The sizing's own arguments are for exactly these limits, so they win where both name one.
+    sized_flags, switches = _flags(fit.engine_args)
+    flags |= sized_flags
+    flags |= {"--shutdown-timeout": str(math.ceil(engine.drain_timeout_seconds))}
+    if model.revision:
+        flags["--revision"] = model.revision
+    if model.chat_template:
+        flags["--chat-template"] = model.chat_template
+    if sized.task == "embed":
+        flags["--runner"] = "pooling"
+    listen = ["--uds", "{uds}"] if engine.transport == "unix" else ["--host", "127.0.0.1", "--port", "{port}"]
+    return [
+        str(python),
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        *("--model", sized.source),
+        *("--served-model-name", model.name),
+        *listen,
+        *(part for flag in flags.items() for part in flag),
+        *switches,
+        "--disable-uvicorn-access-log",
+        *(["--trust-remote-code"] if model.trust_remote_code else []),
+        *model.engine_args,
+    ]
+
+
+def _kv_pool_bytes(limits: EngineLimits, footprint: Footprint | None, target: Slice, fit: SliceFit) -> int | None:
+    """The KV pool. On a CPU it is always set: vLLM would take a share of the whole machine's memory otherwise."""
+    if limits.kv_cache_memory_bytes:
+        return limits.kv_cache_memory_bytes
+    if target.kind is not SliceKind.CPU or footprint is None or not footprint.kv_bytes_per_request:
+        return None
+    wanted = footprint.kv_bytes_per_request * limits.max_num_seqs
+    return min(wanted, fit.available_kv_bytes) if fit.available_kv_bytes > 0 else wanted
+
+
+def _flags(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """`--name value`, `--name=value` and bare `--name`, told apart."""
+    values: dict[str, str] = {}
+    switches: list[str] = []
+    for i, part in enumerate(arguments):
+        if not part.startswith("--"):
+            continue
+        name, equals, value = part.partition("=")
+        following = arguments[i + 1] if i + 1 < len(arguments) else "--"
+        if equals:
+            values[name] = value
+        elif following.startswith("--"):
+            switches.append(name)
+        else:
+            values[name] = following
+    return values, switches
+
+
+def _environment(target: Slice, engine: EngineConfig, cache: Path) -> dict[str, str]:
+    environment = {
+        "PYTHONUNBUFFERED": "1",
+        "VLLM_CACHE_ROOT": str(cache / "vllm"),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+        "TRITON_CACHE_DIR": str(cache / "triton"),
+    }
+    if not engine.usage_reporting:
+        environment |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    if target.cores:
+        environment |= {"OMP_NUM_THREADS": str(len(target.cores)), "RAYON_NUM_THREADS": str(len(target.cores))}
+    if target.kind is SliceKind.CPU:
+        return environment | {"CUDA_VISIBLE_DEVICES": "", "VLLM_CPU_OMP_THREADS_BIND": format_cores(target.cores)}
+    return environment | {"CUDA_VISIBLE_DEVICES": str(target.uuid), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def _custom_argv(sized: SizedModel, target: Slice, engine: EngineConfig, own_python: Path) -> list[str]:
+    known = {
+        "model": sized.source,
+        "served_name": sized.config.name,
+        "max_model_len": str(sized.max_model_len or ""),
+        "max_num_seqs": str(sized.config.max_num_seqs),
+        "task": sized.task,
+        "cores": format_cores(target.cores),
+        "python": str(own_python),
+    }
+    used = {token for part in engine.command for token in _TOKEN.findall(part)}
+    _check_tokens(used, engine)
+    if "max_model_len" in used and not known["max_model_len"]:
+        raise ConfigError(
+            f"engine.command needs the context length of {sized.config.name!r}, which is not known",
+            where=f"models.{sized.config.name}.max_model_len",
+            remedy="Set max_model_len for this model.",
+        )
+    return [
+        _TOKEN.sub(lambda m: known.get(m.group(1), m.group(0)), part)
+        for part in (*engine.command, *sized.config.engine_args)
+    ]
+
+
+def _check_tokens(used: Iterable[str], engine: EngineConfig) -> None:
+    names = set(used)
+    unknown = sorted(names - set(TOKENS))
+    if unknown:
+        raise ConfigError(
+            f"engine.command has an unknown placeholder {{{unknown[0]}}}",
+            where="engine.command",
+            remedy=f"There are {', '.join(f'{{{t}}}' for t in TOKENS)}.",
+        )
+    listen, other = _LATE if engine.transport == "unix" else _LATE[::-1]
+    if listen not in names or other in names:
+        raise ConfigError(
+            f"with transport: {engine.transport} the engine's command must hold {{{listen}}}, and not {{{other}}}",
+            where="engine.command",
+            remedy=f"Put {{{listen}}} where the engine takes its {'socket path' if listen == 'uds' else 'port'}, or change engine.transport.",
+        )

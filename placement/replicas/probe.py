@@ -1,0 +1,124 @@
+"""Asking an engine whether it serves, over the socket that its requests come through.
+
+Ready is an engine that has answered a real request; `/health` alone is answered by engines that never will (vLLM answers it
+as long as its engine process exists, also when that hangs).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from model_registry.model import Task
+from placement.launch import Endpoint
+
+# One engine step, in the words of several versions of vLLM; whichever is there counts.
+_STEPS = ("vllm:iteration_tokens_total_count", "vllm:generation_tokens_total", "vllm:prompt_tokens_total")
+_RUNNING = ("vllm:num_requests_running",)
+_WAITING = ("vllm:num_requests_waiting",)
+_SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What an engine says it is doing. `steps` only grows while it works."""
+
+    running: int
+    waiting: int
+    steps: float
+
+
+class Probe:
+    """Requests to one engine. Every call makes its own connection, so that a dead one is never taken for the engine."""
+
+    def __init__(self, endpoint: Endpoint, model: str, task: Task) -> None:
+        self._endpoint = endpoint
+        self._model = model
+        self._task = task
+
+    async def healthy(self, *, timeout_seconds: float) -> bool:
+        """Whether the engine's server says that its engine is alive."""
+        return await self._status("GET", "/health", timeout_seconds=timeout_seconds) == 200
+
+    async def answers(self, *, timeout_seconds: float) -> bool:
+        """Whether the engine answers one real request: one token, or one embedding."""
+        if self._task == "embed":
+            body: dict[str, Any] = {"model": self._model, "input": "ready?"}
+            return await self._status("POST", "/v1/embeddings", body, timeout_seconds=timeout_seconds) == 200
+        body = {"model": self._model, "prompt": "ready?", "max_tokens": 1, "temperature": 0}
+        status = await self._status("POST", "/v1/completions", body, timeout_seconds=timeout_seconds)
+        if status in (404, 405, 501):  # an engine that has chat only
+            del body["prompt"]
+            body["messages"] = [{"role": "user", "content": "ready?"}]
+            status = await self._status("POST", "/v1/chat/completions", body, timeout_seconds=timeout_seconds)
+        return status == 200
+
+    async def activity(self, *, timeout_seconds: float) -> Activity | None:
+        """What the engine's metrics tell; None where it has none."""
+        try:
+            async with self._session(timeout_seconds) as session, session.get("http://engine/metrics") as response:
+                return parse_activity(await response.text()) if response.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return None
+
+    async def _status(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_seconds: float
+    ) -> int | None:
+        """The status of the answer, read to its end; None if there is none."""
+        try:
+            async with (
+                self._session(timeout_seconds) as session,
+                session.request(method, f"http://engine{path}", json=body) as response,
+            ):
+                await response.read()
+                return response.status
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return None
+
+    @contextlib.asynccontextmanager
+    async def _session(self, timeout_seconds: float) -> AsyncIterator[aiohttp.ClientSession]:
+        connector: aiohttp.BaseConnector
+        if self._endpoint.uds:
+            connector = aiohttp.UnixConnector(path=str(self._endpoint.uds))
+        else:
+            connector = aiohttp.TCPConnector(resolver=_Loopback(self._endpoint.port or 0))
+        timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+            yield session
+
+
+class _Loopback(aiohttp.abc.AbstractResolver):
+    """Every name is the engine's port on loopback; no name service is asked."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[aiohttp.abc.ResolveResult]:
+        await asyncio.sleep(0)
+        return [{"hostname": host, "host": "127.0.0.1", "port": self._port, "family": 2, "proto": 0, "flags": 0}]
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+def parse_activity(metrics: str) -> Activity | None:
+    """Requests and steps from a Prometheus page; None where it does not tell them."""
+    sums: dict[str, float] = {}
+    for name, value in _SAMPLE.findall(metrics):
+        if name.startswith("vllm:"):
+            with contextlib.suppress(ValueError):
+                sums[name] = sums.get(name, 0.0) + float(value)
+    running = _first(sums, _RUNNING)
+    if running is None:
+        return None
+    return Activity(int(running), int(_first(sums, _WAITING) or 0), _first(sums, _STEPS) or 0.0)
+
+
+def _first(sums: Mapping[str, float], names: tuple[str, ...]) -> float | None:
+    return next((sums[name] for name in names if name in sums), None)
