@@ -27,7 +27,7 @@ OnProgress = Callable[[float, int], None]
 def run(scenario: Scenario, on_progress: OnProgress = lambda share, sent: None) -> Run:
     """Send the scenario's load and wait for the last answer.
 
-    What is still unanswered one `timeout_seconds` after the last request was due is given up and counted as unfinished.
+    What is still unanswered two `timeout_seconds` after the last request was due is given up and counted as unfinished.
     Raises ScenarioError where nobody answers at `base_url`, or a key is missing.
     """
     environment = scenarios.environment()
@@ -41,7 +41,7 @@ def run(scenario: Scenario, on_progress: OnProgress = lambda share, sent: None) 
     watchers = [gevent.spawn(_watch_lag, lags), gevent.spawn(_watch_progress, load, on_progress)]
     load.start()
     runner.start(load.user_count, spawn_rate=load.user_count)
-    ended.wait(scenario.warmup_seconds + scenario.duration_seconds + scenario.timeout_seconds)
+    ended.wait(scenario.warmup_seconds + scenario.duration_seconds + 2 * scenario.timeout_seconds)
     unfinished = load.in_flight
     gevent.killall(watchers)
     runner.quit()

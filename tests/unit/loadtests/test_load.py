@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+import pytest
+
+from loadtests.client import Answer
+from loadtests.load import Load, arrivals, only_slice
+from loadtests.scenario import ScenarioError, TenantLoad, parse_scenario
+from loadtests.streams import AnswerFailed, Timing
+
+
+class FakeTime:
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class FakeConnection:
+    """Answers after `takes` seconds of a fake clock, with what it was given."""
+
+    def __init__(self, time: FakeTime, answer: Answer, takes: float) -> None:
+        self._time, self._answer, self._takes = time, answer, takes
+        self.due: list[float] = []
+
+    def ask(self, path: str, body: bytes, *, key: str | None, streams: bool, due: float) -> Answer:
+        self.due.append(due)
+        self._time.seconds += self._takes
+        return self._answer
+
+
+def load_of(time: FakeTime, *tenants: dict[str, Any], slices: dict[str, str] | None = None) -> Load:
+    rows = [{"name": f"t{i}", "model": "chat"} | tenant for i, tenant in enumerate(tenants)]
+    scenario = parse_scenario({"warmup_seconds": 2, "duration_seconds": 10, "tenants": rows}, "test")
+    return Load(scenario, environment={}, clock=time, slices=slices)
+
+
+def ask(load: Load, time: FakeTime, answer: Answer, *, due: float, takes: float = 0.5) -> FakeConnection:
+    connection = FakeConnection(time, answer, takes)
+    load.ask(connection, load.scenario.tenants[0], Random(1), due)  # type: ignore[arg-type]
+    return connection
+
+
+GOOD = Answer(200, None, "req-1", Timing(0.1, (0.01,), 0.5, 2))
+
+
+def test_the_warm_up_is_sent_and_not_counted() -> None:
+    time = FakeTime()
+    load = load_of(time, {})
+    ask(load, time, GOOD, due=1.9)
+    assert (load.sent, load.samples) == (1, [])
+    ask(load, time, GOOD, due=2.0)
+    assert [s.due_seconds for s in load.samples] == [2.0]
+
+
+def test_latency_counts_from_when_a_request_was_due() -> None:
+    time = FakeTime()
+    load = load_of(time, {})
+    time.seconds += 5.0
+    connection = ask(load, time, GOOD, due=3.0)
+    assert connection.due == [1003.0]
+    assert (load.samples[0].sent_seconds, load.samples[0].ended_seconds) == (5.0, 5.5)
+
+
+def test_the_header_names_the_slice_before_the_table_does() -> None:
+    time = FakeTime()
+    load = load_of(time, {}, slices={"chat": "cpu-0"})
+    ask(load, time, GOOD, due=2.0)
+    ask(load, time, Answer(200, "cpu-1", None, GOOD.timing), due=2.0)
+    assert [s.slice for s in load.samples] == ["cpu-0", "cpu-1"]
+
+
+def test_a_failure_keeps_kind_and_words_and_has_no_latency() -> None:
+    time = FakeTime()
+    load = load_of(time, {})
+    ask(load, time, Answer(503, None, "r", failure=AnswerFailed("http_503", "no replica")), due=4.0)
+    row = load.samples[0]
+    assert (row.failure, row.message, row.status, row.e2e_seconds, row.itl_seconds) == (
+        "http_503",
+        "no replica",
+        503,
+        None,
+        (),
+    )
+
+
+def test_seats_are_one_per_closed_user_and_one_per_open_tenant() -> None:
+    load = load_of(
+        FakeTime(), {"arrival": {"kind": "closed", "users": 3}}, {"arrival": {"kind": "open", "requests_per_second": 9}}
+    )
+    taken = [load.take_seat()[0].name for _ in range(load.user_count)]
+    assert taken == ["t0", "t0", "t0", "t1"]
+    with pytest.raises(IndexError):
+        load.take_seat()
+
+
+def test_two_users_of_a_tenant_ask_different_questions() -> None:
+    load = load_of(FakeTime(), {"arrival": {"kind": "closed", "users": 2}})
+    assert load.take_seat()[1].random() != load.take_seat()[1].random()
+
+
+def test_the_background_goes_on_until_the_last_other_answer() -> None:
+    time = FakeTime()
+    load = load_of(time, {}, {"background": True})
+    (front, _), (back, _) = load.take_seat(), load.take_seat()
+    ended: list[bool] = []
+    load.on_end(lambda: ended.append(True))
+    time.seconds += 60.0
+    assert not load.is_open(front)
+    assert load.is_open(back)
+    load.leave_seat(front)
+    assert not load.is_open(back)
+    assert not ended
+    load.leave_seat(back)
+    assert ended == [True]
+
+
+def test_a_run_that_would_never_end_is_refused() -> None:
+    with pytest.raises(ScenarioError, match="background"):
+        load_of(FakeTime(), {"background": True})
+
+
+def test_arrivals_are_a_poisson_process() -> None:
+    following = arrivals(50.0, Random(7))
+    due = [following() for _ in range(20_000)]
+    gaps = [later - earlier for earlier, later in pairwise(due)]
+    mean = sum(gaps) / len(gaps)
+    assert mean == pytest.approx(1 / 50, rel=0.03)
+    assert sum((g - mean) ** 2 for g in gaps) / len(gaps) == pytest.approx(mean**2, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("shown", "found"),
+    [
+        (
+            [{"slice": {"id": "cpu-0"}, "model": "chat"}, {"slice": {"id": "cpu-1"}, "model": "embed"}],
+            {"chat": "cpu-0", "embed": "cpu-1"},
+        ),
+        ([{"slice": {"id": "a"}, "model": "m"}, {"slice": {"id": "b"}, "model": "m"}], {}),
+        ({"slices": [{"slice": {"id": "a"}, "model": "m"}]}, {"m": "a"}),
+        (None, {}),
+        ([], {}),
+    ],
+)
+def test_a_model_on_one_slice_is_told_apart_by_it(shown: object, found: dict[str, str]) -> None:
+    assert only_slice(shown) == found
+
+
+def test_tenants_without_a_key_variable_are_told_which() -> None:
+    tenant = TenantLoad(name="acme", model="chat", api_key_env="NO_SUCH_KEY")
+    scenario = parse_scenario({"tenants": [tenant.model_dump(exclude_none=True)]}, "test")
+    with pytest.raises(ScenarioError, match="NO_SUCH_KEY"):
+        Load(scenario, environment={}, clock=FakeTime())
