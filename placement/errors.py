@@ -7,7 +7,8 @@ PlacementError
 ├── EngineMissing       no interpreter with a vLLM in it
 ├── EngineInstallFailed the engine's environment could not be made
 ├── StateLocked         another controller holds the state directory
-└── TableUnreadable     the routing table on disk is damaged
+├── TableUnreadable     the routing table on disk is damaged
+└── SimulatorError      a simulated machine could not be made or used
 """
 
 from __future__ import annotations
@@ -61,3 +62,9 @@ class TableUnreadable(PlacementError):
     """The routing table on disk is missing, damaged or of another version."""
 
     code = "table_unreadable"
+
+
+class SimulatorError(PlacementError):
+    """A simulated machine could not be made, or does not allow what was asked of it."""
+
+    code = "simulator_error"
