@@ -19,6 +19,7 @@ import psutil
 
 from placement.nvml import read_use
 from placement.proof import GIB, Expectation, Figure, Observation, Proof, prove
+from placement.replicas.procfs import sessions
 from placement.slices import DeviceUse, Slice, SliceKind
 from placement.vllm_plugin import is_tested
 from placement.vllm_plugin.report import MARK
@@ -50,8 +51,12 @@ _ITERATIONS = re.compile(r'^vllm:iteration_tokens_total_bucket\{(.*?)le="([^"]+)
 
 
 @dataclass(frozen=True, slots=True)
-class EngineProcess:
-    """A replica's process and what it left to read. `log_offset` is where this start begins in the log, in bytes."""
+class ReplicaTrace:
+    """Where to look for one start of a replica.
+
+    `pid` is the process that leads its session (the shim). `arguments` is the engine's command line. `log_offset` is where
+    this start begins in the log, in bytes. `metrics` is the text of the engine's `/metrics`.
+    """
 
     pid: int
     arguments: tuple[str, ...] = ()
@@ -62,7 +67,7 @@ class EngineProcess:
 
 def prove_replica(
     target: Slice,
-    process: EngineProcess,
+    trace: ReplicaTrace,
     *,
     vllm: str | None,
     devices: Callable[[], tuple[DeviceUse, ...] | None] = read_use,
@@ -72,21 +77,21 @@ def prove_replica(
     `vllm` is the version in the engine's environment (`EngineEnvironment.vllm`), None for another engine: then only what
     needs no cooperation is checked. Blocks for some milliseconds (NVML, /proc); call it in a thread.
     """
-    limits = limits_in(process.arguments) if vllm is not None else {}
+    limits = limits_in(trace.arguments) if vllm is not None else {}
     # The plugin takes part on MIG only; elsewhere every version does what it always did.
     tested = vllm is None or target.kind is not SliceKind.MIG or is_tested(vllm)
     expectation = Expectation(target, limits, vllm, tested)
-    return prove(expectation, observe_replica(target, process, devices=devices))
+    return prove(expectation, observe_replica(target, trace, devices=devices))
 
 
 def observe_replica(
-    target: Slice, process: EngineProcess, *, devices: Callable[[], tuple[DeviceUse, ...] | None] = read_use
+    target: Slice, trace: ReplicaTrace, *, devices: Callable[[], tuple[DeviceUse, ...] | None] = read_use
 ) -> Observation:
-    """Everything that can be seen of `process`. Nothing is raised for a process, log or driver that is gone."""
-    before = process_tree(process.pid)
+    """Everything that can be seen of a replica. Nothing is raised for a process, log or driver that is gone."""
+    before = process_tree(trace.pid)
     in_use = devices() if target.kind is not SliceKind.CPU else None
-    affinity = process_tree(process.pid) | before  # one that started in between is the engine's as well
-    told = _merge(read_log(_start_of(process.log, process.log_offset)), read_metrics(process.metrics))
+    affinity = before | process_tree(trace.pid)  # one that started in between is the engine's as well
+    told = _merge(read_log(_start_of(trace.log, trace.log_offset)), read_metrics(trace.metrics))
     return replace(
         told,
         pids=frozenset(affinity),
@@ -97,34 +102,21 @@ def observe_replica(
 
 
 def process_tree(pid: int) -> dict[int, frozenset[int]]:
-    """The engine's processes: the tree below and including `pid`, and its process group, which keeps those whose parent
-    has ended. Zombies are left out. Each comes with the cores it may run on.
+    """The engine's processes, each with the cores it may run on: those below `pid`, and its session, which keeps the ones
+    whose parent has ended. Zombies are left out; empty if `pid` has ended.
     """
     try:
-        root = psutil.Process(pid)
-        family = {root.pid, *(child.pid for child in root.children(recursive=True)), *_group(pid)}
+        below = [child.pid for child in psutil.Process(pid).children(recursive=True)]
     except psutil.Error:
         return {}
     tree: dict[int, frozenset[int]] = {}
-    for member in family:
+    for member in {pid, *below, *sessions([pid])[pid]}:
         try:
             if psutil.Process(member).status() != psutil.STATUS_ZOMBIE:
                 tree[member] = frozenset(os.sched_getaffinity(member))
         except (psutil.Error, OSError):  # it ended while we looked
             continue
     return tree
-
-
-def _group(pid: int) -> list[int]:
-    """The process group that `pid` leads; empty if it leads none, since the group is then someone else's."""
-
-    def leader(member: int) -> int | None:
-        try:
-            return os.getpgid(member)
-        except OSError:
-            return None
-
-    return [member for member in psutil.pids() if leader(member) == pid]
 
 
 def in_initial_pid_namespace() -> bool:
