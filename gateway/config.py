@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
 from model_registry.loader import load_yaml
-from model_registry.schema import ModelConfig, Name, Section, Size
+from model_registry.schema import FilePath, Inconsistent, ModelConfig, Name, Problem, Section, Size
 from placement.schema import EngineConfig, FleetConfig
 
 Listen = Annotated[str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s/]+):\d{1,5}$")]
@@ -26,20 +28,42 @@ class GatewayConfig(Section):
     """The HTTP side."""
 
     listen: Listen = "127.0.0.1:8080"
-    authentication: Literal["keys", "none"] = Field(default="keys", description="`none` makes everyone the tenant `anonymous`.")
+    authentication: Literal["keys", "none"] = Field(
+        default="keys", description="`none` makes everyone the tenant `anonymous`."
+    )
     max_body: Size = Field(default=32 * 2**20, description="Larger request bodies are refused with 413.")
     max_header: Size = Field(default=64 * 2**10, description="Larger request heads are refused.")
-    connect_timeout_seconds: float = Field(default=5.0, gt=0)
-    first_byte_timeout_seconds: float = Field(default=600.0, gt=0, description="How long an engine may take to its first byte.")
+    max_in_flight_per_replica: int = Field(
+        default=1024,
+        ge=1,
+        description="Requests one replica may have from this gateway, its own queue included; more are refused with 503.",
+    )
+    header_timeout_seconds: float = Field(
+        default=10.0, gt=0, description="How long a client may take to send a request's head."
+    )
+    connect_timeout_seconds: float = Field(default=5.0, gt=0, description="How long connecting to an engine may take.")
+    first_byte_timeout_seconds: float = Field(
+        default=600.0, gt=0, description="How long an engine may take to its first byte."
+    )
     body_timeout_seconds: float = Field(default=60.0, gt=0, description="How long a client may take to send its body.")
-    drain_timeout_seconds: float = Field(default=30.0, ge=0, description="How long streams may go on after a stop was asked for.")
+    idle_timeout_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        description="How long a stream may stand still: the engine silent, or the client not reading.",
+    )
+    keep_alive_seconds: float = Field(default=75.0, gt=0, description="How long an idle client connection is kept.")
+    drain_timeout_seconds: float = Field(
+        default=30.0, ge=0, description="How long streams may go on after a stop was asked for."
+    )
 
 
 class Config(Section):
     """One configuration file, everything in it."""
 
     version: Literal["v1"]
-    state_dir: Path | None = Field(default=None, description="Keys, routing table, logs, journal; under XDG_STATE_HOME if unset.")
+    state_dir: Annotated[Path | None, FilePath()] = Field(
+        default=None, description="Keys, routing table, logs, journal; under XDG_STATE_HOME if unset."
+    )
     fleet: FleetConfig = FleetConfig()
     engine: EngineConfig = EngineConfig()
     models: tuple[ModelConfig, ...] = ()
@@ -48,21 +72,40 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        for section, names in (("models", [m.name for m in self.models]), ("tenants", [t.name for t in self.tenants])):
-            twice = sorted({n for n in names if names.count(n) > 1})
-            if twice:
-                raise ValueError(f"{section}: {', '.join(map(repr, twice))} stands there more than once")
-        known = {m.name for m in self.models}
-        for tenant in self.tenants:
-            unknown = sorted(set(tenant.models) - known) if tenant.models != "all" else []
-            if unknown:
-                raise ValueError(
-                    f"tenant {tenant.name!r} names unknown models {', '.join(map(repr, unknown))}; there are {', '.join(map(repr, sorted(known))) or 'none'}"
-                )
-        pinned = [s for m in self.models for s in m.slices]
-        if shared := sorted({s for s in pinned if pinned.count(s) > 1}):
-            raise ValueError(f"slice {shared[0]!r} is named for two replicas; a slice holds one engine")
+        problems = [
+            *_named_twice("models", [m.name for m in self.models]),
+            *_named_twice("tenants", [t.name for t in self.tenants]),
+            *self._unknown_models(),
+            *self._shared_slices(),
+        ]
+        if problems:
+            raise Inconsistent(*problems)
         return self
+
+    def _unknown_models(self) -> Iterator[Problem]:
+        known = sorted({model.name for model in self.models})
+        for index, tenant in enumerate(self.tenants):
+            for name in tenant.models if tenant.models != "all" else ():
+                if name not in known:
+                    near = get_close_matches(name, known, 1)
+                    advice = f"Did you mean {near[0]!r}? " if near else ""
+                    yield Problem(
+                        f"tenant {tenant.name!r} names the unknown model {name!r}",
+                        ("tenants", index, "models"),
+                        f"{advice}There are: {', '.join(known) or 'none'}.",
+                    )
+
+    def _shared_slices(self) -> Iterator[Problem]:
+        owners: dict[str, str] = {}
+        for index, model in enumerate(self.models):
+            for slice_id in model.slices:
+                if slice_id in owners:
+                    yield Problem(
+                        f"slice {slice_id!r} is named for a second replica; a slice holds one engine",
+                        ("models", index, "slices"),
+                        f"It already belongs to model {owners[slice_id]!r}; name another slice here.",
+                    )
+                owners.setdefault(slice_id, model.name)
 
     @property
     def state(self) -> Path:
@@ -71,6 +114,12 @@ class Config(Section):
             return self.state_dir.expanduser().absolute()
         base = os.environ.get("XDG_STATE_HOME")
         return (Path(base) if base else Path.home() / ".local" / "state") / "sliceway"
+
+
+def _named_twice(section: str, names: list[str]) -> Iterator[Problem]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield Problem(f"the name {name!r} is taken", (section, index, "name"), f"Names under `{section}` are unique; choose another.")
 
 
 def load_config(path: Path) -> Config:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from model_registry.schema import Section, Size
+from model_registry.schema import FilePath, Section, Size
 
 
 class CpuFleet(Section):
@@ -87,7 +87,7 @@ class LivenessConfig(Section):
 class EngineConfig(Section):
     """How engine processes are started."""
 
-    python: str | None = Field(
+    python: Annotated[str | None, FilePath("command")] = Field(
         default=None, description="Interpreter with vLLM; found by itself if unset (`sliceway engine install`)."
     )
     command: tuple[str, ...] = Field(
