@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from model_registry.sizing.kv import CachePlan
 
 Task = Literal["generate", "embed"]
 
@@ -56,6 +59,8 @@ class EngineLimits:
     tensor_parallel_size: int = 1
     cuda_graphs: bool = True
     vllm_version: str = "0.33.0"
+    device: Literal["cuda", "cpu"] = "cuda"
+    prefix_caching: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size"):
@@ -79,7 +84,9 @@ class Footprint:
     """What a model takes on a device before any KV cache, and what its KV cache takes.
 
     `kv_bytes_per_token` counts layers whose cache grows with every token; `kv_block_bytes` is one pool block over all
-    layers of a group; `kv_blocks_per_request` is for one sequence of `max_model_len` tokens.
+    layers of a group; `kv_blocks_per_request` is for one sequence of `max_model_len` tokens. `cuda_graph_bytes` are taken
+    from the KV pool only where `graphs_charged` (vLLM 0.20 and later); before, they come out of what utilization leaves.
+    `margin_bytes` is how far the estimate may be off; `refusal` is a reason not to start whatever the memory.
     """
 
     weights_bytes: int
@@ -92,11 +99,22 @@ class Footprint:
     kv_bytes_per_token: int
     terms: tuple[Term, ...] = ()
     assumptions: tuple[str, ...] = ()
+    device: Literal["cuda", "cpu"] = "cuda"
+    host_bytes: int = 0
+    margin_bytes: int = 0
+    graphs_charged: bool = True
+    context_limit: int = 0
+    weights_exact: bool = True
+    measured: bool = False
+    refusal: str | None = None
+    cache: CachePlan | None = None
 
     @property
     def static_bytes(self) -> int:
         """Everything but the KV pool."""
-        return self.weights_bytes + self.activation_bytes + self.non_torch_bytes + self.cuda_graph_bytes
+        return (
+            self.weights_bytes + self.activation_bytes + self.non_torch_bytes + self.cuda_graph_bytes + self.host_bytes
+        )
 
     @property
     def kv_bytes_per_request(self) -> int:
@@ -109,6 +127,8 @@ class SliceFit:
     """Whether a model fits a slice, why not, and what it gets there.
 
     `engine_args` are vLLM's arguments for exactly these limits. `breaking_term` names the first term that does not fit.
+    `head_room_bytes` is what the KV pool has beyond one request of the asked length; negative where that much is missing.
+    `needed_bytes` is the whole of the memory, context and pool for one request included, below which it would not fit.
     """
 
     fits: bool
@@ -123,3 +143,5 @@ class SliceFit:
     breaking_term: str | None = None
     product: str | None = None
     profile: str | None = None
+    needed_bytes: int = 0
+    assumptions: tuple[str, ...] = ()

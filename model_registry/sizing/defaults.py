@@ -1,0 +1,37 @@
+"""The limits an engine gets where the operator names none."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from model_registry.model import EngineLimits, ModelSpec
+from model_registry.schema import ModelConfig
+from model_registry.sizing.reader import read_architecture
+
+BATCHED_TOKENS = 2048
+"""Tokens per step: vLLM's own value for small devices, which it does not find on a slice by itself."""
+
+
+def default_limits(
+    model: ModelConfig, spec: ModelSpec, vllm_version: str, *, device: Literal["cuda", "cpu"] = "cuda"
+) -> EngineLimits:
+    """The limits of `model` with what it leaves out filled in from `spec`.
+
+    `max_model_len` is the model's own limit, `max_num_batched_tokens` 2,048, or all of `max_model_len` for encoders, which
+    cannot take a text in parts.
+    """
+    arch = read_architecture(spec.config)
+    length = model.max_model_len or min(spec.max_context_tokens, arch.max_positions)
+    tokens = model.max_num_batched_tokens or max(BATCHED_TOKENS, model.max_num_seqs, length if arch.encoder_only else 0)
+    return EngineLimits(
+        max_model_len=length,
+        max_num_seqs=model.max_num_seqs,
+        max_num_batched_tokens=tokens,
+        gpu_memory_utilization=model.gpu_memory_utilization,
+        kv_cache_dtype=model.kv_cache_dtype,
+        dtype=model.dtype,
+        quantization=model.quantization,
+        kv_cache_memory_bytes=model.kv_cache_memory,
+        vllm_version=vllm_version,
+        device=device,
+    )

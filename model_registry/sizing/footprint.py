@@ -1,0 +1,165 @@
+"""The footprint of a model under an engine's limits: every byte, with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model_registry.errors import ConfigError
+from model_registry.model import EngineLimits, Footprint, ModelSpec, Term
+from model_registry.sizing.activation import activation_terms
+from model_registry.sizing.architecture import Architecture
+from model_registry.sizing.dtypes import COMPUTE_BYTES, compute_dtype, resolved_kv_dtype
+from model_registry.sizing.graphs import graph_bytes
+from model_registry.sizing.kv import CachePlan, cache_plan
+from model_registry.sizing.reader import read_architecture
+from model_registry.sizing.units import GIB
+from model_registry.sizing.versions import EngineRules, rules_for
+from model_registry.sizing.weights import Weights, quantization_method, weigh_weights
+
+CUDA_CONTEXT_BYTES = int(0.51 * GIB)
+"""What CUDA holds before the engine looks at free memory (H100; no figure from a MIG slice is known)."""
+
+_TEXT_MARGIN = int(0.10 * GIB)
+_VISION_MARGIN = int(0.30 * GIB)
+_DERIVED_WEIGHTS_MARGIN = 0.02
+_UNALIGNED_VOCABULARY_BYTES = int(0.21 * GIB)
+_CPU_HOST_BYTES = int(2.6 * 10**9)
+"""API server 1.6 GB and engine core 1.0 GB resident, without weights and cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """Everything that is known of a model under an engine's limits, before any device is looked at."""
+
+    architecture: Architecture
+    rules: EngineRules
+    weights: Weights
+    plan: CachePlan
+    footprint: Footprint
+
+
+def weigh(spec: ModelSpec, limits: EngineLimits) -> Footprint:
+    """What `spec` takes on the device of `limits`: bytes per GPU, each with its reason.
+
+    Pure; nothing is read. Raises ModelUnreadable where the configuration lacks a dimension, ConfigError for a dtype or a
+    version that is not known.
+    """
+    return size_model(spec, limits).footprint
+
+
+def size_model(spec: ModelSpec, limits: EngineLimits) -> Sized:
+    """As `weigh`, with the parts that speed estimates and reports need as well."""
+    arch = read_architecture(spec.config)
+    rules = rules_for(limits.vllm_version)
+    compute = compute_dtype(limits.dtype, arch.dtype, pooling=arch.pooling)
+    width = COMPUTE_BYTES[compute]
+    kv_dtype = resolved_kv_dtype(limits.kv_cache_dtype, spec.quant_config)
+    weights = weigh_weights(spec, arch, limits, width)
+    plan = cache_plan(arch, limits, rules, kv_dtype, compute)
+    activation = activation_terms(arch, limits, rules, width, quantization_method(spec, limits))
+    host, non_torch = _surroundings(arch, limits, rules)
+    graphs = graph_bytes(arch, limits)
+    peak = sum(t.bytes for t in activation)
+    footprint = Footprint(
+        weights_bytes=weights.total_bytes,
+        activation_bytes=peak,
+        non_torch_bytes=non_torch.bytes,
+        cuda_graph_bytes=graphs,
+        kv_block_tokens=plan.block_tokens,
+        kv_block_bytes=plan.block_bytes,
+        kv_blocks_per_request=plan.blocks_per_request(limits.max_model_len),
+        kv_bytes_per_token=plan.bytes_per_token,
+        terms=(*weights.terms, *activation, non_torch, *_graph_term(graphs, rules), *host),
+        assumptions=_assumptions(spec, arch, limits, rules, weights, plan, kv_dtype),
+        device=limits.device,
+        host_bytes=sum(t.bytes for t in host),
+        margin_bytes=_margin(arch, weights, peak),
+        graphs_charged=rules.graphs_charged,
+        context_limit=max(arch.max_positions, spec.max_context_tokens),
+        weights_exact=weights.exact,
+        refusal=_refusal(arch, limits, plan, rules),
+        cache=plan,
+    )
+    return Sized(arch, rules, weights, plan, footprint)
+
+
+def _surroundings(arch: Architecture, limits: EngineLimits, rules: EngineRules) -> tuple[tuple[Term, ...], Term]:
+    """What lies beside the tensors: the engine's processes on a CPU, CUDA libraries and communicators on a GPU."""
+    if limits.device == "cpu":
+        host = Term("engine processes", _CPU_HOST_BYTES, "API server, engine core and worker, resident on the CPU")
+        return (host,), Term("non-torch", 0, "no CUDA on a CPU")
+    if limits.tensor_parallel_size > 1:
+        reason = "CUDA libraries, and the communicators of tensor parallelism"
+        return (), Term("non-torch", int(rules.non_torch_gib_tensor_parallel * GIB), reason)
+    extra = _UNALIGNED_VOCABULARY_BYTES if arch.vocab_size % 2 else 0
+    return (), Term(
+        "non-torch", int(rules.non_torch_gib * GIB) + extra, "CUDA libraries and kernels beside PyTorch's pool"
+    )
+
+
+def _graph_term(graphs: int, rules: EngineRules) -> tuple[Term, ...]:
+    charged = "taken from the KV pool" if rules.graphs_charged else "beside the KV pool in this version"
+    return (Term("CUDA graphs", graphs, f"captured decode and piecewise graphs, {charged}"),) if graphs else ()
+
+
+def _margin(arch: Architecture, weights: Weights, activation: int) -> int:
+    """How far off the estimate may be: 0.10 GiB for text, 0.30 with a vision tower, more where less is known."""
+    margin = _VISION_MARGIN if arch.vision else _TEXT_MARGIN
+    if not weights.exact:
+        margin += int(weights.total_bytes * _DERIVED_WEIGHTS_MARGIN)
+    return margin if arch.known else margin + activation // 5
+
+
+def _refusal(arch: Architecture, limits: EngineLimits, plan: CachePlan, rules: EngineRules) -> str | None:
+    """Why the engine would not start, whatever the memory."""
+    if plan.refusal:
+        return plan.refusal
+    if limits.max_num_batched_tokens < limits.max_num_seqs:
+        return (
+            f"max_num_batched_tokens ({limits.max_num_batched_tokens:,}) is below max_num_seqs "
+            f"({limits.max_num_seqs:,}); vLLM wants at least one token per sequence"
+        )
+    if arch.encoder_only and limits.max_num_batched_tokens < limits.max_model_len:
+        return (
+            f"an encoder takes a text in one step, so max_num_batched_tokens ({limits.max_num_batched_tokens:,}) "
+            f"must be at least max_model_len ({limits.max_model_len:,})"
+        )
+    if limits.quantization == "bitsandbytes" and rules.version >= (0, 28, 0):
+        return f"vLLM {rules.label} has no bitsandbytes (the last version with it is 0.27)"
+    return None
+
+
+def _assumptions(
+    spec: ModelSpec,
+    arch: Architecture,
+    limits: EngineLimits,
+    rules: EngineRules,
+    weights: Weights,
+    plan: CachePlan,
+    kv_dtype: str,
+) -> tuple[str, ...]:
+    notes = [*arch.notes, *weights.assumptions, *plan.notes]
+    if rules.note:
+        notes.append(rules.note)
+    if limits.device == "cuda":
+        notes.append(
+            "Activation peak and CUDA graphs: fitted to vLLM 0.19 on an H100; no log from a MIG slice is known."
+        )
+    else:
+        notes.append(
+            "CPU: AVX-512 BF16 without AMX is taken for granted (block size of MLA, float32 recurrent states)."
+        )
+    if kv_dtype != limits.kv_cache_dtype:
+        notes.append(f"The checkpoint asks for a KV cache in {kv_dtype}.")
+    if arch.parameters.drafter and spec.tensors:
+        notes.append("Layers for multi-token prediction are counted as loaded; without speculation they are not.")
+    return tuple(notes)
+
+
+def require_context(limits: EngineLimits, footprint: Footprint) -> None:
+    """ConfigError where the asked length is more than the model was made for."""
+    if limits.max_model_len > footprint.context_limit:
+        raise ConfigError(
+            f"max_model_len {limits.max_model_len:,} is more than the {footprint.context_limit:,} tokens of the model",
+            remedy=f"Ask for {footprint.context_limit} or less.",
+        )
