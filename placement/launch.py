@@ -76,7 +76,7 @@ class SizedModel:
 class LaunchSpec:
     """Everything that makes one engine process what it is, but where it listens.
 
-    `argv` may hold `{uds}` or `{port}`, filled in at every start. `environment` is laid over what is inherited;
+    `argv` may hold `{uds}`, `{port}` and `{drain_seconds}`, filled in at every start. `environment` is laid over what is inherited;
     `spec_hash` is equal exactly if an engine that runs need not be restarted.
     """
 
@@ -93,9 +93,13 @@ class LaunchSpec:
         content = [self.argv, sorted(self.environment.items()), self.slice.id, self.slice.uuid, self.slice.cores]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
-    def command(self, endpoint: Endpoint) -> list[str]:
-        """The arguments with the endpoint filled in."""
-        late = {"uds": str(endpoint.uds or ""), "port": str(endpoint.port or "")}
+    def command(self, endpoint: Endpoint, *, drain_seconds: float) -> list[str]:
+        """The arguments with the endpoint filled in, and how long the engine may finish requests after SIGTERM."""
+        late = {
+            "uds": str(endpoint.uds or ""),
+            "port": str(endpoint.port or ""),
+            "drain_seconds": str(math.ceil(drain_seconds)),
+        }
         return [_TOKEN.sub(lambda m: late.get(m.group(1), m.group(0)), part) for part in self.argv]
 
     def full_environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -153,7 +157,7 @@ def _vllm_argv(
     # The sizing's own arguments are for exactly these limits, so they win where both name one.
     sized_flags, switches = _flags(fit.engine_args)
     flags |= sized_flags
-    flags |= {"--shutdown-timeout": str(math.ceil(engine.drain_timeout_seconds))}
+    flags |= {"--shutdown-timeout": "{drain_seconds}"}
     if model.revision:
         flags["--revision"] = model.revision
     if model.chat_template:

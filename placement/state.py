@@ -5,6 +5,7 @@
     STATE/                    0700
       routing.json            the routing table; written by the controller, read by gateways
       controller.json         what the controller does at the moment, for `up` and `status`; may be lost
+      accepted.json           the last configuration that was taken over
       controller.lock         held by the one controller of this directory; holds its pid
       up.lock, up.json        held by `sliceway up`; the processes it started
       logs/REPLICA.log        what an engine wrote; also controller.log and gateway.log
@@ -49,6 +50,11 @@ class StatePaths:
     def controller_status(self) -> Path:
         """For people: phases, progress, last errors."""
         return self.root / "controller.json"
+
+    @property
+    def accepted_config(self) -> Path:
+        """What a controller falls back to that starts while the configuration is wrong and engines run."""
+        return self.root / "accepted.json"
 
     @property
     def controller_lock(self) -> Path:

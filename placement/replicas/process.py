@@ -25,6 +25,7 @@ from placement.launch import Endpoint, LaunchSpec
 from placement.replicas import shim
 from placement.replicas.journal import ExitRecord, Journal, JournalEntry
 from placement.replicas.procfs import ProcessIdentity, boot_id, sessions
+from placement.schema import EngineConfig
 from placement.state import StatePaths, socket_name
 
 LOG_LIMIT_BYTES = 16 * 2**20
@@ -107,12 +108,12 @@ class LocalLauncher:
     environ: Mapping[str, str]
     python: Path = Path(sys.executable)
 
-    def start(self, spec: LaunchSpec, *, transport: str, stop_seconds: float) -> EngineProcess:
+    def start(self, spec: LaunchSpec, config: EngineConfig) -> EngineProcess:
         """Start `spec`'s engine. Returns as soon as it runs, long before it is ready.
 
         Raises PlacementError where it cannot be started at all.
         """
-        endpoint = self._endpoint(spec, transport)
+        endpoint = self._endpoint(spec.replica, config)
         home = self.paths.replica(spec.replica)
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.paths.exit_record(spec.replica).unlink(missing_ok=True)
@@ -129,7 +130,7 @@ class LocalLauncher:
             boot_id=boot_id(),
         )
         order = {
-            "argv": spec.command(endpoint),
+            "argv": spec.command(endpoint, drain_seconds=config.drain_timeout_seconds),
             "env": spec.full_environment(self.environ),
             "cwd": str(home),
             "cores": list(spec.slice.cores),
@@ -137,7 +138,7 @@ class LocalLauncher:
             "journal": str(self.paths.journal(spec.replica)),
             "entry": entry.model_dump(mode="json"),
             "exit_record": str(self.paths.exit_record(spec.replica)),
-            "stop_seconds": stop_seconds,
+            "stop_seconds": config.drain_timeout_seconds + config.stop_timeout_seconds,
             "oom_score_adj": OOM_SCORE_ADJ,
         }
         pidfd = self._run_shim(spec.replica, order)
@@ -161,12 +162,20 @@ class LocalLauncher:
             return None
         return EngineProcess(entry, pidfd, self.journal)
 
-    def _endpoint(self, spec: LaunchSpec, transport: str) -> Endpoint:
-        if transport == "tcp":
+    def discard(self, replica: str) -> None:
+        """Remove what is left of a replica that runs no longer, but its logs."""
+        self._socket(replica).unlink(missing_ok=True)
+        self.journal.forget(replica)
+
+    def _endpoint(self, replica: str, config: EngineConfig) -> Endpoint:
+        if config.transport == "tcp":
             return Endpoint(port=_free_port())
-        path = self.paths.runtime(self.environ) / socket_name(spec.replica)
+        path = self._socket(replica)
         path.unlink(missing_ok=True)
         return Endpoint(uds=path)
+
+    def _socket(self, replica: str) -> Path:
+        return self.paths.runtime(self.environ) / socket_name(replica)
 
     def _run_shim(self, replica: str, order: Mapping[str, object]) -> int:
         """Start the shim and hand it its order. Returns a pidfd.
@@ -215,6 +224,13 @@ def kill_session(leader: ProcessIdentity) -> None:
         if found and found.start_ticks >= leader.start_ticks:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def secure(endpoint: Endpoint) -> None:
+    """Mode 0600 for the engine's socket: engines make it with the umask's. Its directory is 0700 all along."""
+    if endpoint.uds is not None:
+        with contextlib.suppress(FileNotFoundError):
+            endpoint.uds.chmod(0o600)
 
 
 def read_log(path: Path, offset: int, *, limit_bytes: int = 256 * 1024) -> str:

@@ -1,0 +1,422 @@
+"""The placement controller: keeps what runs equal to what the configuration asks for.
+
+Goal, observed, difference: the goals come from configuration and inventory, what runs from the journal and from `/proc`,
+and every change of either ends in replicas being started, left alone or stopped. The controller may be killed at any
+moment: engines go on, the routing table stays, and the next controller finds both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import ValidationError
+
+from model_registry.atomic import write_atomically
+from model_registry.errors import RegistryError, SlicewayError
+from placement.clock import Clock, SystemClock
+from placement.errors import EngineMissing, TableUnreadable
+from placement.goals import Goals, PlacementConfig, Registry, Workshop, plan_goals
+from placement.inventory import observe
+from placement.locks import exclusive
+from placement.publish import controller_status, error_row, replica_status, routing_table
+from placement.registry import ModelRegistry, installed_vllm
+from placement.replicas.diagnose import diagnose
+from placement.replicas.journal import Journal, JournalEntry
+from placement.replicas.memory import Usage, measure
+from placement.replicas.probe import Probe
+from placement.replicas.process import EngineProcess, LocalLauncher, kill_session, read_log, secure
+from placement.replicas.replica import Goal, Hands, Replica, end_process, first_of
+from placement.schema import EngineConfig, FleetConfig
+from placement.slices import Inventory, Slice, SliceKind
+from placement.status import Refusal, write_status
+from placement.table import ReplicaState, RoutingTable, publish, read
+
+log = logging.getLogger(__name__)
+
+_COALESCE_SECONDS = 0.1
+_MEMORY_SECONDS = 2.0
+# Until adopted engines have been asked whether they still serve, the last controller's table stays.
+_ADOPTION_SECONDS = 10.0
+
+
+def make_registry(engine: EngineConfig, inventory: Inventory) -> Registry:
+    """The real registry, for the engine that is installed."""
+    cuda = any(s.kind is not SliceKind.CPU for s in inventory.slices)
+    return ModelRegistry(engine, vllm_version=installed_vllm(engine, cuda=cuda))
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the controller gets what it compares. `load` reads the configuration anew at every call."""
+
+    load: Callable[[], PlacementConfig]
+    name: str
+    observe: Callable[[FleetConfig], Inventory] = observe
+    registry: Callable[[EngineConfig, Inventory], Registry] = make_registry
+    clock: Clock = field(default_factory=SystemClock)
+    jitter: Callable[[], float] = random.random
+
+
+def preflight(sources: Sources, workshop: Workshop) -> Goals:
+    """What would run, without starting anything. Raises the first reason why not all of it can."""
+    config = sources.load()
+    inventory = sources.observe(config.fleet)
+    return plan_goals(config, inventory, sources.registry(config.engine, inventory), workshop).complete()
+
+
+class Controller:
+    """One controller of one state directory. `run` returns after a signal asked it to stop and everything has ended."""
+
+    def __init__(self, sources: Sources, workshop: Workshop) -> None:
+        self._sources = sources
+        self._workshop = workshop
+        self._paths = workshop.paths
+        self._journal = Journal(workshop.paths)
+        self._launcher = LocalLauncher(workshop.paths, self._journal, workshop.environ, workshop.own_python)
+        self._clock = sources.clock
+        self._started_at = sources.clock.now()
+        self._goals: Goals | None = None
+        self._replicas: dict[str, Replica] = {}
+        self._usage: Mapping[int, Usage] = {}
+        self._table = RoutingTable(generation=0)
+        self._state: Literal["starting", "running", "stopping"] = "starting"
+        self._refused: Refusal | None = None
+        self._gates: dict[str, asyncio.Lock] = {}
+        self._starting: list[asyncio.Task[None]] = []
+        self._strays: list[asyncio.Task[None]] = []
+        self._changed = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._reload = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; SIGHUP reads the configuration again.
+
+        Raises StateLocked if another controller works here, and whatever keeps a first configuration from being used.
+        """
+        self._paths.prepare(self._workshop.environ)
+        lock = exclusive(
+            self._paths.controller_lock,
+            what="controller",
+            remedy="Stop it first: kill {pid}, or `sliceway down CONFIG`.",
+        )
+        with lock, self._signals():
+            self._table = self._last_table()
+            await self._begin()
+            async with asyncio.TaskGroup() as tasks:
+                helpers = [tasks.create_task(self._publish_changes()), tasks.create_task(self._watch_memory())]
+                await self._until_stopped()
+                await self._end()
+                for helper in helpers:
+                    helper.cancel()
+            self._publish()
+            self._paths.controller_status.unlink(missing_ok=True)
+
+    # ---- the first goals, and what already runs
+
+    async def _begin(self) -> None:
+        entries = self._journal.entries()
+        alive = {entry.replica: entry.slice_id for entry in entries if entry.shim.alive}
+        config = await asyncio.to_thread(self._first_config, anything_runs=bool(alive))
+        self._goals = await self._plan(config, alive)
+        self._remember(config)
+        strays = [process for entry in entries if (process := self._take_over(entry, self._goals)) is not None]
+        adopted = list(self._replicas.values())
+        leaving = {p.entry.slice_id: asyncio.create_task(self._end_stray(p)) for p in strays}
+        self._strays = list(leaving.values())
+        missing = [goal for goal in self._goals.replicas.values() if goal.replica not in self._replicas]
+        self._starting = [asyncio.create_task(self._launch_after(g, {leaving.get(g.slice.id)})) for g in missing]
+        self._state = "running"
+        await self._settle(adopted)
+
+    def _first_config(self, *, anything_runs: bool) -> PlacementConfig:
+        """The configuration; the last accepted one if it is wrong and engines run that it would take down with it."""
+        try:
+            return self._sources.load()
+        except SlicewayError as error:
+            last = self._accepted() if anything_runs else None
+            if last is None:
+                raise
+            self._refuse(error)
+            return last
+
+    async def _plan(self, config: PlacementConfig, current: Mapping[str, str]) -> Goals:
+        """Blocking: reads models' files, may ask the hub."""
+
+        def plan() -> Goals:
+            inventory = self._sources.observe(config.fleet)
+            registry = self._sources.registry(config.engine, inventory)
+            return plan_goals(config, inventory, registry, self._workshop, current=current)
+
+        return await asyncio.to_thread(plan)
+
+    def _take_over(self, entry: JournalEntry, goals: Goals) -> EngineProcess | None:
+        """Adopt the engine of `entry` if it is what its replica should be. Returns the process if it is to be ended."""
+        process = self._launcher.adopt(entry)
+        if process is None:
+            self._note_dead(entry, goals)
+            return None
+        goal = goals.replicas.get(entry.replica) or _kept_as_found(entry, goals)
+        if goal is None or goal.slice.id != entry.slice_id or goal.spec_hash not in (None, entry.spec_hash):
+            log.info(
+                "%s: its engine (pid %d) is not what is asked for any more; ending it", entry.replica, entry.engine_pid
+            )
+            return process
+        log.info("%s: adopted (pid %d, on %s)", entry.replica, entry.engine_pid, entry.slice_id)
+        self._add(goal).begin(process)
+        return None
+
+    def _note_dead(self, entry: JournalEntry, goals: Goals) -> None:
+        """An engine that ended while nobody looked: make sure that all of it has, and say why in the log."""
+        kill_session(entry.shim)
+        why = diagnose(self._journal.exit_record(entry), self._read_log(entry))
+        log.warning("%s: its engine ended while no controller ran: %s", entry.replica, why.message)
+        if entry.replica not in goals.replicas:
+            self._launcher.discard(entry.replica)
+
+    async def _end_stray(self, process: EngineProcess) -> None:
+        """Nobody routes to it: it is in no table that this controller publishes."""
+        entry = process.entry
+        probe = Probe(process.endpoint, entry.model, entry.task)
+        config = self._goals.config.engine if self._goals else EngineConfig()
+        await end_process(process, probe, config, self._clock, serving=entry.ready_at is not None)
+        if self._goals is None or entry.replica not in self._goals.replicas:
+            self._launcher.discard(entry.replica)
+
+    async def _settle(self, adopted: list[Replica]) -> None:
+        deadline = self._clock.monotonic() + _ADOPTION_SECONDS
+        unsure = (ReplicaState.PENDING, ReplicaState.STARTING)
+        while any(r.view.state in unsure for r in adopted) and self._clock.monotonic() < deadline:
+            await self._clock.sleep(0.05)
+        self._changed.set()
+
+    # ---- replicas
+
+    def _add(self, goal: Goal) -> Replica:
+        config = self._goals.config.engine if self._goals else EngineConfig()
+        self._replicas[goal.replica] = Replica(goal, config, self._hands())
+        return self._replicas[goal.replica]
+
+    def _hands(self) -> Hands:
+        return Hands(
+            start=self._launcher.start,
+            probe=Probe,
+            read_log=self._read_log,
+            secure=secure,
+            gate=self._gate,
+            clock=self._clock,
+            jitter=self._sources.jitter,
+            changed=self._changed.set,
+        )
+
+    def _gate(self, target: Slice) -> contextlib.AbstractAsyncContextManager[object]:
+        if target.gpu is None:
+            return contextlib.nullcontext()
+        return self._gates.setdefault(target.gpu.uuid, asyncio.Lock())
+
+    def _read_log(self, entry: JournalEntry) -> str:
+        return read_log(self._paths.log(entry.replica), entry.log_offset)
+
+    # ---- a new configuration
+
+    async def _until_stopped(self) -> None:
+        """Take over new configurations as they are announced. A stop does not wait for one that is being applied."""
+        while not self._stop.is_set():
+            await first_of(self._stop.wait(), self._reload.wait())
+            if self._reload.is_set():
+                self._reload.clear()
+                await first_of(self._stop.wait(), self._take_new_configuration())
+
+    async def _take_new_configuration(self) -> None:
+        """Apply the configuration as it is on disk, or go on as before and say why not."""
+        current = {r.goal.replica: r.goal.slice.id for r in self._replicas.values() if r.view.session is not None}
+        try:
+            config = await asyncio.to_thread(self._sources.load)
+            goals = (await self._plan(config, current)).complete()
+        except SlicewayError as error:
+            log.warning("the new configuration is refused, everything goes on as before: %s", error)
+            self._refuse(error)
+            self._changed.set()
+            return
+        log.info("taking over the new configuration")
+        self._refused = None
+        self._remember(config)
+        await self._apply(goals)
+
+    async def _apply(self, goals: Goals) -> None:
+        """Leave alone what is as it should be, stop what is not, start what is missing as soon as its slice is free."""
+        self._goals = goals
+        for name, replica in self._replicas.items():
+            if _unchanged(replica, goals.replicas.get(name)):
+                replica.reconfigure(goals.replicas[name], goals.config.engine)
+        leaving = {n: r for n, r in self._replicas.items() if not _unchanged(r, goals.replicas.get(n))}
+        stops = {n: asyncio.create_task(self._retire(r, gone=n not in goals.replicas)) for n, r in leaving.items()}
+        vacated = {leaving[n].goal.slice.id: task for n, task in stops.items()}
+        missing = [g for g in goals.replicas.values() if g.replica not in self._replicas or g.replica in leaving]
+        await asyncio.gather(
+            *stops.values(), *(self._launch_after(g, {vacated.get(g.slice.id), stops.get(g.replica)}) for g in missing)
+        )
+        self._changed.set()
+
+    async def _launch_after(self, goal: Goal, leaving: set[asyncio.Task[None] | None]) -> None:
+        waits = [task for task in leaving if task is not None]
+        if waits:
+            await asyncio.wait(waits)
+        self._add(goal).begin()
+
+    async def _retire(self, replica: Replica, *, gone: bool) -> None:
+        await replica.stop()
+        if self._replicas.get(replica.goal.replica) is replica:
+            del self._replicas[replica.goal.replica]
+        if gone:
+            self._launcher.discard(replica.goal.replica)
+        self._changed.set()
+
+    # ---- the end
+
+    async def _end(self) -> None:
+        self._state = "stopping"
+        self._stop.clear()
+        for task in self._starting:
+            task.cancel()
+        stops = [asyncio.create_task(self._retire(r, gone=True)) for r in list(self._replicas.values())]
+        self._changed.set()
+        hurried = asyncio.create_task(self._hurry_when_asked_again())
+        await asyncio.gather(*stops, *self._strays)
+        hurried.cancel()
+
+    async def _hurry_when_asked_again(self) -> None:
+        await self._stop.wait()
+        log.warning("asked to stop again: killing what is left")
+        for replica in list(self._replicas.values()):
+            replica.hurry()
+
+    # ---- telling
+
+    async def _publish_changes(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                self._publish()
+            except OSError as error:
+                log.error("cannot write to the state directory: %s", error)
+                self._changed.set()
+                await self._clock.sleep(1.0)
+            await self._clock.sleep(_COALESCE_SECONDS)
+
+    def _publish(self) -> None:
+        if self._goals is None:
+            return
+        seen = [(r.goal, r.view) for r in sorted(self._replicas.values(), key=lambda r: r.goal.replica)]
+        table = routing_table(self._goals, seen, self._table, self._clock.now())
+        if table != self._table:
+            publish(table, self._paths.routing_table)
+            self._table = table
+        self._write_status()
+
+    def _write_status(self) -> None:
+        replicas = [
+            replica_status(
+                r.goal,
+                r.view,
+                log=self._paths.log(r.goal.replica),
+                memory_used_bytes=self._used(r.view.session),
+            )
+            for r in sorted(self._replicas.values(), key=lambda r: r.goal.replica)
+        ]
+        unplaced = self._goals.unplaced if self._goals else {}
+        status = controller_status(
+            pid=os.getpid(),
+            started_at=self._started_at,
+            now=self._clock.now(),
+            state=self._state,
+            config=self._sources.name,
+            generation=self._table.generation,
+            replicas=replicas,
+            unplaced={name: error for name, error in unplaced.items() if name not in self._replicas},
+            refused=self._refused,
+            notes=self._goals.inventory.notes if self._goals else (),
+        )
+        write_status(status, self._paths.controller_status)
+
+    def _used(self, session: int | None) -> int | None:
+        usage = self._usage.get(session) if session is not None else None
+        return usage.used_bytes if usage else None
+
+    def _refuse(self, error: SlicewayError) -> None:
+        self._refused = Refusal(at=self._clock.now(), error=error_row(error))
+
+    def _last_table(self) -> RoutingTable:
+        """The last controller's, so that generations go on growing."""
+        try:
+            return read(self._paths.routing_table)
+        except TableUnreadable:
+            # A damaged table may have been of any generation that time allows: start above what could have been reached.
+            seconds = self._clock.now().timestamp() if self._paths.routing_table.exists() else 0
+            return RoutingTable(generation=int(seconds))
+
+    # ---- memory budgets
+
+    async def _watch_memory(self) -> None:
+        while True:
+            await self._clock.sleep(_MEMORY_SECONDS)
+            watched = {
+                r.view.session: r
+                for r in self._replicas.values()
+                if r.view.session is not None and r.goal.slice.kind is SliceKind.CPU
+            }
+            budgets = {session: r.goal.slice.memory_bytes for session, r in watched.items()}
+            self._usage = await asyncio.to_thread(measure, budgets)
+            for session, usage in self._usage.items():
+                if usage.exact and usage.used_bytes > budgets[session]:
+                    log.warning("%s: over its memory budget, killing it", watched[session].goal.replica)
+                    watched[session].exceed(usage.used_bytes)
+            if watched:
+                self._changed.set()
+
+    # ---- small things
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        handlers = {signal.SIGTERM: self._stop.set, signal.SIGINT: self._stop.set, signal.SIGHUP: self._reload.set}
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        try:
+            yield
+        finally:
+            for number in handlers:
+                loop.remove_signal_handler(number)
+
+    def _remember(self, config: PlacementConfig) -> None:
+        """Keep the last good configuration, for a controller that starts while the one on disk is wrong."""
+        write_atomically(self._paths.accepted_config, config.model_dump_json().encode(), mode=0o600)
+
+    def _accepted(self) -> PlacementConfig | None:
+        try:
+            return PlacementConfig.model_validate_json(self._paths.accepted_config.read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+
+def _unchanged(replica: Replica, goal: Goal | None) -> bool:
+    """Whether the replica already is, or is becoming, what `goal` asks for. One that has failed is tried again."""
+    if goal is None or replica.view.state is ReplicaState.FAILED:
+        return False
+    return replica.goal.slice.id == goal.slice.id and replica.running_hash == goal.spec_hash
+
+
+def _kept_as_found(entry: JournalEntry, goals: Goals) -> Goal | None:
+    """A goal for an engine that could not be started at the moment (the hub is down, say) but runs: it goes on as it is."""
+    target = goals.inventory.by_id.get(entry.slice_id)
+    if target is None or not isinstance(goals.unplaced.get(entry.replica), (RegistryError, EngineMissing)):
+        return None
+    return Goal(entry.replica, entry.model, entry.task, target, max_num_seqs=None, spec=None)

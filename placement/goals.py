@@ -1,0 +1,144 @@
+"""What should run: configuration, models and slices -> one goal per replica.
+
+Two seams reach the world: the inventory, which was observed before, and a `Registry`, which reads models' files.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from model_registry.errors import ConfigError, SlicewayError
+from model_registry.model import SliceFit
+from model_registry.schema import ModelConfig, Section
+from placement.assign import Fits, assign, wanted_replicas
+from placement.engines import EngineKind, find_engine_python
+from placement.errors import PlacementError
+from placement.launch import SizedModel, build_launch
+from placement.plugin import plugin_environment
+from placement.replicas.replica import Goal
+from placement.schema import EngineConfig, FleetConfig
+from placement.slices import Inventory, Slice, SliceKind
+from placement.state import StatePaths
+
+
+class PlacementConfig(Section):
+    """The sections of the configuration that placement acts on."""
+
+    fleet: FleetConfig = FleetConfig()
+    engine: EngineConfig = EngineConfig()
+    models: tuple[ModelConfig, ...] = ()
+
+
+class Registry(Protocol):
+    """What models are and need; see `placement.registry.ModelRegistry`."""
+
+    def describe(self, model: ModelConfig) -> SizedModel:
+        """Read the model's files. Raises SlicewayError where they cannot be had or make no sense."""
+
+    def fit(self, sized: SizedModel, target: Slice) -> SliceFit:
+        """Whether it fits the slice, and with what it would be started there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What launching needs besides the configuration."""
+
+    paths: StatePaths
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    own_python: Path = Path(sys.executable)
+    find_python: Callable[[EngineKind, str | None], Path] = find_engine_python
+
+
+@dataclass(frozen=True, slots=True)
+class Goals:
+    """One goal per replica that has a slice, and why the others have none."""
+
+    config: PlacementConfig
+    inventory: Inventory
+    replicas: Mapping[str, Goal]
+    models: Mapping[str, SizedModel]
+    unplaced: Mapping[str, SlicewayError] = field(default_factory=dict)
+
+    def complete(self) -> Goals:
+        """These goals, if every replica has a slice. Raises the first replica's reason otherwise."""
+        for error in self.unplaced.values():
+            raise error
+        return self
+
+
+def plan_goals(
+    config: PlacementConfig,
+    inventory: Inventory,
+    registry: Registry,
+    workshop: Workshop,
+    *,
+    current: Mapping[str, str] | None = None,
+) -> Goals:
+    """Seat every replica and say how it is started.
+
+    `current` are slice ids of replicas that run; they stay where they are if they can. A model that cannot be read, or
+    that fits nowhere, is told in `unplaced` and takes nothing from the others.
+    """
+    models, unreadable = _describe(config, registry)
+    wanted = wanted_replicas(config.models)
+    unplaced: dict[str, SlicewayError] = {w.replica: unreadable[w.model] for w in wanted if w.model in unreadable}
+    fits: Fits = {(name, s.id): registry.fit(sized, s) for name, sized in models.items() for s in inventory.slices}
+    current = current or {}
+    # An engine whose model cannot be read at the moment goes on where it is.
+    held = {current[replica] for replica in unplaced if replica in current}
+    free = Inventory(tuple(s for s in inventory.slices if s.id not in held), notes=inventory.notes)
+    assignment = assign([w for w in wanted if w.model in models], fits, free, current=current)
+    unplaced |= assignment.unplaced
+    goals: dict[str, Goal] = {}
+    by_replica = {w.replica: w for w in wanted}
+    for replica, slice_id in assignment.slices.items():
+        target, sized = inventory.by_id[slice_id], models[by_replica[replica].model]
+        try:
+            goals[replica] = _goal(replica, sized, target, fits[sized.config.name, slice_id], config.engine, workshop)
+        except PlacementError as error:
+            unplaced[replica] = error
+    return Goals(config, inventory, goals, models, unplaced)
+
+
+def engine_kind(target: Slice) -> EngineKind:
+    """Which build of vLLM runs on this slice."""
+    return "cpu" if target.kind is SliceKind.CPU else "cuda"
+
+
+def _describe(config: PlacementConfig, registry: Registry) -> tuple[dict[str, SizedModel], dict[str, SlicewayError]]:
+    models: dict[str, SizedModel] = {}
+    unreadable: dict[str, SlicewayError] = {}
+    for model in config.models:
+        if not model.source:
+            continue
+        try:
+            models[model.name] = registry.describe(model)
+        except ConfigError:
+            raise
+        except SlicewayError as error:
+            unreadable[model.name] = error
+    return models, unreadable
+
+
+def _goal(
+    replica: str, sized: SizedModel, target: Slice, fit: SliceFit, engine: EngineConfig, workshop: Workshop
+) -> Goal:
+    cache = workshop.paths.cache(target.id)
+    vllm = None if engine.command else workshop.find_python(engine_kind(target), engine.python)
+    spec = build_launch(
+        replica,
+        sized,
+        target,
+        fit,
+        engine,
+        vllm_python=vllm,
+        own_python=workshop.own_python,
+        cache=cache,
+        extra_environment=plugin_environment(target, workshop.paths.root / "plugin", engine.environment),
+    )
+    return Goal(replica, sized.config.name, sized.task, target, sized.config.max_num_seqs, spec)

@@ -1,0 +1,403 @@
+"""One replica's life: start, become ready, serve, end, wait, start again; and its orderly stop.
+
+The process, the questions asked of it, the time and the chance are handed in, so the whole life is tested without any of
+them. `view` is all that the controller sees.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from model_registry.errors import SlicewayError
+from model_registry.model import Task
+from placement.clock import Clock
+from placement.launch import Endpoint, LaunchSpec
+from placement.replicas.backoff import Restarts, after_end
+from placement.replicas.diagnose import Diagnosis, diagnose
+from placement.replicas.journal import ExitRecord, JournalEntry
+from placement.replicas.liveness import Liveness
+from placement.replicas.probe import Activity
+from placement.replicas.progress import stage
+from placement.schema import EngineConfig
+from placement.slices import Slice
+from placement.table import ReplicaState
+
+_log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.5
+_HEALTH_SECONDS = 5.0
+# Gateways look at the table four times a second; after this they send nothing new.
+_NEWS_SECONDS = 0.5
+_STARTING_STOP_SECONDS = 5.0
+
+
+class Process(Protocol):
+    """An engine process; see `placement.replicas.process.EngineProcess`."""
+
+    entry: JournalEntry
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it listens, or will."""
+
+    @property
+    def session(self) -> int:
+        """The session that all its processes are in."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it has ended."""
+
+    async def wait(self) -> ExitRecord | None:
+        """Wait for the end of all of it."""
+
+    def terminate(self) -> None:
+        """Ask it to stop."""
+
+    def kill(self) -> None:
+        """End it now."""
+
+    def mark_ready(self, at: datetime) -> None:
+        """Write down that it has answered a real request."""
+
+
+class Prober(Protocol):
+    """Questions to an engine; see `placement.replicas.probe.Probe`."""
+
+    async def healthy(self, *, timeout_seconds: float) -> bool:
+        """Whether its server says that it is alive."""
+
+    async def answers(self, *, timeout_seconds: float) -> bool:
+        """Whether it answers a real request."""
+
+    async def activity(self, *, timeout_seconds: float) -> Activity | None:
+        """What it says it is doing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One replica that should run on one slice.
+
+    `spec` is None for an engine that runs and is kept although how to start it is not known, because its model cannot be
+    read at the moment: when it ends, it has failed.
+    """
+
+    replica: str
+    model: str
+    task: Task
+    slice: Slice
+    max_num_seqs: int | None
+    spec: LaunchSpec | None
+
+    @property
+    def spec_hash(self) -> str | None:
+        """Equal exactly if an engine that runs need not be restarted."""
+        return self.spec.spec_hash if self.spec else None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A replica as the controller, the table and the status file see it."""
+
+    state: ReplicaState
+    since: datetime
+    endpoint: str | None = None
+    stage: str | None = None
+    reason: str | None = None
+    remedy: str | None = None
+    retry_at: datetime | None = None
+    engine_pid: int | None = None
+    session: int | None = None
+    adopted: bool = False
+    restarts: Restarts = field(default_factory=Restarts)
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """Everything a replica reaches the world through."""
+
+    start: Callable[[LaunchSpec, EngineConfig], Process]
+    probe: Callable[[Endpoint, str, Task], Prober]
+    read_log: Callable[[JournalEntry], str]
+    secure: Callable[[Endpoint], None]
+    gate: Callable[[Slice], contextlib.AbstractAsyncContextManager[object]]
+    clock: Clock
+    jitter: Callable[[], float]
+    changed: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """One process's life, told at its end."""
+
+    was_ready: bool
+    uptime_seconds: float
+    diagnosis: Diagnosis
+
+
+class Replica:
+    """Keeps one engine running on one slice until it is stopped or fails for good."""
+
+    def __init__(self, goal: Goal, config: EngineConfig, hands: Hands) -> None:
+        self.goal = goal
+        self.view = View(ReplicaState.PENDING, since=hands.clock.now())
+        self._config = config
+        self._hands = hands
+        self._process: Process | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._budget_exceeded: tuple[int, int] | None = None
+
+    def begin(self, found: Process | None = None) -> None:
+        """Start the engine, or go on with `found`, which runs this goal's specification already."""
+        self._process = found
+        self._task = asyncio.create_task(self._live(), name=f"replica {self.goal.replica}")
+
+    @property
+    def running_hash(self) -> str | None:
+        """The specification hash of what runs, else of what would be started."""
+        return self._process.entry.spec_hash if self._process is not None else self.goal.spec_hash
+
+    def reconfigure(self, goal: Goal, config: EngineConfig) -> None:
+        """Go on with the same engine under a new goal that its specification still meets, and other timings."""
+        self.goal = goal
+        self._config = config
+
+    def hurry(self) -> None:
+        """End the engine without waiting for anything."""
+        if self._process is not None:
+            self._process.kill()
+
+    async def stop(self) -> None:
+        """Let requests finish, end the engine, and return when all of it is gone."""
+        was_ready = self.view.state is ReplicaState.READY
+        await self._cancel()
+        process = self._process
+        if process is not None and not process.ended:
+            self._set(ReplicaState.DRAINING, stage="finishing requests")
+            await end_process(process, self._probe(process), self._config, self._hands.clock, serving=was_ready)
+        self._set(ReplicaState.STOPPED)
+
+    def exceed(self, used_bytes: int) -> None:
+        """End the engine, because it uses more memory than its slice has."""
+        if self._process is not None and self._budget_exceeded is None:
+            self._budget_exceeded = (used_bytes, self.goal.slice.memory_bytes)
+            self._process.kill()
+
+    async def _cancel(self) -> None:
+        if self._task is None:
+            return
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _live(self) -> None:
+        try:
+            await self._run()
+        except Exception as error:  # noqa: BLE001 - the root of a task: nobody above would ever see it
+            _log.exception("replica %s: a fault of sliceway itself", self.goal.replica)
+            if self._process is not None:
+                self._process.kill()
+            self._set(
+                ReplicaState.FAILED,
+                reason=f"a fault of sliceway itself: {error!r}",
+                remedy="The controller's log has the details.",
+            )
+
+    async def _run(self) -> None:
+        restarts = Restarts()
+        while True:
+            life = await self._one_life(restarts)
+            decision = after_end(
+                restarts,
+                self._config.restart,
+                was_ready=life.was_ready,
+                uptime_seconds=life.uptime_seconds,
+                jitter=self._hands.jitter(),
+            )
+            restarts = decision.restarts
+            self._process, self._budget_exceeded = None, None
+            reason, remedy = life.diagnosis.message, life.diagnosis.remedy
+            if decision.delay_seconds is None or self.goal.spec is None:
+                self._set(ReplicaState.FAILED, reason=reason, remedy=remedy, restarts=restarts)
+                return
+            retry_at = self._hands.clock.now() + timedelta(seconds=decision.delay_seconds)
+            self._set(ReplicaState.BACKOFF, reason=reason, remedy=remedy, restarts=restarts, retry_at=retry_at)
+            await self._hands.clock.sleep(decision.delay_seconds)
+
+    async def _one_life(self, restarts: Restarts) -> _Life:
+        """From start (or adoption) to end."""
+        ready = False
+        try:
+            async with self._gate():
+                process = self._started(restarts)
+                if await self._still_serves(process):
+                    ending = None
+                else:
+                    ending = await self._become_ready(process)
+            if ending is None:
+                ready = True
+                ending = await self._serve(process)
+        except SlicewayError as error:
+            return _Life(False, 0.0, Diagnosis("not_started", error.message, error.remedy or ""))
+        uptime = self._hands.clock.now() - process.entry.started_at
+        return _Life(ready, uptime.total_seconds(), ending)
+
+    def _gate(self) -> contextlib.AbstractAsyncContextManager[object]:
+        """Engines on one GPU start one after another: each measures free memory and expects it not to change under it."""
+        if self._process is not None and self._process.entry.ready_at:
+            return contextlib.nullcontext()
+        return self._hands.gate(self.goal.slice)
+
+    def _started(self, restarts: Restarts) -> Process:
+        """The engine's process: the one that was found, or a new one. The last end's reason stays visible while it starts."""
+        before = self.view
+        adopted = self._process is not None
+        if self._process is None:
+            if self.goal.spec is None:
+                raise ValueError(f"{self.goal.replica} cannot be started without a specification")
+            self._process = self._hands.start(self.goal.spec, self._config)
+        entry = self._process.entry
+        self._set(
+            ReplicaState.STARTING,
+            reason=before.reason,
+            remedy=before.remedy,
+            endpoint=entry.endpoint,
+            engine_pid=entry.engine_pid,
+            session=self._process.session,
+            adopted=adopted,
+            restarts=restarts,
+        )
+        return self._process
+
+    async def _still_serves(self, process: Process) -> bool:
+        """Whether an adopted engine was ready and is: it has proven itself before, and must not lose requests to a new proof."""
+        if process.entry.ready_at is None or process.ended:
+            return False
+        return await self._probe(process).healthy(timeout_seconds=_HEALTH_SECONDS)
+
+    async def _become_ready(self, process: Process) -> Diagnosis | None:
+        """None when it has answered a real request; why it ended otherwise."""
+        clock, probe = self._hands.clock, self._probe(process)
+        began = clock.monotonic()
+        while True:
+            waited = clock.monotonic() - began
+            if process.ended:
+                return await self._diagnosis(process)
+            if waited >= self._config.start_timeout_seconds:
+                return await self._give_up(process, "start_timeout", waited)
+            if await probe.healthy(timeout_seconds=_HEALTH_SECONDS):
+                self._hands.secure(process.endpoint)
+                self._show_stage("answering a first request")
+                if await probe.answers(timeout_seconds=max(1.0, self._config.start_timeout_seconds - waited)):
+                    process.mark_ready(clock.now())
+                    return None
+            else:
+                self._show_stage(stage(self._hands.read_log(process.entry)))
+            await self._pause(process, _POLL_SECONDS)
+
+    async def _serve(self, process: Process) -> Diagnosis:
+        """Watch an engine that is ready until it ends, or is ended because it serves no longer."""
+        self._set(ReplicaState.READY)
+        clock, probe, config = self._hands.clock, self._probe(process), self._config.liveness
+        liveness = Liveness(config, at=clock.monotonic())
+        while not process.ended:
+            await self._pause(process, config.interval_seconds)
+            if process.ended:
+                break
+            healthy = await probe.healthy(timeout_seconds=config.timeout_seconds)
+            activity = await probe.activity(timeout_seconds=config.timeout_seconds) if healthy else None
+            silent = liveness.observe(clock.monotonic(), healthy=healthy, activity=activity)
+            if silent is not None and not process.ended:
+                return await self._give_up(process, "unresponsive", silent)
+        return await self._diagnosis(process)
+
+    async def _give_up(self, process: Process, why: str, waited_seconds: float) -> Diagnosis:
+        process.kill()
+        await process.wait()
+        return await self._diagnosis(process, why=why, waited_seconds=waited_seconds)
+
+    async def _diagnosis(self, process: Process, *, why: str | None = None, waited_seconds: float = 0.0) -> Diagnosis:
+        record = await process.wait()
+        return diagnose(
+            record,
+            self._hands.read_log(process.entry),
+            budget_exceeded=self._budget_exceeded,
+            ended_by_us="start_timeout" if why == "start_timeout" else "unresponsive" if why else None,
+            waited_seconds=waited_seconds,
+        )
+
+    async def _pause(self, process: Process, seconds: float) -> None:
+        """Wait `seconds`, or until the process ends."""
+        await first_of(self._hands.clock.sleep(seconds), process.wait())
+
+    def _probe(self, process: Process) -> Prober:
+        return self._hands.probe(process.endpoint, self.goal.model, self.goal.task)
+
+    def _show_stage(self, words: str | None) -> None:
+        if words != self.view.stage and words is not None:
+            self.view = replace(self.view, stage=words)
+            self._hands.changed()
+
+    def _set(self, state: ReplicaState, **news: object) -> None:
+        """Enter `state`. Reason, stage and retry time are the new state's own; the rest stays."""
+        kept = replace(
+            self.view, state=state, since=self._hands.clock.now(), stage=None, reason=None, remedy=None, retry_at=None
+        )
+        if state in (ReplicaState.BACKOFF, ReplicaState.FAILED, ReplicaState.STOPPED):
+            kept = replace(kept, engine_pid=None, session=None)
+        self.view = replace(kept, **news)  # type: ignore[arg-type]  # names and types are View's own
+        self._hands.changed()
+
+
+async def end_process(process: Process, probe: Prober, config: EngineConfig, clock: Clock, *, serving: bool) -> None:
+    """Drain, ask to stop, and kill what does not; returns when all of it has ended.
+
+    Requests get `drain_timeout_seconds` to finish and the engine then `stop_timeout_seconds` to end itself.
+    """
+    if serving:
+        await first_of(clock.sleep(_NEWS_SECONDS), process.wait())
+        drained = await _drain(process, probe, config.drain_timeout_seconds, clock)
+    else:
+        drained = True
+    process.terminate()
+    patience = config.stop_timeout_seconds if serving else min(config.stop_timeout_seconds, _STARTING_STOP_SECONDS)
+    # An engine that does not tell what it runs drains by itself after it was asked to stop.
+    patience += config.drain_timeout_seconds if drained is None else 0.0
+    await first_of(clock.sleep(patience), process.wait())
+    if not process.ended:
+        process.kill()
+        await process.wait()
+
+
+async def _drain(process: Process, probe: Prober, seconds: float, clock: Clock) -> bool | None:
+    """Whether every request has finished in time; None where the engine does not tell."""
+    deadline = clock.monotonic() + seconds
+    while not process.ended:
+        activity = await probe.activity(timeout_seconds=2.0)
+        if activity is None:
+            return None
+        if activity.running + activity.waiting == 0:
+            return True
+        if clock.monotonic() >= deadline:
+            return False
+        await first_of(clock.sleep(_POLL_SECONDS), process.wait())
+    return True
+
+
+async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    """Return when the first of these coroutines has; the others are cancelled. What the first one raises is raised."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()

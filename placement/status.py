@@ -1,0 +1,99 @@
+"""What the controller is doing, for people: `up` and `status` show it, nothing depends on it.
+
+Written without waiting for the disk: after a crash of the machine it is out of date anyway.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from placement.table import ReplicaState, SliceRow
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class ErrorRow(_Row):
+    """An error of sliceway, as data."""
+
+    code: str
+    message: str
+    where: str | None = None
+    remedy: str | None = None
+
+
+class ReplicaStatus(_Row):
+    """One replica. `stage` is what a starting engine is doing; `reason` why it is not ready."""
+
+    replica: str
+    model: str
+    slice: SliceRow
+    cores: str = ""
+    memory_bytes: int
+    memory_used_bytes: int | None = Field(
+        default=None, description="Resident memory of all its processes; CPU slices only."
+    )
+    state: ReplicaState
+    stage: str | None = None
+    reason: str | None = None
+    remedy: str | None = None
+    since: datetime
+    retry_at: datetime | None = None
+    restarts: int = 0
+    engine_pid: int | None = None
+    adopted: bool = False
+    endpoint: str | None = None
+    log: str
+
+
+class Refusal(_Row):
+    """A configuration that was not taken over; what ran before goes on."""
+
+    at: datetime
+    error: ErrorRow
+
+
+class ControllerStatus(_Row):
+    """Everything the controller tells about itself."""
+
+    version: Literal[1] = 1
+    pid: int
+    started_at: datetime
+    updated_at: datetime
+    state: Literal["starting", "running", "stopping"]
+    config: str
+    generation: int
+    replicas: tuple[ReplicaStatus, ...] = ()
+    unplaced: dict[str, ErrorRow] = Field(
+        default_factory=dict, description="Replicas that no slice could be found for."
+    )
+    refused: Refusal | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is about to change by itself: every replica is ready or has failed."""
+        return self.state == "running" and all(
+            r.state in (ReplicaState.READY, ReplicaState.FAILED) for r in self.replicas
+        )
+
+
+def read_status(path: Path) -> ControllerStatus | None:
+    """The status at `path`; None if there is none that makes sense."""
+    try:
+        return ControllerStatus.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def write_status(status: ControllerStatus, path: Path) -> None:
+    """Replace the file at `path`."""
+    draft = path.with_name(f".{path.name}.{status.pid}")
+    draft.write_text(status.model_dump_json(indent=1) + "\n")
+    draft.chmod(0o600)
+    draft.replace(path)
