@@ -75,8 +75,8 @@ def parse_fleet(catalogue: Catalogue, text: str) -> tuple[tuple[Product | PlainG
     """
     fleet: list[tuple[Product | PlainGpu, int]] = []
     for part in filter(None, (p.strip() for p in text.split(","))):
-        name, _, count = part.partition(":")
-        if count and not re.fullmatch(r"[1-9]\d*", count):
+        name, colon, count = part.partition(":")
+        if colon and not re.fullmatch(r"[1-9]\d*", count):
             raise SimulatorError(
                 f"{part!r}: {count!r} is no number of GPUs", remedy="Write product:count, like h100-sxm:8."
             )
