@@ -24,7 +24,7 @@ class Answer:
     """What became of one request: either `timing` or `failure` is set."""
 
     status: int | None
-    slice: str | None
+    replica: str | None
     request_id: str | None
     timing: Timing | None = None
     failure: AnswerFailed | None = None
@@ -45,23 +45,23 @@ class Connection:
         Never raises for what the network or the server does: every such fault is a failure with a kind, and closes the
         connection.
         """
-        status = slice_id = request_id = None
+        status = replica = request_id = None
         try:
             response = self._send(path, body, key)
-            status, slice_id, request_id = (
+            status, replica, request_id = (
                 response.status,
-                response.getheader("x-sliceway-slice"),
+                response.getheader("x-sliceway-replica"),
                 response.getheader("x-request-id"),
             )
             timing = self._measure(response, streams, due)
         except AnswerFailed as failure:
             if failure.kind in ("truncated", "error_event", "bad_event"):
                 self.close()
-            return Answer(status, slice_id, request_id, failure=failure)
+            return Answer(status, replica, request_id, failure=failure)
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            return Answer(status, slice_id, request_id, failure=_broken(error, answered=status is not None))
-        return Answer(status, slice_id, request_id, timing=timing)
+            return Answer(status, replica, request_id, failure=_broken(error, answered=status is not None))
+        return Answer(status, replica, request_id, timing=timing)
 
     def get_json(self, path: str, *, key: str | None = None) -> Any:
         """The JSON at `path`, or None where the server has nothing there. Raises OSError where nobody answers."""

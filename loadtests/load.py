@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from random import Random
 
 from loadtests import bodies
@@ -24,14 +25,14 @@ class Load:
         *,
         environment: Mapping[str, str],
         clock: Clock,
-        slices: Mapping[str, str] | None = None,
+        places: Places | None = None,
     ) -> None:
         self.scenario = scenario
         self.samples: list[Sample] = []
         self.sent = 0
         self.in_flight = 0
         self._clock = clock
-        self._slices = slices or {}
+        self._places = places or Places()
         self._keys = {tenant.name: tenant.key(environment) for tenant in scenario.tenants}
         self._waiting = [tenant for tenant in scenario.tenants for _ in range(seats(tenant))]
         self._taken = 0
@@ -109,7 +110,7 @@ class Load:
         return Sample(
             tenant=tenant.name,
             model=tenant.model,
-            slice=answer.slice or self._slices.get(tenant.model),
+            slice=self._places.of(answer, tenant.model),
             due_seconds=due,
             sent_seconds=sent,
             ended_seconds=self.now(),
@@ -141,10 +142,26 @@ def arrivals(requests_per_second: float, random: Random) -> Callable[[], float]:
     return following
 
 
-def only_slice(shown: object) -> dict[str, str]:
-    """The slice of each model that has exactly one, from what the gateway's `/slices` says; {} where it says nothing."""
-    found: dict[str, set[str]] = {}
-    rows = shown.get("slices", []) if isinstance(shown, dict) else shown
-    for row in rows if isinstance(rows, list) else []:
-        found.setdefault(str(row["model"]), set()).add(str(row["slice"]["id"]))
-    return {model: ids.pop() for model, ids in found.items() if len(ids) == 1}
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where answers come from: the slice of each replica, and of each model that is on one slice only."""
+
+    by_replica: Mapping[str, str] = field(default_factory=dict)
+    by_model: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, answer: Answer, model: str) -> str | None:
+        """The slice that `answer` came from, by the replica that it names, else by its model; None where neither tells."""
+        named = self.by_replica.get(answer.replica) if answer.replica else None
+        return named or self.by_model.get(model)
+
+
+def read_places(shown: object) -> Places:
+    """Places, from what the gateway's `/slices` says; nothing where it says nothing."""
+    rows = [row for row in shown if row.get("model")] if isinstance(shown, list) else []
+    by_model: dict[str, set[str]] = {}
+    for row in rows:
+        by_model.setdefault(row["model"], set()).add(row["slice"]["id"])
+    return Places(
+        by_replica={row["replica"]: row["slice"]["id"] for row in rows if row.get("replica")},
+        by_model={model: ids.pop() for model, ids in by_model.items() if len(ids) == 1},
+    )

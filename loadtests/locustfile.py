@@ -13,7 +13,7 @@ from locust.env import Environment
 
 from loadtests import reports, users
 from loadtests.load import Load
-from loadtests.run import slices_of
+from loadtests.run import places_of
 from loadtests.scenario import environment as process_environment
 from loadtests.scenario import load_scenario
 
@@ -32,7 +32,7 @@ def bind_load(environment: Environment, **_: Any) -> None:
     options = environment.parsed_options
     assert options is not None
     scenario = load_scenario(options.scenario)
-    load = Load(scenario, environment=process_environment(), clock=time.perf_counter, slices=slices_of(scenario))
+    load = Load(scenario, environment=process_environment(), clock=time.perf_counter, places=places_of(scenario))
     options.num_users = options.spawn_rate = load.user_count
     TenantUser.load = load
 

@@ -11,7 +11,7 @@ from locust.env import Environment
 
 from loadtests import scenario as scenarios
 from loadtests.client import Connection
-from loadtests.load import Load, only_slice
+from loadtests.load import Load, Places, read_places
 from loadtests.run_result import Run
 from loadtests.samples import quantiles
 from loadtests.scenario import Scenario, ScenarioError
@@ -31,7 +31,7 @@ def run(scenario: Scenario, on_progress: OnProgress = lambda share, sent: None) 
     Raises ScenarioError where nobody answers at `base_url`, or a key is missing.
     """
     environment = scenarios.environment()
-    load = Load(scenario, environment=environment, clock=time.perf_counter, slices=slices_of(scenario))
+    load = Load(scenario, environment=environment, clock=time.perf_counter, places=places_of(scenario))
     ended = Event()
     load.on_end(ended.set)
     user_class = type("BoundTenantUser", (TenantUser,), {"load": load, "abstract": False})
@@ -48,11 +48,11 @@ def run(scenario: Scenario, on_progress: OnProgress = lambda share, sent: None) 
     return Run(tuple(load.samples), quantiles(lags), unfinished)
 
 
-def slices_of(scenario: Scenario) -> dict[str, str]:
-    """The slice of each model that runs on exactly one, as the gateway tells. Raises ScenarioError where nobody answers."""
+def places_of(scenario: Scenario) -> Places:
+    """Which slice answers for what, as the gateway tells. Raises ScenarioError where nobody answers."""
     connection = Connection(scenario.base_url, timeout_seconds=scenario.timeout_seconds, clock=time.perf_counter)
     try:
-        return only_slice(connection.get_json("/slices", key=scenario.tenants[0].key(scenarios.environment())))
+        return read_places(connection.get_json("/slices", key=scenario.tenants[0].key(scenarios.environment())))
     except OSError as error:
         raise ScenarioError(
             f"nobody answers at {scenario.base_url} ({error}); start the gateway: sliceway up CONFIG"

@@ -33,7 +33,8 @@ def event(delta: dict[str, str]) -> bytes:
     return chunk(b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode() + b"\n\n")
 
 
-HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\nx-sliceway-slice: cpu-9\r\n\r\n"
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\nx-sliceway-replica: chat-0\r\n\r\n"
+SLICES = json.dumps([{"slice": {"id": "cpu-9"}, "model": "chat", "replica": "chat-0"}]).encode()
 ROLE = event({"role": "assistant", "content": ""})
 TOKEN = event({"content": "word "})
 DONE = chunk(b"data: [DONE]\n\n")
@@ -81,7 +82,7 @@ class ScriptedServer:
 
     def _answer(self, connection: socket.socket, request: bytes) -> bool:
         if request.startswith(b"GET"):
-            connection.sendall(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(SLICES), SLICES))
             return True
         for step in self._script:
             if isinstance(step, bytes):

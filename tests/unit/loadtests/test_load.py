@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from loadtests.client import Answer
-from loadtests.load import Load, arrivals, only_slice
+from loadtests.load import Load, Places, arrivals, read_places
 from loadtests.scenario import ScenarioError, TenantLoad, parse_scenario
 from loadtests.streams import AnswerFailed, Timing
 
@@ -33,10 +33,10 @@ class FakeConnection:
         return self._answer
 
 
-def load_of(time: FakeTime, *tenants: dict[str, Any], slices: dict[str, str] | None = None) -> Load:
+def load_of(time: FakeTime, *tenants: dict[str, Any], places: Places | None = None) -> Load:
     rows = [{"name": f"t{i}", "model": "chat"} | tenant for i, tenant in enumerate(tenants)]
     scenario = parse_scenario({"warmup_seconds": 2, "duration_seconds": 10, "tenants": rows}, "test")
-    return Load(scenario, environment={}, clock=time, slices=slices)
+    return Load(scenario, environment={}, clock=time, places=places)
 
 
 def ask(load: Load, time: FakeTime, answer: Answer, *, due: float, takes: float = 0.5) -> FakeConnection:
@@ -66,12 +66,12 @@ def test_latency_counts_from_when_a_request_was_due() -> None:
     assert (load.samples[0].sent_seconds, load.samples[0].ended_seconds) == (5.0, 5.5)
 
 
-def test_the_header_names_the_slice_before_the_table_does() -> None:
+def test_the_replica_names_the_slice_before_the_model_does() -> None:
     time = FakeTime()
-    load = load_of(time, {}, slices={"chat": "cpu-0"})
-    ask(load, time, GOOD, due=2.0)
-    ask(load, time, Answer(200, "cpu-1", None, GOOD.timing), due=2.0)
-    assert [s.slice for s in load.samples] == ["cpu-0", "cpu-1"]
+    load = load_of(time, {}, places=Places(by_replica={"chat-1": "cpu-1"}, by_model={"chat": "cpu-0"}))
+    for replica in (None, "chat-1", "stranger"):
+        ask(load, time, Answer(200, replica, None, GOOD.timing), due=2.0)
+    assert [s.slice for s in load.samples] == ["cpu-0", "cpu-1", "cpu-0"]
 
 
 def test_a_failure_keeps_kind_and_words_and_has_no_latency() -> None:
@@ -133,21 +133,25 @@ def test_arrivals_are_a_poisson_process() -> None:
     assert sum((g - mean) ** 2 for g in gaps) / len(gaps) == pytest.approx(mean**2, rel=0.06)
 
 
-@pytest.mark.parametrize(
-    ("shown", "found"),
-    [
-        (
-            [{"slice": {"id": "cpu-0"}, "model": "chat"}, {"slice": {"id": "cpu-1"}, "model": "embed"}],
-            {"chat": "cpu-0", "embed": "cpu-1"},
-        ),
-        ([{"slice": {"id": "a"}, "model": "m"}, {"slice": {"id": "b"}, "model": "m"}], {}),
-        ({"slices": [{"slice": {"id": "a"}, "model": "m"}]}, {"m": "a"}),
-        (None, {}),
-        ([], {}),
-    ],
-)
-def test_a_model_on_one_slice_is_told_apart_by_it(shown: object, found: dict[str, str]) -> None:
-    assert only_slice(shown) == found
+def shown(model: str | None, replica: str | None, slice_id: str) -> dict[str, Any]:
+    return {"model": model, "replica": replica, "slice": {"id": slice_id}}
+
+
+def test_places_are_read_from_slices() -> None:
+    rows = [
+        shown("chat", "chat-0", "a"),
+        shown("chat", "chat-1", "b"),
+        shown("embed", "embed-0", "c"),
+        shown(None, None, "d"),
+    ]
+    places = read_places(rows)
+    assert places.by_replica == {"chat-0": "a", "chat-1": "b", "embed-0": "c"}
+    assert places.by_model == {"embed": "c"}
+
+
+@pytest.mark.parametrize("answer", [None, [], {"error": "no"}])
+def test_a_gateway_that_tells_nothing_leaves_slices_unknown(answer: object) -> None:
+    assert read_places(answer) == Places()
 
 
 def test_tenants_without_a_key_variable_are_told_which() -> None:
