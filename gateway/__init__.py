@@ -1,0 +1,1 @@
+"""Requests in and out: tenants, routing, relay, measurement, and the command line."""

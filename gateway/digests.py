@@ -1,0 +1,267 @@
+"""Latency quantiles over sliding windows, per slice and tenant.
+
+Each sample goes into a DDSketch (Masson, Rim, Lee: "DDSketch", VLDB 2019), whose quantiles are within `RELATIVE_ERROR` of a
+true sample's value, and whose merge loses nothing. One sketch covers ten seconds; finished ones are folded into sketches
+of one minute and these into sketches of five, so that a window is answered by merging a few dozen sketches at most and an
+hour takes as little memory as its resolution needs. A slice's own figures are its tenants' sketches merged, so that a sample is
+added once. See docs/adr for why this library.
+
+A window of W covers at least the last W and at most one of its sub-windows more. Time comes from the caller: seconds of any
+monotonic clock.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ddsketch import DDSketch
+
+RELATIVE_ERROR = 0.01
+PENDING_SAMPLES = 512
+
+Metric = Literal["ttft_seconds", "itl_seconds", "e2e_seconds", "queue_seconds"]
+METRICS: tuple[Metric, ...] = ("ttft_seconds", "itl_seconds", "e2e_seconds", "queue_seconds")
+
+Window = Literal["1m", "5m", "1h"]
+WINDOWS: tuple[Window, ...] = ("1m", "5m", "1h")
+
+# Seconds of a sub-window, and how many finished ones are kept: the first level answers 1m, the second 5m, the third 1h.
+LEVELS: tuple[tuple[float, int], ...] = ((10.0, 6), (60.0, 5), (300.0, 12))
+
+# One grid for gateway and engines (vLLM takes it by --custom-histogram-buckets); finer than vLLM's where latencies lie.
+BUCKETS_SECONDS: tuple[float, ...] = (
+    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.075),
+    *(
+        0.1,
+        0.15,
+        0.2,
+        0.25,
+        0.3,
+        0.4,
+        0.5,
+        0.75,
+        1.0,
+        1.5,
+        2.0,
+        3.0,
+        5.0,
+        7.5,
+        10.0,
+        15.0,
+        20.0,
+        30.0,
+        60.0,
+        120.0,
+        300.0,
+        600.0,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Of one metric in one window; None where nothing was measured. Values in seconds."""
+
+    p50: float | None
+    p99: float | None
+    count: int
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """The JSON shape of `/slices`."""
+        return {"p50": self.p50, "p99": self.p99, "count": self.count}
+
+
+def quantiles_of(sketches: Iterable[DDSketch]) -> Quantiles:
+    """The quantiles of all samples in `sketches` together: the value of rank floor(q * (n - 1)), within RELATIVE_ERROR."""
+    whole = DDSketch(RELATIVE_ERROR)
+    for sketch in sketches:
+        whole.merge(sketch)
+    return Quantiles(whole.get_quantile_value(0.5), whole.get_quantile_value(0.99), int(whole.count))
+
+
+class _Level:
+    """Sub-windows of one length: an open one and the last finished ones, oldest first, as (index, sketch)."""
+
+    __slots__ = ("finished", "index", "kept", "open", "seconds")
+
+    def __init__(self, seconds: float, kept: int, now: float) -> None:
+        self.seconds = seconds
+        self.kept = kept
+        self.index = int(now // seconds)
+        self.open = DDSketch(RELATIVE_ERROR)
+        self.finished: deque[tuple[int, DDSketch]] = deque()
+
+    def advance(self, now: float) -> DDSketch | None:
+        """Close the open sub-window if its time is over, forget what is too old, and give the closed one if it has samples."""
+        index = int(now // self.seconds)
+        closed = None
+        if index != self.index:
+            if self.open.count:
+                closed = self.open
+                self.finished.append((self.index, closed))
+                self.open = DDSketch(RELATIVE_ERROR)
+            self.index = index
+        while self.finished and self.finished[0][0] < index - self.kept:
+            self.finished.popleft()
+        return closed
+
+    def sketches(self) -> Iterator[DDSketch]:
+        yield self.open
+        for _, sketch in self.finished:
+            yield sketch
+
+
+class WindowedDigest:
+    """One metric of one tenant on one slice.
+
+    `add` costs a list append; samples reach the sketch in batches of PENDING_SAMPLES, when a sub-window ends, and when
+    somebody looks. `bucket_counts` (one more entry than BUCKETS_SECONDS, for larger values) and `sum_seconds` are totals since the start.
+    """
+
+    __slots__ = ("_end", "_levels", "_pending", "bucket_counts", "sum_seconds")
+
+    def __init__(self, now: float) -> None:
+        self._levels = tuple(_Level(seconds, kept, now) for seconds, kept in LEVELS)
+        self._pending: list[float] = []
+        self._end = self._next_end(now)
+        self.bucket_counts = [0] * (len(BUCKETS_SECONDS) + 1)
+        self.sum_seconds = 0.0
+
+    def add(self, seconds: float, now: float) -> None:
+        """Record one sample taken at `now`."""
+        if now >= self._end:
+            self.advance(now)
+        self._pending.append(seconds)
+        if len(self._pending) >= PENDING_SAMPLES:
+            self._flush()
+
+    def advance(self, now: float) -> None:
+        """Bring the sub-windows up to `now`."""
+        self._flush()
+        if now < self._end:
+            return
+        for number in range(len(self._levels)):
+            self._close(number, now)
+        self._end = self._next_end(now)
+
+    def _close(self, number: int, now: float) -> None:
+        """Advance one level; what it closes goes into the coarser sub-window that it was measured in."""
+        level = self._levels[number]
+        began = level.index * level.seconds
+        closed = level.advance(now)
+        if closed is not None and number + 1 < len(self._levels):
+            self._close(number + 1, began)
+            self._levels[number + 1].open.merge(closed)
+
+    def _next_end(self, now: float) -> float:
+        seconds = LEVELS[0][0]
+        return (now // seconds + 1) * seconds
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        add, counts, total = self._levels[0].open.add, self.bucket_counts, 0.0
+        for value in self._pending:
+            add(value)
+            counts[bisect_left(BUCKETS_SECONDS, value)] += 1
+            total += value
+        self.sum_seconds += total
+        self._pending.clear()
+
+    def sketches(self, window: Window, now: float) -> Iterator[DDSketch]:
+        """The sketches whose samples make up `window` at `now`; they share memory with the digest and are not to be changed."""
+        self.advance(now)
+        *finer, level = self._levels[: WINDOWS.index(window) + 1]
+        yield from level.sketches()
+        for unfinished in finer:  # what it holds has not been folded into `level`
+            yield unfinished.open
+
+    def quantiles(self, window: Window, now: float) -> Quantiles:
+        """Of all samples in `window` at `now`."""
+        return quantiles_of(self.sketches(window, now))
+
+    @property
+    def empty(self) -> bool:
+        """Nothing in any window; may be said late, never early."""
+        return not self._pending and not any(level.open.count or level.finished for level in self._levels)
+
+
+class Series:
+    """The four metrics of one tenant on one slice."""
+
+    __slots__ = ("e2e_seconds", "itl_seconds", "queue_seconds", "ttft_seconds")
+
+    def __init__(self, now: float) -> None:
+        self.ttft_seconds = WindowedDigest(now)
+        self.itl_seconds = WindowedDigest(now)
+        self.e2e_seconds = WindowedDigest(now)
+        self.queue_seconds = WindowedDigest(now)
+
+    def digest(self, metric: Metric) -> WindowedDigest:
+        """The digest of `metric`."""
+        digest: WindowedDigest = getattr(self, metric)
+        return digest
+
+    def advance(self, now: float) -> None:
+        """Bring all four up to `now`."""
+        for metric in METRICS:
+            self.digest(metric).advance(now)
+
+    @property
+    def empty(self) -> bool:
+        """No sample in any window of any metric."""
+        return all(self.digest(metric).empty for metric in METRICS)
+
+
+WindowTable = dict[str, dict[str, dict[str, float | int | None]]]
+"""`{"1m": {"ttft_seconds": {"p50", "p99", "count"}, ...}, ...}`"""
+
+
+class LatencyBook:
+    """Every series there is, by slice and tenant."""
+
+    def __init__(self) -> None:
+        self._series: dict[str, dict[str, Series]] = {}
+
+    def series(self, slice_id: str, tenant: str, now: float) -> Series:
+        """The series of `tenant` on `slice_id`, made if it is the first request."""
+        tenants = self._series.setdefault(slice_id, {})
+        if (series := tenants.get(tenant)) is None:
+            series = tenants[tenant] = Series(now)
+        return series
+
+    def tenants(self, slice_id: str) -> Mapping[str, Series]:
+        """The series of one slice by tenant."""
+        return self._series.get(slice_id, {})
+
+    def items(self) -> Iterator[tuple[str, str, Series]]:
+        """Every series as (slice id, tenant, series)."""
+        for slice_id, tenants in self._series.items():
+            for tenant, series in tenants.items():
+                yield slice_id, tenant, series
+
+    def forget(self, known_slices: frozenset[str], now: float) -> None:
+        """Drop the series of slices that are gone, once an hour has passed over them."""
+        for slice_id in [s for s in self._series if s not in known_slices]:
+            for series in self._series[slice_id].values():
+                series.advance(now)
+            if all(series.empty for series in self._series[slice_id].values()):
+                del self._series[slice_id]
+
+
+def window_table(series: Iterable[Series], now: float) -> WindowTable:
+    """The quantiles of `series` together, for every window and metric."""
+    listed = list(series)
+    return {
+        window: {
+            metric: quantiles_of(
+                sketch for one in listed for sketch in one.digest(metric).sketches(window, now)
+            ).as_dict()
+            for metric in METRICS
+        }
+        for window in WINDOWS
+    }

@@ -1,0 +1,208 @@
+"""Errors of the gateway: what a client is told, and what an operator is told.
+
+GatewayError
+├── RequestError              the request is at fault; 4xx
+│   ├── HeadTooLarge, BodyTooLarge, RequestTimeout
+│   ├── MalformedRequest      not JSON, not an object, a field of the wrong type
+│   ├── MissingKey, InvalidKey
+│   ├── UnknownModel          also a model that this tenant may not use
+│   ├── WrongTask             chat with an embedding model, and the like
+│   └── UnknownPath, MethodNotAllowed
+├── CapacityError             nothing is wrong with the request, come back later; 503
+│   ├── NoReadyReplica
+│   └── Draining
+├── EngineError               an engine failed the request
+│   ├── EngineUnreachable     nothing was sent to it
+│   ├── EngineDied            it ended in the middle
+│   ├── EngineTimeout
+│   └── EngineRefused         it answered with an error of its own
+├── InternalError             a fault of ours; 500
+└── KeystoreError, UnknownTenant, UnknownKey, AddressInUse    told to the operator, never to a client
+
+`gateway.error_map` says which status, type and code each has on the wire.
+"""
+
+from __future__ import annotations
+
+from model_registry.errors import SlicewayError
+
+
+class GatewayError(SlicewayError):
+    """A request could not be served, or the gateway could not run."""
+
+    code = "gateway_error"
+
+
+class RequestError(GatewayError):
+    """The request is at fault. `param` names the field, as OpenAI's clients show it."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None, remedy: str | None = None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.param = param
+
+
+class HeadTooLarge(RequestError):
+    """Request line and headers exceed `gateway.max_header`."""
+
+    code = "header_too_large"
+
+
+class BodyTooLarge(RequestError):
+    """The body exceeds `gateway.max_body`."""
+
+    code = "body_too_large"
+
+
+class RequestTimeout(RequestError):
+    """The client took too long to send its request."""
+
+    code = "request_timeout"
+
+
+class MalformedRequest(RequestError):
+    """The body is not the JSON object that the route takes, or the request is not HTTP."""
+
+    code = "invalid_request"
+
+
+class MissingKey(RequestError):
+    """No API key came with the request."""
+
+    code = "missing_api_key"
+
+
+class InvalidKey(RequestError):
+    """The API key is unknown, revoked, expired, or its tenant is gone."""
+
+    code = "invalid_api_key"
+
+
+class UnknownModel(RequestError):
+    """No such model for this tenant."""
+
+    code = "model_not_found"
+
+
+class WrongTask(RequestError):
+    """The model exists but does not serve this route."""
+
+    code = "unsupported_operation"
+
+
+class UnknownPath(RequestError):
+    """The gateway does not serve this path."""
+
+    code = "unknown_path"
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, for other methods. `allowed` lists them."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allowed: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+
+class CapacityError(GatewayError):
+    """Nothing can serve the request at the moment. `retry_after_seconds` is when to come back."""
+
+    code = "capacity"
+
+    def __init__(self, message: str, *, retry_after_seconds: float, remedy: str | None = None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class NoReadyReplica(CapacityError):
+    """The model is known, and none of its replicas takes requests."""
+
+    code = "model_unavailable"
+
+
+class Draining(CapacityError):
+    """The gateway is stopping and finishes only what it has."""
+
+    code = "gateway_draining"
+
+
+class EngineError(GatewayError):
+    """An engine failed the request. `replica` names it."""
+
+    code = "engine_error"
+
+    def __init__(self, message: str, *, replica: str | None = None) -> None:
+        super().__init__(message, where=replica)
+        self.replica = replica
+
+
+class EngineUnreachable(EngineError):
+    """No connection to the engine: the request was not sent, another replica may take it."""
+
+    code = "engine_unreachable"
+
+
+class EngineDied(EngineError):
+    """The engine's connection ended before its answer did."""
+
+    code = "engine_died"
+
+
+class EngineTimeout(EngineError):
+    """The engine sent nothing for longer than it may."""
+
+    code = "engine_timeout"
+
+
+class EngineRefused(EngineError):
+    """The engine answered with an error; the fields are already in OpenAI's terms."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        kind: str,
+        code: str,
+        param: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.code = code
+        self.param = param
+        self.retry_after_seconds = retry_after_seconds
+
+
+class InternalError(GatewayError):
+    """A fault in the gateway."""
+
+    code = "internal_error"
+
+
+class KeystoreError(GatewayError):
+    """The file with the tenants' keys cannot be used."""
+
+    code = "keystore_error"
+
+
+class UnknownTenant(GatewayError):
+    """The configuration has no such tenant."""
+
+    code = "unknown_tenant"
+
+
+class UnknownKey(GatewayError):
+    """The keystore has no such key."""
+
+    code = "unknown_key"
+
+
+class AddressInUse(GatewayError):
+    """The gateway cannot listen where the configuration says."""
+
+    code = "address_in_use"

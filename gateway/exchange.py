@@ -1,0 +1,307 @@
+"""One request from its head to the last byte of its answer, whoever relays it.
+
+An `Exchange` is a context manager that owns everything a request holds: its place in the in-flight count, its deadline, its
+measurements. Whatever ends it (an answer, an error, a client that leaves, a timeout, a shutdown) ends in `__exit__`,
+so that counters cannot leak. It does no I/O: a relay reads and writes, and asks here what to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum, auto
+from types import TracebackType
+from typing import Self
+
+from gateway.config import GatewayConfig
+from gateway.digests import LatencyBook, Series
+from gateway.error_map import status_and_type
+from gateway.errors import Draining, EngineTimeout, EngineUnreachable, GatewayError, RequestTimeout, WrongTask
+from gateway.keys import Keyring, WallClock
+from gateway.request import Body, Route, check_head, header, outgoing_body, parse_body
+from gateway.router import Lease, Router, unknown_model
+from gateway.sse import StreamMeter, Usage
+from gateway.stats import CLIENT_LEFT, Stats
+from gateway.tenants import UNKNOWN, Directory, Tenant
+from placement.table import ReplicaRow
+
+Clock = Callable[[], float]
+
+
+class ClientLeft(Exception):
+    """The client closed its connection; nobody is left to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a reload replaces as a whole."""
+
+    directory: Directory
+    limits: GatewayConfig
+
+
+class Stage(Enum):
+    """What the gateway waits for; it decides whose fault a timeout is."""
+
+    BODY = auto()
+    FIRST_BYTE = auto()
+    STREAM = auto()
+
+
+class Exchanges:
+    """Every request in the gateway, and what they share.
+
+    `policy` and `keyring` may be replaced at any time. `draining` refuses new requests. `on_unreachable` is told of replicas that
+    accept no connection, and `on_served` of those that answered.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        keyring: Callable[[], Keyring],
+        router: Router,
+        book: LatencyBook,
+        stats: Stats,
+        clock: Clock,
+        wall: WallClock,
+        on_unreachable: Callable[[ReplicaRow, str], None],
+        on_served: Callable[[str], None],
+    ) -> None:
+        self.policy = policy
+        self.keyring = keyring
+        self.router = router
+        self.book = book
+        self.stats = stats
+        self.clock = clock
+        self.wall = wall
+        self.on_unreachable = on_unreachable
+        self.on_served = on_served
+        self.draining = False
+        self.active: set[Exchange] = set()
+
+    def open(self, route: Route, request_id: bytes) -> Exchange:
+        """A new exchange, to be entered by the task that serves it."""
+        return Exchange(self, route, request_id)
+
+    def expire(self) -> None:
+        """Interrupt every exchange whose deadline has passed."""
+        now = self.clock()
+        for exchange in [e for e in self.active if e.deadline < now]:
+            exchange.interrupt(exchange.timeout_error())
+
+    def interrupt_all(self, error: GatewayError) -> None:
+        """End every exchange with `error`."""
+        for exchange in list(self.active):
+            exchange.interrupt(error)
+
+
+class Exchange:
+    """See the module. The order of calls is: enter, `admit`, `take_body`, `lease` (again after EngineUnreachable),
+    `dispatched`, then `stream_meter` or `whole`, `complete`, exit; `failed` or `client_left` may come at any time.
+    """
+
+    __slots__ = (
+        *("_avoided", "_body", "_desk", "_interruption", "_lease", "_raw", "_series", "_stage", "_task"),
+        *(
+            "answering",
+            "complete",
+            "deadline",
+            "meter",
+            "model",
+            "received_at",
+            "request_id",
+            "route",
+            "status",
+            "streaming",
+            "tenant",
+            "usage",
+        ),
+    )
+
+    def __init__(self, desk: Exchanges, route: Route, request_id: bytes) -> None:
+        self._desk = desk
+        self._task: asyncio.Task[None] | None = None
+        self._interruption: GatewayError | ClientLeft | None = None
+        self._lease: Lease | None = None
+        self._series: Series | None = None
+        self._avoided: frozenset[str] = frozenset()
+        self._raw = b""
+        self._body = Body()
+        self._stage = Stage.BODY
+        self.route = route
+        self.request_id = request_id
+        self.tenant: Tenant | None = None
+        self.model = UNKNOWN  # for metrics: a name that exists, so that clients cannot invent series
+        self.meter: StreamMeter | None = None
+        self.usage: Usage | None = None
+        self.received_at = desk.clock()
+        self.deadline = self.received_at + desk.policy.limits.body_timeout_seconds
+        self.status = 500
+        self.answering = False  # the status line is out
+        self.streaming = False  # the answer is a stream of events
+        self.complete = False  # the client has the whole answer
+
+    # ---- before an engine is asked
+
+    def admit(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Decide on the head alone. Raises Draining, MissingKey, InvalidKey, BodyTooLarge, MalformedRequest."""
+        if self._desk.draining:
+            raise Draining("The gateway is stopping.", retry_after_seconds=1.0)
+        policy = self._desk.policy
+        self.tenant = policy.directory.authenticate(
+            header(headers, b"authorization"), self._desk.keyring(), self._desk.wall()
+        )
+        check_head(headers, max_body_bytes=policy.limits.max_body)
+
+    def take_body(self, raw: bytes) -> None:
+        """Decide on the body; from here on latencies count. Raises MalformedRequest, UnknownModel, WrongTask."""
+        self.received_at = self._desk.clock()
+        body = parse_body(raw)
+        self._raw, self._body = raw, body
+        assert self.tenant is not None
+        assert body.model is not None
+        if not self.tenant.may_use(body.model):
+            raise unknown_model(body.model)
+        task = self._desk.router.model(body.model).card.task
+        if task not in (self.route.task, "unknown"):
+            does = "embeds text; use /v1/embeddings" if task == "embed" else "generates text; use /v1/chat/completions"
+            raise WrongTask(f"The model {body.model!r} {does}.", param="model")
+        self.model = body.model
+
+    def lease(self) -> ReplicaRow:
+        """The replica to try next. Raises NoReadyReplica or EngineUnreachable."""
+        self._give_back()
+        self._lease = self._desk.router.lease(self.model, avoid=self._avoided)
+        self._wait(Stage.FIRST_BYTE, self._desk.policy.limits.first_byte_timeout_seconds)
+        return self._lease.replica
+
+    def unreachable(self, error: EngineUnreachable) -> None:
+        """The replica last leased accepts no connection; `lease` will give another."""
+        assert self._lease is not None
+        replica = self._lease.replica
+        self._avoided |= {replica.replica}
+        self._desk.stats.connect_failures[replica.replica] += 1
+        self._desk.on_unreachable(replica, error.message)
+
+    def outgoing(self, replica: ReplicaRow) -> bytes:
+        """The body for this replica. The client's own bytes are let go when it has been sent (`dispatched`)."""
+        return outgoing_body(self._raw, self._body, engine_model=replica.engine_model)
+
+    # ---- while an engine answers
+
+    def dispatched(self, sent_at: float) -> None:
+        """The engine took the request, sent to it at `sent_at`."""
+        assert self._lease is not None
+        replica, tenant = self._lease.replica, self.tenant
+        self._raw = b""
+        self._series = self._desk.book.series(replica.slice.id, tenant.name if tenant else UNKNOWN, sent_at)
+        self._series.queue_seconds.add(sent_at - self.received_at, sent_at)
+        self._desk.on_served(replica.replica)
+
+    def stream_meter(self) -> StreamMeter:
+        """Begin a stream; the meter records into this exchange's series."""
+        assert self._series is not None
+        gap = self._series.itl_seconds.add if self._body.single_choice else None
+        self.streaming = True
+        self.meter = StreamMeter(keep_usage=self._body.wants_usage, first=self._first_content, gap=gap)
+        return self.meter
+
+    def _first_content(self, now: float) -> None:
+        assert self._series is not None
+        self._series.ttft_seconds.add(now - self.received_at, now)
+
+    def begun(self, status: int) -> None:
+        """The status line is out."""
+        self.answering = True
+        self.status = status
+        self._wait(Stage.STREAM, self._desk.policy.limits.idle_timeout_seconds)
+
+    @property
+    def idle_timeout_seconds(self) -> float:
+        """How far to push `deadline` whenever something moves."""
+        return self._desk.policy.limits.idle_timeout_seconds
+
+    def finished(self) -> None:
+        """The client has the whole answer."""
+        self.complete = True
+        if self._series is not None and self.status < 400:
+            now = self._desk.clock()
+            self._series.e2e_seconds.add(now - self.received_at, now)
+
+    # ---- ends that nobody planned
+
+    def failed(self, error: GatewayError) -> None:
+        """The client is told of `error`."""
+        self.status, _ = status_and_type(error)
+        self._desk.stats.errors[error.code] += 1
+
+    def client_left(self) -> None:
+        """The client closed its connection; whatever waits is woken up, unless the answer is complete anyway."""
+        if not self.complete:
+            self.interrupt(ClientLeft())
+
+    def left(self) -> None:
+        """Count a client that did not wait."""
+        self.status = CLIENT_LEFT
+        self._desk.stats.disconnects[self.model] += 1
+
+    def interrupt(self, reason: GatewayError | ClientLeft) -> None:
+        """Cancel the task that serves this exchange; `interruption` tells it why. The first reason stands."""
+        if self._interruption is None and self._task is not None:
+            self._interruption = reason
+            self._task.cancel()
+
+    def interruption(self) -> GatewayError | ClientLeft | None:
+        """Why the task was cancelled, taking the cancellation back; None if somebody else cancelled it."""
+        if self._interruption is not None and self._task is not None:
+            self._task.uncancel()
+        return self._interruption
+
+    def timeout_error(self) -> GatewayError:
+        """What is to be said when the deadline passes."""
+        limits = self._desk.policy.limits
+        if self._stage is Stage.BODY:
+            return RequestTimeout(f"The request body did not arrive within {limits.body_timeout_seconds:g} s.")
+        if self._stage is Stage.FIRST_BYTE:
+            return EngineTimeout(f"The engine sent nothing for {limits.first_byte_timeout_seconds:g} s.")
+        return EngineTimeout(f"The stream stood still for {limits.idle_timeout_seconds:g} s.")
+
+    def _wait(self, stage: Stage, seconds: float) -> None:
+        self._stage = stage
+        self.deadline = self._desk.clock() + seconds
+
+    # ---- the account
+
+    @property
+    def replica(self) -> ReplicaRow | None:
+        """The replica last leased."""
+        return self._lease.replica if self._lease else None
+
+    def __enter__(self) -> Self:
+        self._task = asyncio.current_task()
+        self._desk.active.add(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._desk.active.discard(self)
+        self._task = None
+        tenant = self.tenant.name if self.tenant else UNKNOWN
+        model, stats = self.model, self._desk.stats
+        stats.requests[model, tenant, self.status] += 1
+        if self.meter is not None:
+            stats.stream_events[model] += self.meter.events
+            self.usage = self.meter.usage
+        if self.usage is not None:
+            stats.tokens[model, tenant, "prompt"] += self.usage.prompt_tokens
+            stats.tokens[model, tenant, "completion"] += self.usage.completion_tokens or 0
+        elif self._series is not None and self.status < 400:
+            stats.without_usage[model] += 1
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._lease is not None:
+            self._lease.close()

@@ -1,0 +1,88 @@
+"""The ASGI application: what comes in is sent to the relay or to the cold routes, and every answer gets a request id.
+
+Hot paths are looked up in a dictionary before any framework sees the request; FastAPI's routing and middleware cost more than
+the whole relay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from gateway.error_map import error_answer
+from gateway.errors import MethodNotAllowed
+from gateway.relay import Receive, Scope, Send
+from gateway.request import header, request_id
+
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Lifecycle(Protocol):
+    """What runs beside the requests."""
+
+    async def start(self) -> None:
+        """Before the first request."""
+        ...
+
+    async def stop(self) -> None:
+        """After the last one."""
+        ...
+
+
+class Ingress:
+    """See the module. `hot` maps a path to the application that serves its POST."""
+
+    def __init__(self, *, hot: Mapping[str, AsgiApp], cold: AsgiApp, lifecycle: Lifecycle) -> None:
+        self._hot = hot
+        self._cold = cold
+        self._lifecycle = lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI 3."""
+        if scope["type"] == "http":
+            hot = self._hot.get(scope["path"])
+            if hot is None:
+                await self._serve_cold(scope, receive, send)
+            elif scope["method"] == "POST":
+                await hot(scope, receive, send)
+            else:
+                await _refuse_method(scope, send)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _serve_cold(self, scope: Scope, receive: Receive, send: Send) -> None:
+        own_id = request_id(header(scope["headers"], b"x-request-id"))
+
+        async def send_with_id(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", own_id)]
+            await send(message)
+
+        await self._cold(scope, receive, send_with_id)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self._lifecycle.start()
+        except BaseException as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._lifecycle.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _refuse_method(scope: Scope, send: Send) -> None:
+    answer = error_answer(MethodNotAllowed(f"{scope['path']} takes POST, not {scope['method']}.", allowed=("POST",)))
+    own_id = request_id(header(scope["headers"], b"x-request-id"))
+    await send(
+        {
+            "type": "http.response.start",
+            "status": answer.status,
+            "headers": [*answer.headers, (b"x-request-id", own_id)],
+        }
+    )
+    await send({"type": "http.response.body", "body": answer.body, "more_body": False})

@@ -1,0 +1,146 @@
+"""The routes that are not in a hurry, with FastAPI: models, health, metrics, slices, documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from gateway.error_map import error_answer, unexpected
+from gateway.errors import GatewayError, MethodNotAllowed, RequestError, UnknownPath
+from gateway.ingress.openapi import describe_hot_routes
+from gateway.router import unknown_model
+from gateway.routes import ModelRoute, Routes
+from gateway.tenants import Tenant
+
+
+class Backstage(Protocol):
+    """What the cold routes show."""
+
+    def routes(self) -> Routes:
+        """The routes at this moment."""
+        ...
+
+    def authenticate(self, authorization: bytes | None) -> Tenant:
+        """The tenant behind an Authorization header. Raises MissingKey, InvalidKey."""
+        ...
+
+    def readiness(self) -> tuple[bool, dict[str, Any]]:
+        """Whether requests can be served, and why not."""
+        ...
+
+    async def slices(self) -> list[dict[str, Any]]:
+        """The list of `/slices`."""
+        ...
+
+    def metrics(self) -> tuple[bytes, str]:
+        """Text and content type of `/metrics`."""
+        ...
+
+
+def cold_app(backstage: Backstage, *, version: str) -> FastAPI:
+    """The application for every path that is not relayed."""
+    app = FastAPI(
+        title="sliceway", version=version, description="OpenAI-compatible inference on GPU slices.", redoc_url=None
+    )
+    _handle_errors(app)
+    _add_models(app, backstage)
+    _add_operations(app, backstage)
+    describe_hot_routes(app)
+    return app
+
+
+def _add_models(app: FastAPI, backstage: Backstage) -> None:
+    def tenant(request: Request) -> Tenant:
+        given = request.headers.get("authorization")
+        return backstage.authenticate(given.encode("latin-1") if given else None)
+
+    who: Any = Depends(tenant)  # as a default, because annotations are looked up in the module
+
+    @app.get("/v1/models", tags=["models"], summary="The models this key may use")
+    async def list_models(tenant: Tenant = who) -> dict[str, Any]:
+        models = backstage.routes().models
+        return {"object": "list", "data": [_card(models[name]) for name in sorted(models) if tenant.may_use(name)]}
+
+    @app.get("/v1/models/{model:path}", tags=["models"], summary="One model; its name may be URL-quoted")
+    async def get_model(model: str, tenant: Tenant = who) -> dict[str, Any]:
+        known = backstage.routes().models.get(model)
+        if known is None or not tenant.may_use(model):
+            raise unknown_model(model)
+        return _card(known)
+
+
+def _card(model: ModelRoute) -> dict[str, Any]:
+    """OpenAI's fields, and vLLM's `root`, `parent` and `max_model_len`, which its clients read."""
+    card = model.card
+    return {
+        "id": card.name,
+        "object": "model",
+        "created": card.created,
+        "owned_by": "sliceway",
+        "root": card.name,
+        "parent": None,
+        "max_model_len": card.max_model_len,
+    }
+
+
+def _add_operations(app: FastAPI, backstage: Backstage) -> None:
+    @app.get("/healthz", tags=["operations"], summary="The process lives")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get(
+        "/readyz",
+        tags=["operations"],
+        summary="Requests can be served",
+        responses={503: {"description": "Not yet, or stopping"}},
+    )
+    async def readyz() -> JSONResponse:
+        ready, why = backstage.readiness()
+        return JSONResponse(why, status_code=200 if ready else 503)
+
+    @app.get("/metrics", tags=["operations"], summary="Prometheus metrics", response_class=Response)
+    async def metrics() -> Response:
+        text, content_type = backstage.metrics()
+        return Response(text, media_type=content_type)
+
+    @app.get("/slices", tags=["operations"], summary="State and p50/p99 of every slice, and of each tenant on it")
+    async def slices() -> Response:
+        return Response(msgspec.json.encode(await backstage.slices()), media_type="application/json")
+
+
+def _handle_errors(app: FastAPI) -> None:
+    async def gateway_error(_: Request, error: Exception) -> Response:
+        return _answer(error if isinstance(error, GatewayError) else unexpected(error))
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path = request.url.path
+        if error.status_code == 405:
+            allowed = tuple((error.headers or {}).get("allow", (error.headers or {}).get("Allow", "GET")).split(", "))
+            return _answer(
+                MethodNotAllowed(f"{path} takes {', '.join(allowed)}, not {request.method}.", allowed=allowed)
+            )
+        if error.status_code == 404:
+            return _answer(
+                UnknownPath(f"There is no {request.method} {path[:200]} here.", remedy="GET /docs lists what there is.")
+            )
+        return _answer(RequestError(str(error.detail)))
+
+    handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+        GatewayError: gateway_error,
+        HTTPException: http_error,
+        Exception: gateway_error,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+def _answer(error: GatewayError) -> Response:
+    answer = error_answer(error)
+    headers = {name.decode(): value.decode("latin-1") for name, value in answer.headers if name != b"content-length"}
+    return Response(answer.body, status_code=answer.status, headers=headers)

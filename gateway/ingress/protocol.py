@@ -1,0 +1,136 @@
+"""uvicorn's HTTP protocol with the bounds that it lacks: the size of a request's head, and the time it may take.
+
+llhttp bounds neither, so that one client could feed headers for ever, or open a thousand connections and say nothing.
+What is refused here has no ASGI scope yet, so the answers are written to the transport.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from gateway.error_map import error_answer
+from gateway.errors import GatewayError, HeadTooLarge, MalformedRequest, RequestTimeout
+from gateway.request import request_id
+
+# How much of a refused body is read and thrown away, so that the client gets to see the refusal; then the connection is closed.
+LINGER_BYTES = 64 * 2**20
+LINGER_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLimits:
+    """Of one request line with its headers."""
+
+    max_bytes: int
+    timeout_seconds: float
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """One client connection. `limits` is set on the subclass that `bounded_by` makes; `expire` is to be called now and then."""
+
+    limits: HeadLimits
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_since: float | None = None  # None while no head is awaited
+        self._head_bytes = 0
+        self._body_open = False
+        self._lingering_since: float | None = None
+        self._lingered_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The first head is awaited from here, later ones from their first byte."""
+        super().connection_made(transport)
+        self._head_since = self.loop.time()
+
+    def data_received(self, data: bytes) -> None:
+        """Count what an unfinished head adds up to. The read in which a later head begins may hold a body's end, and is not counted."""
+        in_head = self._head_since is not None
+        super().data_received(data)
+        if in_head and self._head_since is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > self.limits.max_bytes:
+                self.refuse(self._too_large())
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        super().on_message_begin()
+        if self._head_since is None:
+            self._head_since = self.loop.time()
+
+    def on_headers_complete(self) -> None:
+        """The head is whole; it may still be too large."""
+        self._head_since = None
+        self._head_bytes = 0
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self.limits.max_bytes:
+            self.refuse(self._too_large())
+            raise ValueError(
+                "head too large"
+            )  # the parser's way to stop; ends in send_400_response, which finds the connection closed
+        self._body_open = True
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Throw away what is left of a refused body, up to a bound."""
+        if self.cycle.response_complete:
+            self._lingered_bytes += len(body)
+            if self._lingered_bytes > LINGER_BYTES:
+                self.transport.close()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The body is whole. If it was answered before, the connection is idle from here on."""
+        super().on_message_complete()
+        self._body_open = False
+        self._lingering_since = None
+        self._lingered_bytes = 0
+        if self.cycle.response_complete and self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def expire(self, now: float) -> None:
+        """Close the connection if a head, or the rest of a refused body, has been awaited for too long. `now` is the loop's time."""
+        if self._head_since is not None and now - self._head_since > self.limits.timeout_seconds:
+            if self._head_bytes:
+                self.refuse(
+                    RequestTimeout(f"The request's headers did not arrive within {self.limits.timeout_seconds:g} s.")
+                )
+            else:
+                self.transport.close()  # nothing was asked, so nothing is answered
+        if self._body_open and self.cycle.response_complete:
+            self._lingering_since = self._lingering_since or now
+            if now - self._lingering_since > LINGER_SECONDS:
+                self.transport.close()
+
+    def _too_large(self) -> HeadTooLarge:
+        return HeadTooLarge(
+            f"The request's headers are larger than the limit of {self.limits.max_bytes} bytes (gateway.max_header)."
+        )
+
+    def send_400_response(self, msg: str) -> None:
+        """What is not HTTP gets the error shape as well."""
+        self.refuse(MalformedRequest(msg))
+
+    def refuse(self, error: GatewayError) -> None:
+        """Answer without an application and close, unless an answer is already under way."""
+        self._head_since = None
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            answer = error_answer(error)
+            lines = [STATUS_LINE[answer.status]]
+            for name, value in (*answer.headers, (b"x-request-id", request_id(None))):
+                if name != b"connection":
+                    lines += [name, b": ", value, b"\r\n"]
+            self.transport.write(b"".join([*lines, b"connection: close\r\n\r\n", answer.body]))
+        self.transport.close()
+
+
+def bounded_by(limits: HeadLimits) -> type[BoundedHttpProtocol]:
+    """The protocol class with its limits, as uvicorn takes it."""
+    return type("GatewayHttpProtocol", (BoundedHttpProtocol,), {"limits": limits})

@@ -1,0 +1,105 @@
+"""uvicorn as this gateway runs it: its sockets, its signals, and an end that lets streams finish.
+
+SIGTERM or SIGINT begins a drain: `/readyz` says 503, new requests are refused with Retry-After, and the process ends when the
+last one is answered or the drain timeout is over. A second one ends it at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from types import FrameType
+from typing import Protocol
+
+import uvicorn
+
+from gateway.errors import AddressInUse
+from gateway.ingress.protocol import BoundedHttpProtocol
+
+BACKLOG = 4096
+
+
+class Drainable(Protocol):
+    """What the server asks before it ends."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether a stop was asked for."""
+        ...
+
+    def begin_drain(self) -> None:
+        """A stop was asked for."""
+        ...
+
+    def drained(self) -> bool:
+        """Whether the process may end."""
+        ...
+
+
+class DrainingServer(uvicorn.Server):
+    """See the module."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Drainable) -> None:
+        super().__init__(config)
+        self._gateway = gateway
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second one ends."""
+        if self._gateway.draining:
+            self.should_exit = self.force_exit = True
+        self._gateway.begin_drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: close connections whose head does not come, and see whether a drain is over."""
+        if counter % 5 == 0:
+            now = next(iter(self.servers)).get_loop().time()
+            for connection in [c for c in self.server_state.connections if isinstance(c, BoundedHttpProtocol)]:
+                connection.expire(now)
+        if self._gateway.drained():
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def listening_socket(listen: str) -> socket.socket:
+    """A bound TCP socket for `host:port` (`[::1]:8080` for IPv6; port 0 takes a free one). Not shared: no SO_REUSEPORT.
+
+    Raises AddressInUse, also where the address is not this machine's or the port is privileged.
+    """
+    host, _, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise AddressInUse(
+            f"cannot listen on {listen}: {error}",
+            where="gateway.listen",
+            remedy="Write an address of this machine, like 127.0.0.1:8080.",
+        ) from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise AddressInUse(
+            f"cannot listen on {listen}: {_why(error)}", where="gateway.listen", remedy=_remedy(error, port)
+        ) from error
+    sock.setblocking(False)
+    return sock
+
+
+def _why(error: OSError) -> str:
+    return (
+        "another process listens there" if error.errno == errno.EADDRINUSE else (error.strerror or str(error)).lower()
+    )
+
+
+def _remedy(error: OSError, port: str) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"See which one with `ss -ltnp 'sport = :{port}'` and stop it, or set gateway.listen to another port."
+    if error.errno == errno.EACCES:
+        return "Ports below 1024 need privileges; set gateway.listen to a port above."
+    return "Write an address of this machine, like 127.0.0.1:8080."

@@ -1,0 +1,151 @@
+"""Prometheus' view of the gateway. The only module that knows `prometheus_client`.
+
+Nothing is updated while requests run: a scrape reads the counters and digests that are kept anyway. Latency buckets come from the
+same samples as the quantiles of `/slices`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Counts
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from gateway.digests import BUCKETS_SECONDS, METRICS, LatencyBook
+from gateway.exchange import Clock
+from gateway.router import InFlight
+from gateway.routes import Routes
+from gateway.stats import Stats
+
+_HELP = {
+    "ttft_seconds": "From the whole request to the first content of its stream.",
+    "itl_seconds": "Between two arrivals of content in a stream.",
+    "e2e_seconds": "From the whole request to the last byte of a good answer.",
+    "queue_seconds": "From the whole request to its dispatch to an engine.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Whether the files that the gateway follows can be read: name -> good."""
+
+    readable: Mapping[str, bool]
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # a registry keeps collectors in a dictionary
+class GatewayCollector:
+    """Reads everything when it is scraped."""
+
+    stats: Stats
+    book: LatencyBook
+    in_flight: InFlight
+    routes: Callable[[], Routes]
+    files: Callable[[], Files]
+    clock: Clock
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric family."""
+        stats = self.stats
+        yield _counter(
+            "requests",
+            "Requests by their outcome; 499 is a client that left.",
+            ("model", "tenant", "status"),
+            stats.requests,
+        )
+        yield _counter("errors", "Errors told to clients.", ("code",), stats.errors)
+        yield _counter("tokens", "Tokens as the engines counted them.", ("model", "tenant", "kind"), stats.tokens)
+        yield _counter("stream_events", "Relayed events with content.", ("model",), stats.stream_events)
+        yield _counter(
+            "client_disconnects", "Clients that left before their answer was complete.", ("model",), stats.disconnects
+        )
+        yield _counter(
+            "engine_connect_failures",
+            "Connections that an engine did not accept.",
+            ("replica",),
+            stats.connect_failures,
+        )
+        yield _counter(
+            "answers_without_usage", "Good answers in which the engine told no usage.", ("model",), stats.without_usage
+        )
+        yield _counter("config_reloads", "Configurations read again, by result.", ("result",), stats.config_reloads)
+        yield from self._latencies()
+        yield from self._state()
+
+    def _latencies(self) -> Iterator[Metric]:
+        now = self.clock()
+        for metric in METRICS:
+            family = HistogramMetricFamily(f"sliceway_{metric}", _HELP[metric], labels=("slice", "tenant"))
+            for slice_id, tenant, series in self.book.items():
+                digest = series.digest(metric)
+                digest.advance(now)
+                family.add_metric(
+                    (slice_id, tenant), buckets=_cumulative(digest.bucket_counts), sum_value=digest.sum_seconds
+                )
+            yield family
+
+    def _state(self) -> Iterator[Metric]:
+        routes = self.routes()
+        in_flight = GaugeMetricFamily(
+            "sliceway_in_flight_requests",
+            "Requests a replica has from this gateway.",
+            labels=("replica", "model", "slice"),
+        )
+        states: Counts[tuple[str, str]] = Counts()
+        for replica in routes.replicas():
+            in_flight.add_metric(
+                (replica.replica, replica.model, replica.slice.id), self.in_flight.count(replica.replica)
+            )
+            states[replica.model, replica.state.value] += 1
+        yield in_flight
+        by_state = GaugeMetricFamily("sliceway_replicas", "Replicas by state.", labels=("model", "state"))
+        for labels, count in states.items():
+            by_state.add_metric(labels, count)
+        yield by_state
+        yield GaugeMetricFamily(
+            "sliceway_routing_table_generation",
+            "Of the table in use; -1 before the first.",
+            value=-1 if routes.generation is None else routes.generation,
+        )
+        files = GaugeMetricFamily(
+            "sliceway_file_readable",
+            "1 while a followed file can be read; 0 means that its last good content is in use.",
+            labels=("file",),
+        )
+        for name, good in self.files().readable.items():
+            files.add_metric((name,), float(good))
+        yield files
+
+
+class MetricsPage:
+    """The text of `/metrics`."""
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self, collector: GatewayCollector) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(collector)
+        ProcessCollector(registry=self._registry)
+
+    def render(self) -> bytes:
+        """All metrics at this moment."""
+        return generate_latest(self._registry)
+
+
+def _counter(name: str, text: str, labels: tuple[str, ...], counts: Mapping[Any, int]) -> Metric:
+    family = CounterMetricFamily(f"sliceway_{name}", text, labels=labels)
+    for key, count in counts.items():
+        values: Iterable[object] = key if isinstance(key, tuple) else (key,)
+        family.add_metric([str(value) for value in values], count)
+    return family
+
+
+def _cumulative(counts: list[int]) -> list[tuple[str, float]]:
+    """Prometheus' buckets: each with everything up to its bound."""
+    buckets, total = [], 0
+    for bound, count in zip((*map(str, BUCKETS_SECONDS), "+Inf"), counts, strict=True):
+        total += count
+        buckets.append((bound, float(total)))
+    return buckets

@@ -1,0 +1,283 @@
+"""The byte pump between a client and an engine, as a plain ASGI callable.
+
+It knows no framework. What a request is allowed and how it is measured is `gateway.exchange`; what a stream says is
+`gateway.sse`; how an engine is reached is `gateway.upstream`. What is left here is the order of reads and writes:
+
+1. the head decides, then the body is read, bounded in size and time;
+2. an engine is chosen and asked, the next one if it accepts no connection;
+3. the first bytes of its answer are awaited before the client gets a status line, so that early failures keep their status;
+4. bytes are passed on as they come. `await send` is the back-pressure: while the client does not read, nothing is read from the engine;
+5. a client that leaves closes the engine's connection at once; an engine that dies ends the stream with an error event and `[DONE]`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from gateway.error_map import ERROR_BODY_BYTES, Headers, engine_refusal, error_answer, error_event, unexpected
+from gateway.errors import EngineDied, EngineUnreachable, GatewayError
+from gateway.exchange import ClientLeft, Exchange, Exchanges
+from gateway.request import PASSED_ON, ROUTES, header, request_id, too_large
+from gateway.sse import DONE, USAGE_TAIL_BYTES, StreamMeter, usage_of_body
+from gateway.upstream import EngineResponse, Engines
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+log = logging.getLogger("sliceway.relay")
+
+WHOLE_ANSWER_BYTES = (
+    4 * 2**20
+)  # answers up to here are held until they are complete, so that a death in the middle is a 502
+LAST_WORDS_SECONDS = 5.0  # for an error event to a client that may not be reading
+AFTER_DONE_SECONDS = 5.0  # for an engine to end its answer after [DONE], so that its connection can be used again
+
+# RFC 9110, 7.6.1, and what the gateway says itself.
+_NOT_PASSED_BACK = frozenset(
+    (
+        *(
+            b"connection",
+            b"keep-alive",
+            b"proxy-authenticate",
+            b"proxy-authorization",
+            b"te",
+            b"trailer",
+            b"transfer-encoding",
+            b"upgrade",
+        ),
+        *(b"content-length", b"date", b"server", b"set-cookie", b"x-request-id"),
+    )
+)
+
+
+class AsgiRelay:
+    """Serves the routes of `gateway.request.ROUTES`."""
+
+    def __init__(self, exchanges: Exchanges, engines: Engines) -> None:
+        self._exchanges = exchanges
+        self._engines = engines
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one POST to one of the routes."""
+        headers: Headers = scope["headers"]
+        with self._exchanges.open(ROUTES[scope["path"]], request_id(header(headers, b"x-request-id"))) as exchange:
+            try:
+                await self._serve(exchange, headers, receive, send)
+            except ClientLeft:
+                exchange.left()
+            except asyncio.CancelledError:
+                await _interrupted(exchange, send)
+            except GatewayError as error:
+                await _tell(exchange, error, send)
+            except Exception as error:
+                log.exception("request %s failed", exchange.request_id.decode())
+                await _tell(exchange, unexpected(error), send)
+
+    async def _serve(self, exchange: Exchange, headers: Headers, receive: Receive, send: Send) -> None:
+        exchange.admit(headers)
+        exchange.take_body(await _read_body(receive, self._exchanges.policy.limits.max_body))
+        watch = asyncio.create_task(_watch(exchange, receive))
+        try:
+            response = await self._ask(exchange, headers)
+            try:
+                await _pass_on(exchange, response, send, self._exchanges.clock)
+            finally:
+                response.close()
+        finally:
+            watch.cancel()
+
+    async def _ask(self, exchange: Exchange, headers: Headers) -> EngineResponse:
+        """Send the request to one replica after another until one accepts the connection."""
+        passed_on = {"content-type": "application/json", "x-request-id": exchange.request_id.decode()}
+        for name, value in headers:
+            if name in PASSED_ON:
+                passed_on[name.decode()] = value.decode("latin-1")
+        while True:
+            replica = exchange.lease()
+            sent_at = self._exchanges.clock()
+            try:
+                response = await self._engines.post(replica, exchange.route.path, passed_on, exchange.outgoing(replica))
+            except EngineUnreachable as error:
+                exchange.unreachable(error)
+                continue
+            exchange.dispatched(sent_at)
+            return response
+
+
+async def _read_body(receive: Receive, limit: int) -> bytes:
+    """The whole body. Raises BodyTooLarge as soon as it is longer than `limit`, whatever its head said; ClientLeft."""
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        part: bytes = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise too_large(limit)
+        parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _watch(exchange: Exchange, receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    exchange.client_left()
+
+
+async def _pass_on(exchange: Exchange, response: EngineResponse, send: Send, clock: Callable[[], float]) -> None:
+    if response.status >= 400:
+        raise engine_refusal(response.status, await _read_at_most(response, ERROR_BODY_BYTES))
+    if (header(response.headers, b"content-type") or b"").startswith(b"text/event-stream"):
+        await _stream(exchange, response, send, clock)
+    else:
+        await _whole(exchange, response, send)
+
+
+async def _stream(exchange: Exchange, response: EngineResponse, send: Send, clock: Callable[[], float]) -> None:
+    meter = exchange.stream_meter()
+    passed = await _first_events(meter, response, clock)
+    await _begin_stream(exchange, response, send)
+    try:
+        await _pump(exchange, meter, response, passed, send, clock)
+    except EngineDied:
+        if not meter.ended:
+            raise
+    if not meter.done:
+        await _close_stream(exchange, meter, send)
+        return
+    exchange.deadline = clock() + AFTER_DONE_SECONDS
+    while await response.read_some():
+        pass
+
+
+async def _first_events(meter: StreamMeter, response: EngineResponse, clock: Callable[[], float]) -> bytes:
+    """What the client gets first. An error event before it is still an error status: raises EngineRefused, EngineDied."""
+    passed = b""
+    while not passed:
+        if not (data := await response.read_some()):
+            raise EngineDied("The engine ended its answer before it began.")
+        passed = meter.feed(data, clock())
+        if meter.error is not None:
+            raise meter.error
+    return passed
+
+
+async def _pump(
+    exchange: Exchange,
+    meter: StreamMeter,
+    response: EngineResponse,
+    passed: bytes,
+    send: Send,
+    clock: Callable[[], float],
+) -> None:
+    """Pass events on until `[DONE]` or the end of the engine's answer."""
+    idle_seconds = exchange.idle_timeout_seconds
+    while True:
+        if meter.done:
+            exchange.finished()
+            await send({"type": "http.response.body", "body": passed, "more_body": False})
+            return
+        if passed:
+            await send({"type": "http.response.body", "body": passed, "more_body": True})
+        if not (data := await response.read_some()):
+            return
+        now = clock()
+        exchange.deadline = now + idle_seconds
+        passed = meter.feed(data, now)
+
+
+async def _begin_stream(exchange: Exchange, response: EngineResponse, send: Send) -> None:
+    extra = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+    await send(
+        {"type": "http.response.start", "status": response.status, "headers": _passed_back(exchange, response) + extra}
+    )
+    exchange.begun(response.status)
+
+
+async def _close_stream(exchange: Exchange, meter: StreamMeter, send: Send) -> None:
+    """The engine's answer is over without `[DONE]`: if it was complete, only that word is missing. Raises EngineDied if it was not."""
+    if not meter.ended:
+        raise EngineDied("The engine stopped before it finished this answer.")
+    exchange.finished()
+    await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+
+async def _whole(exchange: Exchange, response: EngineResponse, send: Send) -> None:
+    """An answer in one piece; one that is too large to hold is passed on as it comes."""
+    held = bytearray()
+    while part := await response.read_some():
+        held += part
+        if len(held) > WHOLE_ANSWER_BYTES:
+            await _large(exchange, response, held, send)
+            return
+    exchange.usage = usage_of_body(bytes(held[-USAGE_TAIL_BYTES:]))
+    headers = _passed_back(exchange, response)
+    headers.append((b"content-length", b"%d" % len(held)))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    exchange.begun(response.status)
+    exchange.finished()
+    await send({"type": "http.response.body", "body": bytes(held), "more_body": False})
+
+
+async def _large(exchange: Exchange, response: EngineResponse, held: bytearray, send: Send) -> None:
+    await send({"type": "http.response.start", "status": response.status, "headers": _passed_back(exchange, response)})
+    exchange.begun(response.status)
+    part = tail = bytes(held)
+    while part:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+        part = await response.read_some()
+        exchange.begun(response.status)
+        tail = (tail + part)[-USAGE_TAIL_BYTES:]
+    exchange.usage = usage_of_body(tail)
+    exchange.finished()
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _passed_back(exchange: Exchange, response: EngineResponse) -> Headers:
+    headers = [(name, value) for name, value in response.headers if name not in _NOT_PASSED_BACK]
+    headers.append((b"x-request-id", exchange.request_id))
+    if exchange.replica is not None:
+        headers.append((b"x-sliceway-replica", exchange.replica.replica.encode()))
+    return headers
+
+
+async def _read_at_most(response: EngineResponse, limit: int) -> bytes:
+    held = b""
+    while len(held) < limit and (part := await response.read_some()):
+        held += part
+    return held[:limit]
+
+
+async def _interrupted(exchange: Exchange, send: Send) -> None:
+    reason = exchange.interruption()
+    if reason is None:
+        raise asyncio.CancelledError
+    if isinstance(reason, ClientLeft):
+        exchange.left()
+    else:
+        await _tell(exchange, reason, send)
+
+
+async def _tell(exchange: Exchange, error: GatewayError, send: Send) -> None:
+    """Answer with `error`, or end with it what has begun. An answer in one piece that has begun is cut off, which is its error."""
+    if exchange.complete:
+        return
+    exchange.failed(error)
+    try:
+        async with asyncio.timeout(LAST_WORDS_SECONDS):
+            if exchange.answering and exchange.streaming:
+                await send({"type": "http.response.body", "body": error_event(error) + DONE, "more_body": False})
+            elif not exchange.answering:
+                answer = error_answer(error)
+                headers = [*answer.headers, (b"x-request-id", exchange.request_id)]
+                await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+                await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+    except TimeoutError:
+        log.info("request %s: the client does not read, its connection is closed", exchange.request_id.decode())

@@ -1,0 +1,317 @@
+"""The gateway as a whole: it follows its files, keeps an eye on engines, reloads, drains; requests pass it by.
+
+Everything here happens beside the requests, a few times a second. What it finds out becomes immutable values (`Routes`,
+`Policy`, `Keyring`) that requests read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gateway.config import Config, load_config
+from gateway.digests import LatencyBook
+from gateway.errors import Draining, EngineError
+from gateway.exchange import Clock, Exchanges, Policy
+from gateway.health import HealthBook
+from gateway.keys import Keyring, WallClock
+from gateway.metrics import Files, MetricsPage
+from gateway.router import InFlight
+from gateway.routes import EXTERNAL, Routes, build_routes, external_replicas
+from gateway.slices_view import SlicesView
+from gateway.stats import Stats
+from gateway.table_watch import POLL_SECONDS, Watched
+from gateway.tenants import Directory, Tenant
+from gateway.upstream import Engines
+from model_registry.errors import ConfigError
+from placement.table import ReplicaRow, ReplicaState, RoutingTable
+
+log = logging.getLogger("sliceway.gateway")
+
+PROBE_SECONDS = 1.0  # a replica that does not answer is asked this often
+STEADY_PROBE_SECONDS = 5.0  # an external one that answers, this often
+PROBE_TIMEOUT_SECONDS = 2.0
+HOUSEKEEPING_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Parts:
+    """What `gateway.wiring` makes and hands in."""
+
+    table: Watched[RoutingTable | None]
+    keyring: Watched[Keyring]
+    in_flight: InFlight
+    book: LatencyBook
+    stats: Stats
+    health: HealthBook
+    engines: Engines
+    clock: Clock
+    wall: WallClock
+
+
+class Gateway:
+    """The running gateway. `exchanges` and `metrics_page` are set once by the wiring, before `start`."""
+
+    exchanges: Exchanges
+    metrics_page: MetricsPage
+
+    def __init__(self, config: Config, parts: Parts, *, config_path: Path | None) -> None:
+        self._config = config
+        self._config_path = config_path
+        self._parts = parts
+        self._routes = Routes()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._next_probe: dict[str, float] = {}
+        self._slices = SlicesView(self.routes, parts.book, parts.clock)
+        self._drained_by: float | None = None
+        self._told: set[str] = set()
+        parts.table.poll()
+        self._rebuild()
+
+    # ---- what requests and cold routes read
+
+    def routes(self) -> Routes:
+        """The routes at this moment."""
+        return self._routes
+
+    def authenticate(self, authorization: bytes | None) -> Tenant:
+        """The tenant behind an Authorization header. Raises MissingKey, InvalidKey."""
+        return self.exchanges.policy.directory.authenticate(
+            authorization, self._parts.keyring.value, self._parts.wall()
+        )
+
+    async def slices(self) -> list[dict[str, Any]]:
+        """The list of `/slices`."""
+        return await self._slices.rows()
+
+    def metrics(self) -> tuple[bytes, str]:
+        """Text and content type of `/metrics`."""
+        return self.metrics_page.render(), self.metrics_page.content_type
+
+    def files(self) -> Files:
+        """Which followed files can be read."""
+        needed = any(model.source for model in self._config.models)
+        return Files(
+            {
+                "routing_table": self._parts.table.problem is None or not needed,
+                "keystore": self._parts.keyring.problem is None,
+            }
+        )
+
+    def readiness(self) -> tuple[bool, dict[str, Any]]:
+        """Ready while at least one model has a replica that takes requests, and the gateway is not stopping."""
+        routes = self._routes
+        models = {
+            name: {
+                "ready": len(model.ready),
+                "replicas": [
+                    {"replica": r.replica, "slice": r.slice.id, "state": r.state.value, "reason": r.reason}
+                    for r in model.replicas
+                ],
+            }
+            for name, model in sorted(routes.models.items())
+        }
+        ready = not self.draining and any(model.ready for model in routes.models.values())
+        problems = [str(watched.problem) for watched in self._watched() if watched.problem is not None]
+        return ready, {
+            "ready": ready,
+            "draining": self.draining,
+            "generation": routes.generation,
+            "models": models,
+            "problems": problems,
+        }
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Begin to follow files and engines. Raises KeystoreError if there are keys that cannot be read."""
+        self._parts.keyring.poll()
+        if self._parts.keyring.problem is not None and self._config.gateway.authentication == "keys":
+            raise self._parts.keyring.problem
+        self._follow_files()
+        self._tasks = [asyncio.create_task(self._every(seconds, step)) for seconds, step in self._chores()]
+
+    async def stop(self) -> None:
+        """End what `start` began, and close the connections to engines."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._parts.engines.close()
+
+    def _chores(self) -> tuple[tuple[float, Callable[[], Awaitable[None]]], ...]:
+        return (POLL_SECONDS, self._look), (PROBE_SECONDS, self._probe_all), (HOUSEKEEPING_SECONDS, self._keep_house)
+
+    async def _every(self, seconds: float, step: Callable[[], Awaitable[None]]) -> None:
+        """Run `step` for ever; one that fails is logged and tried again."""
+        while True:
+            try:
+                await step()
+            except Exception:
+                log.exception("a background step failed; it is tried again")
+            await asyncio.sleep(seconds)
+
+    @property
+    def draining(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.exchanges.draining
+
+    def begin_drain(self) -> None:
+        """Take no new requests; let those there are end, up to the drain timeout."""
+        if not self.draining:
+            self.exchanges.draining = True
+            seconds = self._config.gateway.drain_timeout_seconds
+            self._drained_by = self._parts.clock() + seconds
+            log.info("stopping: %d requests may go on for up to %g s", len(self.exchanges.active), seconds)
+
+    def drained(self) -> bool:
+        """Whether a drain is over. Requests that outlive the timeout are ended with an error they can read."""
+        if self._drained_by is None:
+            return False
+        if self.exchanges.active and self._parts.clock() >= self._drained_by:
+            log.warning("stopping: ending %d requests", len(self.exchanges.active))
+            self.exchanges.interrupt_all(
+                Draining("The gateway stopped before this answer was complete.", retry_after_seconds=1.0)
+            )
+            return True
+        return not self.exchanges.active
+
+    # ---- files
+
+    def reload(self) -> None:
+        """Read the configuration again: models, tenants and limits count at once, a wrong file changes nothing."""
+        if self._config_path is None:
+            return
+        try:
+            config = load_config(self._config_path)
+        except ConfigError as error:
+            self._parts.stats.config_reloads["refused"] += 1
+            log.error(
+                "the configuration is wrong, the one before stays in use:\n%s", "\n".join(map(str, error.problems))
+            )
+            return
+        for name in (
+            "listen",
+            "max_header",
+            "header_timeout_seconds",
+            "keep_alive_seconds",
+            "connect_timeout_seconds",
+            "max_in_flight_per_replica",
+        ):
+            if getattr(config.gateway, name) != getattr(self._config.gateway, name):
+                log.warning("gateway.%s counts after a restart", name)
+        self._config = config
+        self.exchanges.policy = Policy(Directory.of(config), config.gateway)
+        self._parts.stats.config_reloads["taken"] += 1
+        self._rebuild()
+        log.info("configuration read again: %d models, %d tenants", len(config.models), len(config.tenants))
+
+    def _watched(self) -> tuple[Watched[Any], ...]:
+        keyring: tuple[Watched[Any], ...] = (
+            (self._parts.keyring,) if self._config.gateway.authentication == "keys" else ()
+        )
+        return (self._parts.table, *keyring) if any(model.source for model in self._config.models) else keyring
+
+    async def _look(self) -> None:
+        self.exchanges.expire()
+        if self._follow_files():
+            await self._parts.engines.retain(
+                {row.endpoint for row in self._routes.replicas()}
+                | {e.replica.endpoint for e in self.exchanges.active if e.replica}
+            )
+
+    def _follow_files(self) -> bool:
+        """Look at the files; True if the routes changed."""
+        self._parts.keyring.poll()
+        changed = self._parts.table.poll()
+        if changed:
+            self._rebuild()
+        for watched in self._watched():
+            self._tell_once(watched)
+        return changed
+
+    def _tell_once(self, watched: Watched[Any]) -> None:
+        """Log a problem when it comes and when it goes, not four times a second."""
+        name = watched.path.name
+        if watched.problem is not None and name not in self._told:
+            self._told.add(name)
+            log.warning("%s", watched.problem)
+        elif watched.problem is None and name in self._told:
+            self._told.discard(name)
+            log.info("%s can be read again", watched.path)
+
+    def _rebuild(self) -> None:
+        table, health = self._parts.table.value, self._parts.health
+        external = {row.replica for row in external_replicas(self._config.models)}
+        # A replica that the controller takes through a restart starts with a clean record.
+        ready = {row.replica for row in table.replicas if row.state is ReplicaState.READY} if table else set()
+        health.retain(external | ready)
+        self._routes = build_routes(table, self._config.models, health.standings())
+
+    # ---- engines
+
+    def on_unreachable(self, replica: ReplicaRow, reason: str) -> None:
+        """A request could not connect."""
+        if self._parts.health.failed(replica.replica, reason):
+            log.warning("replica %s is out until it answers again: %s", replica.replica, reason)
+            self._rebuild()
+
+    async def _probe_all(self) -> None:
+        now = self._parts.clock()
+        due = [
+            row
+            for row in self._routes.replicas()
+            if self._to_be_probed(row) and self._next_probe.get(row.replica, 0.0) <= now
+        ]
+        await asyncio.gather(*(self._probe(row) for row in due))
+        for row in due:
+            steady = self._parts.health.standing(row.replica).reachable
+            self._next_probe[row.replica] = now + (STEADY_PROBE_SECONDS if steady else 0.0)
+
+    def _to_be_probed(self, row: ReplicaRow) -> bool:
+        return row.slice.kind == EXTERNAL or self._parts.health.standing(row.replica).reachable is False
+
+    async def _probe(self, row: ReplicaRow) -> None:
+        health, external = self._parts.health, row.slice.kind == EXTERNAL
+        before = health.standing(row.replica)
+        try:
+            status, _ = await self._parts.engines.get(row, "/health", timeout_seconds=PROBE_TIMEOUT_SECONDS)
+            if status >= 500:
+                raise EngineError(f"/health answers {status}", replica=row.replica)
+            name, length = await self._identity(row) if external and not before.reachable else (None, None)
+            changed = health.answered(row.replica, engine_model=name, max_model_len=length)
+        except EngineError as error:
+            changed = health.failed(row.replica, error.message, first_contact=external)
+        if changed:
+            after = health.standing(row.replica)
+            log.info("replica %s %s", row.replica, "answers" if after.reachable else f"does not answer: {after.reason}")
+            self._rebuild()
+
+    async def _identity(self, row: ReplicaRow) -> tuple[str | None, int | None]:
+        """Under which name an external engine serves this model, and its longest context, where it says so."""
+        status, body = await self._parts.engines.get(row, "/v1/models", timeout_seconds=PROBE_TIMEOUT_SECONDS)
+        cards: list[_Card] = []
+        if status == 200:
+            with contextlib.suppress(msgspec.MsgspecError):
+                cards = msgspec.json.decode(body, type=_Cards).data
+        card = next((card for card in cards if card.id == row.model), cards[0] if cards else None)
+        return (card.id, card.max_model_len) if card else (None, None)
+
+    async def _keep_house(self) -> None:
+        slices = frozenset(row.slice.id for row in self._routes.replicas()) | {row.id for row in self._routes.idle}
+        self._parts.book.forget(slices, self._parts.clock())
+
+
+class _Card(msgspec.Struct):
+    id: str
+    max_model_len: int | None = None
+
+
+class _Cards(msgspec.Struct):
+    data: list[_Card] = []

@@ -1,0 +1,175 @@
+"""The client to the engines: HTTP/1.1 over Unix sockets or loopback TCP, with a pool of kept connections per endpoint.
+
+aiohttp, configured so that it does nothing by itself: no retries, redirects, cookies, proxies, decompression or timeouts of a
+whole request. A request is sent once, and whether it may be sent elsewhere is told by the error: EngineUnreachable means that
+nothing was sent.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import aiohttp
+from yarl import URL
+
+from gateway.error_map import Headers
+from gateway.errors import EngineDied, EngineError, EngineUnreachable
+from placement.table import ReplicaRow
+
+# Below the 5 s after which vLLM's server closes idle connections, so that a kept one is not closed under a request.
+KEEP_ALIVE_SECONDS = 3.0
+READ_BUFFER_BYTES = 64 * 2**10
+_BIG_BODY_BYTES = 2**20
+
+
+class EngineResponse(Protocol):
+    """An engine's answer whose head has arrived. One of `read_some` to the end, or `close`, must be called."""
+
+    status: int
+    headers: Headers
+
+    async def read_some(self) -> bytes:
+        """What has arrived, at least a byte; b"" at the proper end. Raises EngineDied where the connection ends before."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection at once, which makes the engine abort the request. After the end it does nothing."""
+        ...
+
+
+class Engines(Protocol):
+    """A way to talk to engines."""
+
+    async def post(self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes) -> EngineResponse:
+        """Send a request and wait for the head of the answer. Raises EngineUnreachable (nothing was sent), EngineDied, EngineError."""
+        ...
+
+    async def get(self, replica: ReplicaRow, path: str, *, timeout_seconds: float) -> tuple[int, bytes]:
+        """Status and body of a small resource. Raises EngineError."""
+        ...
+
+    async def retain(self, endpoints: Iterable[str]) -> None:
+        """Close what belongs to other endpoints, requests in flight included."""
+        ...
+
+    async def close(self) -> None:
+        """Close everything."""
+        ...
+
+
+class _AiohttpResponse:
+    __slots__ = ("_replica", "_response", "headers", "status")
+
+    def __init__(self, response: aiohttp.ClientResponse, replica: str) -> None:
+        self._response = response
+        self._replica = replica
+        self.status = response.status
+        self.headers: Headers = [(name.lower(), value) for name, value in response.raw_headers]
+
+    async def read_some(self) -> bytes:
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            raise died(self._replica) from error
+
+    def close(self) -> None:
+        self._response.close()
+
+
+class AiohttpEngines:
+    """Engines over aiohttp; one session and one pool per endpoint."""
+
+    def __init__(self, *, connect_timeout_seconds: float) -> None:
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_seconds)
+        self._sessions: dict[str, tuple[aiohttp.ClientSession, URL]] = {}
+        self._urls: dict[tuple[str, str], URL] = {}
+
+    async def post(self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes) -> EngineResponse:
+        """As Engines has it."""
+        session, _ = self._session(replica.endpoint)
+        # aiohttp copies small bytes into one write with the head, and wants large ones as a file.
+        data = body if len(body) < _BIG_BODY_BYTES else io.BytesIO(body)
+        try:
+            response = await session.post(
+                self._url(replica.endpoint, path), data=data, headers=headers, allow_redirects=False
+            )
+        except (aiohttp.ClientError, OSError) as error:
+            raise _sorted_out(error, replica.replica) from error
+        return _AiohttpResponse(response, replica.replica)
+
+    async def get(self, replica: ReplicaRow, path: str, *, timeout_seconds: float) -> tuple[int, bytes]:
+        """As Engines has it."""
+        session, _ = self._session(replica.endpoint)
+        timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        try:
+            async with session.get(
+                self._url(replica.endpoint, path), timeout=timeout, allow_redirects=False
+            ) as response:
+                return response.status, await response.content.read(2**20)
+        except TimeoutError as error:
+            raise EngineError(f"no answer within {timeout_seconds:g} s", replica=replica.replica) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise _sorted_out(error, replica.replica) from error
+
+    async def retain(self, endpoints: Iterable[str]) -> None:
+        """As Engines has it."""
+        for endpoint in self._sessions.keys() - set(endpoints):
+            session, _ = self._sessions.pop(endpoint)
+            self._urls = {key: url for key, url in self._urls.items() if key[0] != endpoint}
+            await session.close()
+
+    async def close(self) -> None:
+        """As Engines has it."""
+        for session, _ in self._sessions.values():
+            await session.close()
+        self._sessions.clear()
+
+    def _url(self, endpoint: str, path: str) -> URL:
+        url = self._urls.get((endpoint, path))
+        if url is None:
+            url = self._urls[endpoint, path] = self._session(endpoint)[1].with_path(path)
+        return url
+
+    def _session(self, endpoint: str) -> tuple[aiohttp.ClientSession, URL]:
+        if (known := self._sessions.get(endpoint)) is not None:
+            return known
+        connector: aiohttp.BaseConnector
+        if endpoint.startswith("unix:"):
+            connector, base = (
+                aiohttp.UnixConnector(endpoint[5:], limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
+                URL("http://engine"),
+            )
+        else:
+            connector, base = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS), URL(endpoint)
+        session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("user-agent", "accept", "accept-encoding", "content-type"),
+            read_bufsize=READ_BUFFER_BYTES,
+            trust_env=False,
+        )
+        self._sessions[endpoint] = session, base
+        return self._sessions[endpoint]
+
+
+def _sorted_out(error: Exception, replica: str) -> EngineError:
+    """Whether the request may have reached the engine decides what may follow."""
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        return EngineUnreachable(f"The engine accepts no connection ({_reason(error)}).", replica=replica)
+    if isinstance(error, aiohttp.ClientResponseError):
+        return EngineError("The engine's answer is not valid HTTP.", replica=replica)
+    return died(replica)
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "os_error", None)
+    return (getattr(cause, "strerror", None) or str(cause or error) or type(error).__name__).lower()
+
+
+def died(replica: str) -> EngineDied:
+    """What a client is told when an engine's connection ends early."""
+    return EngineDied("The engine stopped before it finished this answer.", replica=replica)

@@ -1,0 +1,158 @@
+"""The composition root: every object of the gateway is made here and handed down."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import resource
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import uvicorn
+import uvloop
+
+from gateway.config import Config
+from gateway.digests import LatencyBook
+from gateway.exchange import Clock, Exchanges, Policy
+from gateway.health import HealthBook
+from gateway.ingress import Ingress, cold_app
+from gateway.ingress.protocol import HeadLimits, bounded_by
+from gateway.ingress.server import BACKLOG, DrainingServer, listening_socket
+from gateway.keys import Keyring, Keystore, WallClock
+from gateway.metrics import GatewayCollector, MetricsPage
+from gateway.relay import LAST_WORDS_SECONDS, AsgiRelay
+from gateway.request import ROUTES
+from gateway.router import InFlight, Router
+from gateway.service import Gateway, Parts
+from gateway.stats import Stats
+from gateway.table_watch import Watched
+from gateway.tenants import Directory
+from gateway.upstream import AiohttpEngines, Engines
+from placement import table
+from placement.state import StatePaths
+
+log = logging.getLogger("sliceway.gateway")
+
+
+def wall_clock() -> float:
+    """Seconds since 1970, UTC."""
+    return datetime.now(UTC).timestamp()
+
+
+def create_gateway(
+    config: Config,
+    *,
+    config_path: Path | None = None,
+    clock: Clock = time.perf_counter,
+    wall: WallClock = wall_clock,
+    engines: Engines | None = None,
+) -> tuple[Gateway, Ingress]:
+    """The gateway and its ASGI application; nothing runs before the application's lifespan starts.
+
+    `config_path` is read again on `Gateway.reload`. `clock` is monotonic, in seconds.
+    """
+    state, keystore = StatePaths(config.state), Keystore(config.state)
+    parts = Parts(
+        table=Watched(state.routing_table, lambda: table.read(state.routing_table), None),
+        keyring=Watched(keystore.path, keystore.load, Keyring({}, b"")),
+        in_flight=InFlight(),
+        book=LatencyBook(),
+        stats=Stats(),
+        health=HealthBook(),
+        engines=engines or AiohttpEngines(connect_timeout_seconds=config.gateway.connect_timeout_seconds),
+        clock=clock,
+        wall=wall,
+    )
+    gateway = Gateway(config, parts, config_path=config_path)
+    gateway.exchanges = Exchanges(
+        policy=Policy(Directory.of(config), config.gateway),
+        keyring=lambda: parts.keyring.value,
+        router=Router(
+            gateway.routes, parts.in_flight, max_in_flight_per_replica=config.gateway.max_in_flight_per_replica
+        ),
+        book=parts.book,
+        stats=parts.stats,
+        clock=clock,
+        wall=wall,
+        on_unreachable=gateway.on_unreachable,
+        on_served=parts.health.served,
+    )
+    gateway.metrics_page = MetricsPage(
+        GatewayCollector(parts.stats, parts.book, parts.in_flight, gateway.routes, gateway.files, clock)
+    )
+    relay = AsgiRelay(gateway.exchanges, parts.engines)
+    app = Ingress(hot=dict.fromkeys(ROUTES, relay), cold=cold_app(gateway, version=_version()), lifecycle=gateway)
+    return gateway, app
+
+
+def create_app(config: Config, *, config_path: Path | None = None) -> Ingress:
+    """The ASGI application alone, for any ASGI server."""
+    return create_gateway(config, config_path=config_path)[1]
+
+
+def serve_gateway(config: Config, *, config_path: Path | None) -> int:
+    """Serve until SIGTERM or SIGINT, then drain; SIGHUP reads `config_path` again. The exit status.
+
+    Raises AddressInUse before anything else is done, and KeystoreError.
+    """
+    sock = listening_socket(config.gateway.listen)
+    _log_to_stderr()
+    _raise_file_limit()
+    gateway, app = create_gateway(config, config_path=config_path)
+    server = DrainingServer(server_config(config, app), gateway)
+
+    async def serve() -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload)
+        host, port = sock.getsockname()[:2]
+        log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        gc.freeze()  # what is there now stays; collections need not look at it again
+        await server.serve(sockets=[sock])
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve())
+    return 0
+
+
+def server_config(config: Config, app: Ingress) -> uvicorn.Config:
+    """uvicorn's settings for `app`."""
+    limits = HeadLimits(config.gateway.max_header, config.gateway.header_timeout_seconds)
+    return uvicorn.Config(
+        app,
+        loop="none",
+        http=bounded_by(limits),
+        ws="none",
+        lifespan="on",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=int(config.gateway.keep_alive_seconds),
+        timeout_graceful_shutdown=int(LAST_WORDS_SECONDS) + 1,
+    )
+
+
+def _version() -> str:
+    try:
+        return version("sliceway")
+    except PackageNotFoundError:  # run from a source tree
+        return "0+source"
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for noisy in ("uvicorn.error", "uvicorn.access", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _raise_file_limit() -> None:
+    """A stream takes two descriptors; the usual soft limit of 1024 ends at 500 streams."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
