@@ -1,0 +1,132 @@
+"""`sliceway bench isolation` through a real gateway, on two simulated engines."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+SLICEWAY = [sys.executable, "-c", "from gateway.cli import main; main()"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@contextmanager
+def process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file) as running:
+        try:
+            yield running
+        finally:
+            running.terminate()
+
+
+def rows(url: str) -> list[dict[str, Any]]:
+    try:
+        with urllib.request.urlopen(f"{url}/slices", timeout=5) as answer:
+            found: list[dict[str, Any]] = json.load(answer)
+    except OSError:
+        return []
+    return found
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A configuration with two models on two simulated engines and a gateway that serves it. chat-a runs four at once."""
+    directory = tmp_path_factory.mktemp("bench")
+    ports = {"chat-a": free_port(), "chat-b": free_port()}
+    listen = f"127.0.0.1:{free_port()}"
+    path = directory / "config.yaml"
+    data = {
+        "version": "v1",
+        "state_dir": str(directory / "state"),
+        "models": [
+            {"name": name, "task": "generate", "endpoints": [f"http://127.0.0.1:{port}"]}
+            for name, port in ports.items()
+        ],
+        "tenants": [{"name": "quiet", "models": ["chat-a"]}, {"name": "noisy"}],
+        "gateway": {"listen": listen},
+    }
+    path.write_text(json.dumps(data))
+    with ExitStack() as stack:
+        for name, port in ports.items():
+            command = [
+                sys.executable,
+                "-m",
+                "placement.fake_engine",
+                "--port",
+                str(port),
+                "--model",
+                name,
+                "--max-concurrency",
+                "4",
+            ]
+            stack.enter_context(
+                process([*command, "--ttft-seconds", "0.03", "--itl-seconds", "0.004"], directory / f"{name}.log")
+            )
+        gateway = stack.enter_context(process([*SLICEWAY, "gateway", str(path)], directory / "gateway.log"))
+        ready: list[str] = []
+        for _ in range(300):
+            ready = [row["model"] for row in rows(f"http://{listen}") if row["state"] == "ready"]
+            if len(ready) == 2 or gateway.poll() is not None:
+                break
+            threading.Event().wait(0.1)
+        assert sorted(ready) == ["chat-a", "chat-b"], (directory / "gateway.log").read_text()
+        yield path
+
+
+def bench(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [*SLICEWAY, "bench", "isolation", str(config), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
+
+
+def test_the_other_slice_is_apart_and_the_same_one_is_not(config: Path, tmp_path: Path) -> None:
+    samples = tmp_path / "samples.jsonl"
+    options = ("--duration", "1.5", "--warmup", "0.3", "--rounds", "1", "--output-tokens", "8", "--json")
+    done = bench(config, *options, "--samples", str(samples))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["victim"]["name"], result["victim"]["model"], result["victim"]["slice"]) == (
+        "quiet",
+        "chat-a",
+        "endpoint-0",
+    )
+    settings = result["settings"]
+    assert settings["alone"]["victim"]["failures"] == {}
+    apart, together = settings["neighbour_on_other_slice"], settings["neighbour_on_same_slice"]
+    assert {row["slice"] for row in apart["neighbours"]} == {"endpoint-1"}
+    assert {row["slice"] for row in together["neighbours"]} == {"endpoint-0"}
+    # Nine at once on a slice that runs four wait two turns; on another slice they are another engine's.
+    assert together["ratio_to_alone"]["ttft_seconds"]["p50"] > 1.5
+    assert together["ratio_to_alone"]["ttft_seconds"]["p50"] > apart["ratio_to_alone"]["ttft_seconds"]["p50"]
+    assert len(samples.read_text().splitlines()) > 20
+
+
+def test_its_keys_are_worthless_afterwards(config: Path) -> None:
+    bench(config, "--duration", "0.2", "--warmup", "0", "--rounds", "1")
+    store = json.loads((config.parent / "state" / "keys.json").read_text())
+    assert store["keys"]
+    assert all(key["revoked"] for key in store["keys"])
+
+
+def test_a_wrong_tenant_is_told_with_the_right_ones(config: Path) -> None:
+    done = bench(config, "--victim", "loud")
+    assert done.returncode == 2
+    assert "'quiet'" in done.stderr
+    assert "'noisy'" in done.stderr
+    assert "Traceback" not in done.stderr
