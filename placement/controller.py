@@ -50,7 +50,8 @@ _ADOPTION_SECONDS = 10.0
 def make_registry(engine: EngineConfig, inventory: Inventory) -> Registry:
     """The real registry, for the engine that is installed."""
     cuda = any(s.kind is not SliceKind.CPU for s in inventory.slices)
-    return ModelRegistry(engine, vllm_version=installed_vllm(engine, cuda=cuda))
+    version = installed_vllm(engine, cuda=cuda)
+    return ModelRegistry(engine, vllm_version=version, device="cuda" if cuda else "cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +66,15 @@ class Sources:
     jitter: Callable[[], float] = random.random
 
 
-def preflight(sources: Sources, workshop: Workshop) -> Goals:
-    """What would run, without starting anything. Raises the first reason why not all of it can."""
+def preflight(sources: Sources, workshop: Workshop, *, partial: bool = False) -> Goals:
+    """What would run, without starting anything.
+
+    Raises the first reason why not all of it can; with `partial` only if nothing of it can.
+    """
     config = sources.load()
     inventory = sources.observe(config.fleet)
-    return plan_goals(config, inventory, sources.registry(config.engine, inventory), workshop).complete()
+    goals = plan_goals(config, inventory, sources.registry(config.engine, inventory), workshop)
+    return goals if partial and goals.replicas else goals.complete()
 
 
 class Controller:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from model_registry.errors import RegistryError
 from model_registry.model import ModelSpec, SliceFit
@@ -25,10 +26,16 @@ class ModelRegistry:
     """Reads each model once. With `engine.command` another engine decides what fits, so everything does."""
 
     def __init__(
-        self, engine: EngineConfig, *, vllm_version: str = DEFAULT_VLLM, environ: Mapping[str, str] | None = None
+        self,
+        engine: EngineConfig,
+        *,
+        vllm_version: str = DEFAULT_VLLM,
+        device: Literal["cuda", "cpu"] = "cuda",
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self._engine = engine
         self._vllm_version = vllm_version
+        self._device = device
         self._environ = os.environ if environ is None else environ
         self._specs: dict[str, ModelSpec | None] = {}
 
@@ -38,7 +45,7 @@ class ModelRegistry:
         if spec is None:
             task = "generate" if model.task == "auto" else model.task
             return SizedModel(model, str(model.source), task, model.max_model_len)
-        limits = default_limits(model, spec, self._vllm_version)
+        limits = default_limits(model, spec, self._vllm_version, device=self._device)
         task = spec.task if model.task == "auto" else model.task
         source = str(spec.path) if Path(str(model.source)).exists() and spec.path else str(model.source)
         return SizedModel(model, source, task, limits.max_model_len, limits, weigh(spec, limits))

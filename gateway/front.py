@@ -1,0 +1,255 @@
+"""What `sliceway up` does: a controller and a gateway kept running beside each other, and stopped in the right order.
+
+Neither is needed for the other to go on, and `up` itself is needed for neither: if it is killed, the next `up` finds both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import sys
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import aiohttp
+
+from gateway.config import Config
+from gateway.errors import GatewayError
+from gateway.ingress.server import listening_socket
+from gateway.processes import UpRecord, WatchedProcess, read_record, write_record
+from placement.clock import Clock, SystemClock
+from placement.errors import StateLocked
+from placement.locks import holder
+from placement.replicas.backoff import Restarts, after_end
+from placement.replicas.procfs import ProcessIdentity
+from placement.replicas.replica import first_of
+from placement.schema import RestartConfig
+from placement.state import StatePaths
+from placement.status import ControllerStatus, read_status
+from placement.table import ReplicaState
+
+Name = Literal["controller", "gateway"]
+NAMES: tuple[Name, ...] = ("controller", "gateway")
+
+_RESTART = RestartConfig(first_delay_seconds=0.5, max_delay_seconds=30, fast_failure_seconds=10, max_fast_failures=4)
+_GATEWAY_POLL_SECONDS = 0.5
+# From the end of the drain to SIGKILL; the controller also has its engines to stop.
+_LAST_SECONDS = 10.0
+_TAIL_LINES = 12
+
+
+class ChildFailed(GatewayError):
+    """The controller or the gateway could not be kept running."""
+
+    code = "child_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that can be shown. `notices` are lines that appeared since the last snapshot."""
+
+    status: ControllerStatus | None
+    gateway_up: bool
+    stopping: bool
+    notices: tuple[str, ...] = ()
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is about to change by itself."""
+        return self.gateway_up and self.status is not None and self.status.settled
+
+    @property
+    def ready(self) -> int:
+        """Replicas that serve."""
+        return sum(r.state is ReplicaState.READY for r in self.status.replicas) if self.status else 0
+
+    @property
+    def failed(self) -> int:
+        """Replicas that do not run, and will not by themselves."""
+        if self.status is None:
+            return 0
+        return len(self.status.unplaced) + sum(r.state is ReplicaState.FAILED for r in self.status.replicas)
+
+
+class Front:
+    """The controller and the gateway of one configuration."""
+
+    def __init__(
+        self, config: Config, config_path: Path, *, listen: str | None = None, clock: Clock | None = None
+    ) -> None:
+        self._config = config
+        self._config_path = config_path.absolute()
+        self._listen = listen or config.gateway.listen
+        self._paths = StatePaths(config.state)
+        self._clock = clock or SystemClock()
+        self._processes: dict[Name, WatchedProcess] = {}
+        self._keepers: list[asyncio.Task[None]] = []
+        self._notices: deque[str] = deque(maxlen=100)
+        self._gateway_up = False
+        self._was_up = False
+        self._stopping = False
+
+    @property
+    def url(self) -> str:
+        """Where clients reach the gateway from this machine."""
+        host, _, port = self._listen.rpartition(":")
+        here = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+        return f"http://{here}:{port}"
+
+    def begin(self) -> None:
+        """Find the processes that run already, and start the others.
+
+        Raises StateLocked if those that run serve another configuration, and AddressInUse before anything is started.
+        """
+        record = read_record(self._paths.up_record)
+        found = self._running(record)
+        if found and record and record.config != str(self._config_path):
+            raise StateLocked(
+                f"this state directory serves {record.config}",
+                where=str(self._paths.root),
+                remedy=f"Stop that first: sliceway down {record.config}",
+            )
+        if "gateway" not in found:
+            listening_socket(self._listen).close()
+        for name in NAMES:
+            if name in found:
+                self._notices.append(f"{name} runs already (pid {found[name].identity.pid}); going on with it")
+                self._processes[name] = found[name]
+                found[name].send(signal.SIGHUP)
+            else:
+                self._spawn(name)
+        self._keepers = [asyncio.create_task(self._keep(name)) for name in NAMES]
+        self._keepers.append(asyncio.create_task(self._ask_gateway()))
+        self._write_record()
+
+    def snapshot(self) -> Snapshot:
+        """The state of everything, and what has happened since the last snapshot.
+
+        Raises ChildFailed if one of the two cannot be kept running.
+        """
+        for keeper in () if self._stopping else self._keepers:
+            if keeper.done() and not keeper.cancelled():
+                keeper.result()
+        notices = tuple(self._notices)
+        self._notices.clear()
+        return Snapshot(self._status(), self._gateway_up, self._stopping, notices)
+
+    def reload(self) -> None:
+        """Have both read the configuration again."""
+        for process in self._processes.values():
+            process.send(signal.SIGHUP)
+
+    async def stop(self) -> None:
+        """The gateway first, so that streams end with the engines still there; then the controller, which stops these."""
+        self._stopping = True
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        engine = self._config.engine
+        await self._end("gateway", self._config.gateway.drain_timeout_seconds + _LAST_SECONDS)
+        await self._end("controller", engine.drain_timeout_seconds + engine.stop_timeout_seconds + _LAST_SECONDS)
+        self._paths.up_record.unlink(missing_ok=True)
+
+    def hurry(self) -> None:
+        """Wait for nothing any more: the controller kills its engines, the gateway drops its streams."""
+        for process in self._processes.values():
+            process.send(signal.SIGTERM)
+
+    def _running(self, record: UpRecord | None) -> dict[Name, WatchedProcess]:
+        identities: dict[Name, ProcessIdentity | None] = {}
+        if record:
+            identities = {name: row.identity for name in NAMES if (row := record.processes.get(name))}
+        controller = holder(self._paths.controller_lock)
+        if controller:
+            identities["controller"] = ProcessIdentity.of(controller)
+        found = {name: WatchedProcess.find(identity) for name, identity in identities.items() if identity}
+        return {name: process for name, process in found.items() if process is not None}
+
+    def _spawn(self, name: Name) -> None:
+        argv = [sys.executable, "-m", "gateway.cli", name, str(self._config_path)]
+        if name == "gateway":
+            argv += ["--listen", self._listen]
+        self._processes[name] = WatchedProcess.spawn(argv, self._paths.log(name))
+
+    def _write_record(self) -> None:
+        rows = {name: process.row for name, process in self._processes.items()}
+        write_record(
+            UpRecord(config=str(self._config_path), listen=self._listen, processes=dict(rows)), self._paths.up_record
+        )
+
+    async def _keep(self, name: Name) -> None:
+        """Start it again whenever it ends. Gives up only if nothing has ever served: then the operator looks at it anyway."""
+        restarts = Restarts()
+        while True:
+            process = self._processes[name]
+            began = self._clock.monotonic()
+            await process.wait()
+            uptime = self._clock.monotonic() - began
+            decision = after_end(restarts, _RESTART, was_ready=True, uptime_seconds=uptime, jitter=random.random())
+            restarts = decision.restarts
+            if decision.delay_seconds is None and not self._was_up:
+                raise self._failure(name, process)
+            delay = _RESTART.max_delay_seconds if decision.delay_seconds is None else decision.delay_seconds
+            self._notices.append(f"the {name} ended{_how(process)}; starting it again in {delay:.1f} s")
+            await self._clock.sleep(delay)
+            self._spawn(name)
+            self._write_record()
+
+    async def _ask_gateway(self) -> None:
+        timeout = aiohttp.ClientTimeout(total=2)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            while True:
+                up = False
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+                    async with session.get(f"{self.url}/healthz") as response:
+                        up = response.status == 200
+                self._gateway_up = up
+                self._was_up = self._was_up or up
+                await self._clock.sleep(_GATEWAY_POLL_SECONDS)
+
+    async def _end(self, name: Name, seconds: float) -> None:
+        process = self._processes.get(name)
+        if process is None:
+            return
+        process.send(signal.SIGTERM)
+        await first_of(self._clock.sleep(seconds), process.wait())
+        if not process.ended:
+            self._notices.append(f"the {name} did not end within {seconds:.0f} s and is killed")
+            process.send(signal.SIGKILL)
+            await process.wait()
+
+    def _status(self) -> ControllerStatus | None:
+        """The controller's own words, unless they are those of one that has ended."""
+        status = read_status(self._paths.controller_status)
+        controller = self._processes.get("controller")
+        return status if status and controller and status.pid == controller.identity.pid else None
+
+    def _failure(self, name: Name, process: WatchedProcess) -> ChildFailed:
+        log = self._paths.log(name)
+        return ChildFailed(
+            f"the {name} ends as soon as it is started{_how(process)}:\n" + "\n".join(tail(log, _TAIL_LINES)),
+            where=str(log),
+            remedy="The lines above are its last words; `sliceway doctor CONFIG` looks for common causes.",
+        )
+
+
+def tail(path: Path, lines: int) -> Sequence[str]:
+    """The last lines of a log."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 16 * 1024))
+            return file.read().decode(errors="replace").splitlines()[-lines:]
+    except OSError:
+        return ()
+
+
+def _how(process: WatchedProcess) -> str:
+    status = process.exit_status
+    if status is None:
+        return ""
+    return f" (exit code {status})" if status >= 0 else f" (killed by {signal.Signals(-status).name})"
