@@ -187,7 +187,7 @@ def _pinned(target: Slice, seen: Observation) -> Iterator[Finding]:
     elif seen.pinned_to:
         yield Finding("slice", Verdict.PROVEN, f"vLLM pinned to {target.uuid}", f"so in {len(seen.pinned_to)} reports")
     else:
-        said = "no report from the plugin in its log (it tells at INFO)"
+        said = "no report from the plugin in its log"
         yield Finding("slice", Verdict.UNSEEN, f"vLLM pinned to {target.uuid}", said)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import cache
 from typing import Any
@@ -12,7 +13,7 @@ from vllm.platforms.cuda import NvmlCudaPlatform, pynvml
 from vllm.platforms.interface import DeviceCapability
 
 from .device import MigDevice, find, slice_named_in
-from .report import tell
+from .report import LOGGER, tell
 from .versions import is_tested
 
 
@@ -41,6 +42,13 @@ class MigCudaPlatform(NvmlCudaPlatform):
     def __init__(self) -> None:
         super().__init__()
         device = _device()
+        tested = is_tested(vllm.__version__)
+        if not tested:
+            logging.getLogger(LOGGER).warning(
+                "sliceway's MIG plugin was not tested with vLLM %s; it takes part all the same, and sliceway's controller "
+                "checks where this engine ended up.",
+                vllm.__version__,
+            )
         tell(
             "slice",
             uuid=device.uuid,
@@ -51,7 +59,7 @@ class MigCudaPlatform(NvmlCudaPlatform):
             name=device.name,
             capability=device.capability,
             vllm=vllm.__version__,
-            tested=is_tested(vllm.__version__),
+            tested=tested,
         )
 
     @classmethod

@@ -91,12 +91,11 @@ def test_with_a_fixed_pool_the_free_memory_and_the_pool_are_told() -> None:
     }
 
 
-def test_what_the_plugin_writes_is_what_is_read(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger=report.LOGGER)
+def test_what_the_plugin_writes_is_what_is_read(capfd: pytest.CaptureFixture[str]) -> None:
     report.tell("slice", uuid="MIG-1", memory_bytes=9984 * MIB, tested=True)
     report.tell("limits", max_num_seqs=16, max_model_len=None)
     report.tell("cuda", total_bytes=9.62 * GIB, sm_count=16)
-    seen = read_log("\n".join(f"(EngineCore pid=4) INFO 11-21 [report.py:23] {r.getMessage()}" for r in caplog.records))
+    seen = read_log("(EngineCore pid=4) " + capfd.readouterr().err)
     assert seen.pinned_to == ("MIG-1",)
     assert {(f.name, f.value) for f in seen.totals} == {("platform", 9984 * MIB), ("CUDA", 9.62 * GIB)}
     assert [(f.name, f.value) for f in seen.limits] == [("max_num_seqs", 16)]
