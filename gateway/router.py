@@ -82,6 +82,11 @@ class Router:
         self._bound = max_in_flight_per_replica
         self._turn = 0
 
+    @property
+    def in_flight(self) -> int:
+        """Requests on all replicas together."""
+        return self._in_flight.total()
+
     def model(self, name: str) -> ModelRoute:
         """The model that clients call `name`. Raises UnknownModel."""
         if (model := self._routes().models.get(name)) is None:

@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +22,7 @@ from gateway.digests import LatencyBook
 from gateway.exchange import Clock, Exchanges, Policy
 from gateway.health import HealthBook
 from gateway.ingress import Ingress, cold_app
+from gateway.ingress.app import AsgiApp
 from gateway.ingress.protocol import HeadLimits, bounded_by
 from gateway.ingress.server import BACKLOG, DrainingServer, listening_socket
 from gateway.keys import Keyring, Keystore, WallClock
@@ -35,6 +37,8 @@ from gateway.tenants import Directory
 from gateway.upstream import AiohttpEngines, Engines
 from placement import table
 from placement.state import StatePaths
+
+RelayFactory = Callable[[Exchanges, Engines], AsgiApp]
 
 log = logging.getLogger("sliceway.gateway")
 
@@ -51,6 +55,7 @@ def create_gateway(
     clock: Clock = time.perf_counter,
     wall: WallClock = wall_clock,
     engines: Engines | None = None,
+    relay: RelayFactory = AsgiRelay,
 ) -> tuple[Gateway, Ingress]:
     """The gateway and its ASGI application; nothing runs before the application's lifespan starts.
 
@@ -85,8 +90,8 @@ def create_gateway(
     gateway.metrics_page = MetricsPage(
         GatewayCollector(parts.stats, parts.book, parts.in_flight, gateway.routes, gateway.files, clock)
     )
-    relay = AsgiRelay(gateway.exchanges, parts.engines)
-    app = Ingress(hot=dict.fromkeys(ROUTES, relay), cold=cold_app(gateway, version=_version()), lifecycle=gateway)
+    hot = dict.fromkeys(ROUTES, relay(gateway.exchanges, parts.engines))
+    app = Ingress(hot=hot, cold=cold_app(gateway, version=_version()), lifecycle=gateway)
     return gateway, app
 
 

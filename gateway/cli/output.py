@@ -14,7 +14,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from gateway.errors import UnknownKey, UnknownTenant
 from model_registry.errors import ConfigError, IllegalLayout, SlicewayError, UnknownProduct, UnknownProfile
+
+_WRONG_INPUT = (ConfigError, UnknownProduct, UnknownProfile, IllegalLayout, UnknownTenant, UnknownKey)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -29,7 +32,7 @@ def print_json(value: object) -> None:
 
 def exit_code(error: SlicewayError) -> int:
     """2 for wrong input, 1 for everything else."""
-    return 2 if isinstance(error, (ConfigError, UnknownProduct, UnknownProfile, IllegalLayout)) else 1
+    return 2 if isinstance(error, _WRONG_INPUT) else 1
 
 
 def show_error(error: SlicewayError, *, as_json: bool) -> None:

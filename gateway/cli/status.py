@@ -1,9 +1,225 @@
-"""Commands."""
+"""`sliceway status`: slices, replicas and latencies of a running system, once or live."""
 
 from __future__ import annotations
 
+import json
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from gateway.cli.locate import ConfigArgument, ConfigOption, required_config
+from gateway.cli.output import Json, out, print_json
+from gateway.config import Config
+from placement.state import StatePaths
+from placement.status import ControllerStatus, read_status
+
+WATCH_SECONDS = 1.0
+HTTP_SECONDS = 2.0
+_COLOURS = {"ready": "green", "idle": "dim", "failed": "bold red", "backoff": "red", "stopped": "dim"}
+_METRICS = (("TTFT", "ttft_seconds"), ("ITL", "itl_seconds"), ("E2E", "e2e_seconds"), ("queue", "queue_seconds"))
 
 
 def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
+    """Add `sliceway status`."""
+    app.command()(status)
+
+
+def status(
+    config: ConfigArgument = None,
+    config_option: ConfigOption = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, and show it anew every second.")] = False,
+    window: Annotated[str, typer.Option(help="Of the quantiles: 1m, 5m or 1h.")] = "5m",
+    tenants: Annotated[bool, typer.Option("--tenants", help="A line for each tenant on each slice as well.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show slices, replicas, and p50/p99. Exits 1 if the gateway is not running."""
+    if window not in ("1m", "5m", "1h"):
+        raise typer.BadParameter(f"{window!r} is no window; there are 1m, 5m and 1h", param_hint="--window")
+    settings = required_config(config_option, config)
+    if watch and not as_json:
+        _watch(settings, window, tenants)
+        return
+    seen = look(settings)
+    if as_json:
+        print_json(seen)
+    else:
+        out.print(render(seen, window, tenants))
+    raise typer.Exit(0 if seen["gateway"]["running"] else 1)
+
+
+def look(config: Config) -> dict[str, Any]:
+    """What gateway and controller say at this moment: `{"gateway": ..., "controller": ..., "slices": [...]}`.
+
+    `slices` is the gateway's `/slices` with the controller's `reason`, `stage` and `restarts` added; where the gateway does not
+    run, it is made from the controller's replicas, without latencies.
+    """
+    base = base_url(config.gateway.listen)
+    readiness, why = _fetch(f"{base}/readyz")
+    slices, _ = _fetch(f"{base}/slices")
+    controller = read_status(StatePaths(config.state).controller_status)
+    alive = controller is not None and _process_lives(controller.pid)
+    gateway: dict[str, Any] = {"running": readiness is not None, "url": base}
+    gateway |= readiness if isinstance(readiness, dict) else {"problem": why}
+    told = {
+        "running": alive,
+        "state": controller.state if controller and alive else None,
+        "pid": controller.pid if controller and alive else None,
+        "generation": controller.generation if controller else None,
+        "unplaced": {name: error.model_dump() for name, error in controller.unplaced.items()} if controller else {},
+        "refused": controller.refused.model_dump(mode="json") if controller and controller.refused else None,
+    }
+    rows = slices if isinstance(slices, list) else _rows_without_gateway(controller)
+    return {
+        "gateway": gateway,
+        "controller": told,
+        "slices": [_with_reason(row, controller, readiness) for row in rows],
+    }
+
+
+def base_url(listen: str) -> str:
+    """Where a client on this machine reaches a gateway that listens on `listen`."""
+    host, _, port = listen.rpartition(":")
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+    return f"http://{host}:{port}"
+
+
+def _fetch(url: str) -> tuple[Any, str]:
+    """The JSON at `url`, and why there is none."""
+    try:
+        with urllib.request.urlopen(url, timeout=HTTP_SECONDS) as answer:
+            return json.load(answer), ""
+    except urllib.error.HTTPError as error:  # /readyz says 503 with a body
+        with error:
+            try:
+                return json.load(error), ""
+            except ValueError:
+                return None, f"{url} answers {error.code}, and not as a sliceway gateway does"
+    except (OSError, ValueError) as error:
+        return None, f"{url} does not answer: {getattr(error, 'reason', error)}"
+
+
+def _process_lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except OSError:
+        return False
+
+
+def _rows_without_gateway(controller: ControllerStatus | None) -> list[dict[str, Any]]:
+    return [
+        {
+            "slice": r.slice.model_dump(),
+            "model": r.model,
+            "replica": r.replica,
+            "state": r.state.value,
+            "windows": {},
+            "tenants": {},
+        }
+        for r in (controller.replicas if controller else ())
+    ]
+
+
+def _with_reason(row: dict[str, Any], controller: ControllerStatus | None, readiness: Any) -> dict[str, Any]:
+    known = next((r for r in (controller.replicas if controller else ()) if r.replica == row["replica"]), None)
+    if known is not None:
+        return row | {"reason": known.reason, "stage": known.stage, "restarts": known.restarts}
+    model = (readiness or {}).get("models", {}).get(row["model"], {})
+    reasons = {r["replica"]: r["reason"] for r in model.get("replicas", ())}
+    return row | {"reason": reasons.get(row["replica"]), "stage": None, "restarts": None}
+
+
+# ---- for people
+
+
+def _watch(config: Config, window: str, tenants: bool) -> None:
+    with Live(console=out, auto_refresh=False, screen=False) as live:
+        while True:
+            live.update(render(look(config), window, tenants), refresh=True)
+            time.sleep(WATCH_SECONDS)
+
+
+def render(seen: dict[str, Any], window: str, tenants: bool) -> RenderableType:
+    """The tables for a terminal."""
+    return Group(_heads(seen), Text(), _slices(seen, window, tenants))
+
+
+def _heads(seen: dict[str, Any]) -> RenderableType:
+    gateway, controller = seen["gateway"], seen["controller"]
+    lines = []
+    if not gateway["running"]:
+        lines.append(f"[bold red]gateway[/]    is not running: {escape(gateway['problem'])}")
+    elif gateway.get("draining"):
+        lines.append(f"[yellow]gateway[/]    {gateway['url']} is stopping")
+    else:
+        ready = (
+            "[green]ready[/]"
+            if gateway["ready"]
+            else "[yellow]not ready: no model has a replica that takes requests[/]"
+        )
+        lines.append(f"gateway    {gateway['url']} {ready}, routing table generation {gateway['generation']}")
+        lines += [f"[yellow]           {escape(problem)}[/]" for problem in gateway.get("problems", ())]
+    if controller["running"]:
+        lines.append(
+            f"controller {controller['state']}, pid {controller['pid']}, generation {controller['generation']}"
+        )
+    else:
+        lines.append(
+            "controller is not running; what serves goes on, nothing is restarted (`sliceway up CONFIG` starts it)"
+        )
+    lines += [
+        f"[red]unplaced[/]   {escape(name)}: {escape(error['message'])}"
+        for name, error in controller["unplaced"].items()
+    ]
+    if controller["refused"]:
+        lines.append(f"[red]refused[/]    a new configuration: {escape(controller['refused']['error']['message'])}")
+    return Text.from_markup("\n".join(lines))
+
+
+def _slices(seen: dict[str, Any], window: str, tenants: bool) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("slice", "kind", "model", "replica", "state"):
+        table.add_column(name)
+    for title, _ in _METRICS:
+        table.add_column(f"{title} p50/p99", justify="right")
+    table.add_column(f"requests ({window})", justify="right")
+    for row in seen["slices"]:
+        colour = _COLOURS.get(row["state"], "yellow")
+        told = f"[{colour}]{row['state']}[/]" + (f" ({escape(str(row['stage']))})" if row.get("stage") else "")
+        table.add_row(
+            *(
+                escape(str(value or "-"))
+                for value in (row["slice"]["id"], row["slice"]["kind"], row["model"], row["replica"])
+            ),
+            told,
+            *_cells(row["windows"].get(window)),
+        )
+        if row.get("reason"):
+            table.add_row("", "", "", "", f"[dim]{escape(row['reason'].splitlines()[0][:160])}[/]")
+        for name, tenant in row["tenants"].items() if tenants else ():
+            table.add_row("", "", "", f"[dim]tenant {escape(name)}[/]", "", *_cells(tenant["windows"].get(window)))
+    return table if seen["slices"] else Text("no slices are known yet")
+
+
+def _cells(windows: dict[str, Any] | None) -> list[str]:
+    if windows is None:
+        return ["-"] * (len(_METRICS) + 1)
+    shown = [f"{duration(windows[key]['p50'])}/{duration(windows[key]['p99'])}" for _, key in _METRICS]
+    return [*shown, str(windows["queue_seconds"]["count"])]
+
+
+def duration(seconds: float | None) -> str:
+    """Three figures in the unit that suits: `850 us` as `0.85ms`, `12ms`, `3.4s`; `-` for nothing."""
+    if seconds is None:
+        return "-"
+    if seconds < 1:
+        return f"{seconds * 1000:.3g}ms"
+    return f"{seconds:.3g}s"

@@ -1,0 +1,221 @@
+"""What tests and quick starts need in place of a fleet: a clock to turn, simulated engines, and a real gateway in a thread.
+
+Everything between the client's socket and the engine's is the code that serves in production; only the engines are simulated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+
+from gateway.config import Config
+from gateway.ingress.server import DrainingServer, listening_socket
+from gateway.relay import AsgiRelay
+from gateway.service import Gateway
+from gateway.wiring import RelayFactory, create_gateway, server_config
+from placement.fake_engine import Behaviour, FakeEngine, listening
+from placement.state import StatePaths
+from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow, publish
+
+T = TypeVar("T")
+
+RELAYS: Mapping[str, RelayFactory] = {"asgi": AsgiRelay}
+"""Every relay there is; the suite of the gateway runs on each."""
+
+WAIT_SECONDS = 20.0
+
+
+@dataclass(slots=True)
+class FakeClock:
+    """A clock that stands still until it is turned."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return self.now
+
+    def turn(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+
+
+def wait_until(condition: Callable[[], T], *, what: str, seconds: float = WAIT_SECONDS) -> T:
+    """Ask until the answer is true, and give it. Raises AssertionError after `seconds`; ask for what must come, not for how fast."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"did not happen within {seconds:g} s: {what}")
+        time.sleep(0.01)
+    return answer
+
+
+def replica_row(
+    replica: str,
+    model: str,
+    endpoint: str,
+    *,
+    state: ReplicaState = ReplicaState.READY,
+    engine_model: str | None = None,
+) -> ReplicaRow:
+    """A replica on a `cpu` slice of its own, named after it."""
+    return ReplicaRow(
+        replica=replica,
+        model=model,
+        engine_model=engine_model or model,
+        endpoint=endpoint,
+        slice=SliceRow(id=f"slice-of-{replica}", kind="cpu"),
+        state=state,
+        max_num_seqs=16,
+    )
+
+
+class LoopThread:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._ready.wait()
+
+    def _run(self) -> None:
+        with self._runner:
+            self.loop = self._runner.get_loop()
+            self._stop = asyncio.Event()
+            self._runner.run(self._live())
+
+    async def _live(self) -> None:
+        self._ready.set()
+        await self._stop.wait()
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` there and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(WAIT_SECONDS)
+
+    def stop(self) -> None:
+        """End the loop and the thread."""
+        self.loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(WAIT_SECONDS)
+
+
+@dataclass(slots=True)
+class FakeFleet:
+    """Simulated engines on Unix sockets, in one thread, and the routing table that names them."""
+
+    state: StatePaths
+    thread: LoopThread
+    directory: Path
+    engines: dict[str, FakeEngine] = field(default_factory=dict)
+    rows: dict[str, ReplicaRow] = field(default_factory=dict)
+    cards: dict[str, ModelRow] = field(default_factory=dict)
+    generation: int = 0
+    _stacks: dict[str, AsyncExitStack] = field(default_factory=dict)
+
+    def start(self, replica: str, model: str, *, engine_model: str | None = None, **behaviour: Any) -> FakeEngine:
+        """Start an engine and publish it as ready."""
+        engine = FakeEngine(Behaviour(names=(engine_model or model,), **behaviour))
+        self._stacks[replica] = stack = AsyncExitStack()
+        endpoint = self.thread.call(
+            stack.enter_async_context(listening(engine, uds=self.directory / f"{len(self.engines)}.sock"))
+        )
+        self.engines[replica] = engine
+        self.rows[replica] = replica_row(replica, model, endpoint, engine_model=engine_model)
+        self.cards[model] = ModelRow(
+            name=model, task=engine.behaviour.task, max_model_len=engine.behaviour.max_model_len, created=1
+        )
+        self.publish()
+        return engine
+
+    def stop(self, replica: str) -> None:
+        """Stop an engine at once, and leave the table as it is."""
+        self.thread.call(self._stacks.pop(replica).aclose())
+
+    def mark(self, replica: str, state: ReplicaState, reason: str | None = None) -> None:
+        """Publish another state of a replica."""
+        self.rows[replica] = self.rows[replica].model_copy(update={"state": state, "reason": reason})
+        self.publish()
+
+    def publish(self) -> None:
+        """Write the routing table."""
+        self.generation += 1
+        publish(
+            RoutingTable(
+                generation=self.generation, models=tuple(self.cards.values()), replicas=tuple(self.rows.values())
+            ),
+            self.state.routing_table,
+        )
+
+    def close(self) -> None:
+        """Stop every engine."""
+        for replica in list(self._stacks):
+            self.stop(replica)
+
+
+@contextmanager
+def fake_fleet(state: Path) -> Iterator[FakeFleet]:
+    """A fleet that publishes into the state directory `state`."""
+    thread = LoopThread()
+    try:
+        with tempfile.TemporaryDirectory(prefix="sliceway-") as directory:  # short: a socket's path has 107 bytes
+            fleet = FakeFleet(StatePaths(state), thread, Path(directory))
+            try:
+                yield fleet
+            finally:
+                fleet.close()
+    finally:
+        thread.stop()
+
+
+@dataclass(slots=True)
+class RunningGateway:
+    """A gateway that serves at `url`; `gateway` may be looked into."""
+
+    url: str
+    gateway: Gateway
+    server: DrainingServer
+    thread: LoopThread
+
+    @property
+    def idle(self) -> bool:
+        """No request is in it, and every counter is back at zero."""
+        exchanges = self.gateway.exchanges
+        return not exchanges.active and exchanges.router.in_flight == 0
+
+    def on_loop(self, work: Callable[[], T]) -> T:
+        """Call `work` on the gateway's own thread."""
+
+        async def call() -> T:
+            return work()
+
+        return self.thread.call(call())
+
+
+@contextmanager
+def running_gateway(
+    config: Config, *, config_path: Path | None = None, relay: str = "asgi"
+) -> Iterator[RunningGateway]:
+    """Serve `config` in a thread, on the port it names (0: a free one), until the block ends."""
+    sock = listening_socket(config.gateway.listen)
+    gateway, app = create_gateway(config, config_path=config_path, relay=RELAYS[relay])
+    server = DrainingServer(server_config(config, app), gateway)
+    thread = LoopThread()
+    serving = asyncio.run_coroutine_threadsafe(server.serve(sockets=[sock]), thread.loop)
+    try:
+        wait_until(lambda: server.started or serving.done(), what="the gateway serves")
+        yield RunningGateway(f"http://127.0.0.1:{sock.getsockname()[1]}", gateway, server, thread)
+    finally:
+        server.force_exit = True
+        server.should_exit = True
+        serving.result(WAIT_SECONDS)
+        thread.stop()
