@@ -146,7 +146,7 @@ def _serving(path: Path, config: Config) -> Iterator[tuple[str, Rows]]:
     err.print(f"[dim]nobody serves at {url}; starting `sliceway up {path}` for the measurement[/]")
     # Its words go to standard error: standard output is the result's.
     up = subprocess.Popen(
-        [sys.executable, "-c", "from gateway.cli import main; main()", "up", str(path)], stdout=sys.stderr
+        [sys.executable, "-m", "gateway.cli", "up", str(path)], stdout=sys.stderr
     )
     try:
         yield (

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("model_registry", "placement", "gateway", "loadtests")
 OTHER_PROCESSES = {
-    "loadtests.__main__": "patches its process for gevent",
+    "gateway.cli.__main__": "is run, never imported",
+    "loadtests.__main__": "is run, never imported",
     "loadtests.locustfile": "Locust loads it, patched for gevent",
     "loadtests.run": "imports Locust, which patches the process for gevent",
     "loadtests.users": "imports Locust, which patches the process for gevent",

@@ -17,7 +17,7 @@ import pytest
 
 pytestmark = pytest.mark.integration
 
-SLICEWAY = [sys.executable, "-c", "from gateway.cli import main; main()"]
+SLICEWAY = [sys.executable, "-m", "gateway.cli"]
 
 
 def free_port() -> int:
