@@ -30,6 +30,8 @@ class ModelSpec:
     `config` is the parsed `config.json` (or its equivalent built from a GGUF header). `tensors` is None where no weights
     index is at hand: then weights are sized from the architecture and said to be an estimate.
     `path` is the local directory or file; None for a model known by its metadata only.
+    `task` `embed` stands for every pooling model. `has_remote_code` says that Python
+    comes with it (`auto_map`), which an engine without a class of its own for the architecture would have to run.
     """
 
     source: str
@@ -41,6 +43,7 @@ class ModelSpec:
     path: Path | None = None
     has_chat_template: bool = True
     quant_config: Mapping[str, Any] | None = None
+    has_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +120,19 @@ class Footprint:
         )
 
     @property
+    def charged_bytes(self) -> int:
+        """What the engine takes off its budget before it sizes the pool."""
+        graphs = self.cuda_graph_bytes if self.graphs_charged else 0
+        return self.weights_bytes + self.activation_bytes + self.non_torch_bytes + self.host_bytes + graphs
+
+    @property
     def kv_bytes_per_request(self) -> int:
         """KV bytes of one sequence of `max_model_len` tokens."""
         return self.kv_block_bytes * self.kv_blocks_per_request
+
+    def kv_pool_bytes(self, sequences: int) -> int:
+        """The smallest pool that holds `sequences` of `max_model_len` tokens: their blocks, and the one never handed out."""
+        return self.kv_block_bytes * (self.kv_blocks_per_request * sequences + 1) if self.kv_block_bytes else 0
 
 
 @dataclass(frozen=True, slots=True)
