@@ -71,7 +71,7 @@ def cut(host: Host, fleet: CpuFleet) -> tuple[tuple[Slice, ...], tuple[str, ...]
     count = min(wanted, len(threads))
     if count < wanted:
         notes += (
-            f"{wanted} cpu slices were asked for, but there {_are(len(threads), 'core')}: {_are(count, 'slice')} made.",
+            f"{wanted} cpu slices were asked for, but {_there_are(len(threads), 'core')}; {_there_are(count, 'slice')}.",
         )
     if count == 1 and fleet.slices == "auto":
         notes += ("This machine has one core to use, so there is one slice: one model replica at a time.",)
@@ -178,5 +178,5 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:.1f}GiB"
 
 
-def _are(count: int, noun: str) -> str:
-    return f"is 1 {noun}" if count == 1 else f"are {count} {noun}s"
+def _there_are(count: int, noun: str) -> str:
+    return f"there is 1 {noun}" if count == 1 else f"there are {count} {noun}s"

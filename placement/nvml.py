@@ -167,7 +167,7 @@ def profile_name(slices: int, memory_mib: int, gpu_memory_bytes: int) -> str:
     getMigMemorySizeGB), not the instance's real size.
     """
     eighths = math.ceil(8 * memory_mib * MIB / gpu_memory_bytes)
-    gigabytes = round(eighths / 8 * math.ceil(gpu_memory_bytes / 2**30))
+    gigabytes = math.floor(eighths / 8 * math.ceil(gpu_memory_bytes / 2**30) + 0.5)  # half up, as Go rounds
     return f"{slices}g.{gigabytes}gb"
 
 

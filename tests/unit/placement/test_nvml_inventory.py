@@ -1,0 +1,122 @@
+"""NVML read on simulated machines, and on ones that ail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pynvml
+import pytest
+
+from placement.nvml import profile_name, read_nvidia
+from placement.slices import SliceKind
+
+MIB = 2**20
+
+
+def test_a_whole_gpu_is_one_slice(nvml: Callable[..., Any]) -> None:
+    state = read_nvidia(nvml("h100-sxm"))
+    (only,) = state.slices
+    assert state.driver
+    assert only.kind is SliceKind.GPU
+    assert only.id == only.uuid
+    assert only.gpu is not None
+    assert only.gpu.product == "H100-80GB-SXM", "the catalogue's name"
+    assert 0 < only.memory_bytes <= only.gpu.memory_bytes
+
+
+def test_a_gpu_cut_but_without_instances_can_run_nothing_and_says_so(nvml: Callable[..., Any]) -> None:
+    state = read_nvidia(nvml("h100-sxm", mig=True))
+    assert state.slices == ()
+    assert "no usable instance" in " ".join(state.notes)
+
+
+def make_instance(n: Any, enum: int, start: int) -> None:
+    """A GPU instance with its full compute instance."""
+    device = n.nvmlDeviceGetHandleByIndex(0)
+    info = n.nvmlDeviceGetGpuInstanceProfileInfo(device, enum, version=2)
+    sizes = {0: 1, 1: 2, 2: 4, 3: 4, 4: 8, 9: 2}
+    place = n.c_nvmlGpuInstancePlacement_t(start, sizes[enum])
+    instance = n.nvmlDeviceCreateGpuInstanceWithPlacement(device, info.id, n.byref(place))
+    compute = n.nvmlGpuInstanceGetComputeInstanceProfileInfo(instance, enum if enum < 5 else 0, 0)
+    n.nvmlGpuInstanceCreateComputeInstance(instance, compute.id)
+
+
+def test_mig_devices_are_slices_named_by_profile_and_place(nvml: Callable[..., Any]) -> None:
+    n = nvml("h100-sxm", mig=True)
+    make_instance(n, 2, 4)
+    make_instance(n, 0, 0)
+    state = read_nvidia(n)
+    gpu = state.slices[0].gpu
+    assert gpu is not None
+    uuid = gpu.uuid
+    assert {s.id for s in state.slices} == {f"{uuid}/3g.40gb@4", f"{uuid}/1g.10gb@0"}
+    for one in state.slices:
+        assert one.kind is SliceKind.MIG
+        assert str(one.uuid).startswith("MIG-")
+        assert one.uuid != uuid
+    small = next(s for s in state.slices if s.profile == "1g.10gb")
+    assert small.memory_bytes == 9984 * MIB, "the driver's memory, not the profile's name"
+
+
+def test_without_privilege_instances_are_named_by_their_ids(
+    nvml: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n = nvml("h100-sxm", mig=True)
+    make_instance(n, 0, 3)
+
+    def refuse(*_: object) -> None:
+        raise n.NVMLError(n.NVML_ERROR_NO_PERMISSION)
+
+    monkeypatch.setattr(n, "nvmlDeviceGetGpuInstances", refuse)
+    state = read_nvidia(n)
+    (only,) = state.slices
+    assert "#gi" in only.id
+    assert "may be read by root only" in " ".join(state.notes)
+
+
+def test_a_gpu_that_is_lost_is_left_out_and_told(nvml: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    n = nvml("h100-sxm:2")
+    real = n.nvmlDeviceGetHandleByIndex
+
+    def lost(index: int) -> Any:
+        if index == 0:
+            raise n.NVMLError(n.NVML_ERROR_GPU_IS_LOST)
+        return real(index)
+
+    monkeypatch.setattr(n, "nvmlDeviceGetHandleByIndex", lost)
+    state = read_nvidia(n)
+    assert len(state.slices) == 1
+    assert "GPU 0 is left out" in state.notes[0]
+
+
+def test_no_driver_is_no_news_and_a_broken_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(code: int) -> Callable[[], None]:
+        def initialise() -> None:
+            raise pynvml.NVMLError(code)
+
+        return initialise
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND))
+    assert read_nvidia() == read_nvidia().__class__()
+    monkeypatch.setattr(pynvml, "nvmlInit", fail(pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH))
+    state = read_nvidia()
+    assert state.driver is None
+    assert "does not answer" in state.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("slices", "memory_mib", "total_mib", "name"),
+    [
+        (1, 4864, 40960, "1g.5gb"),
+        (3, 20096, 40960, "3g.20gb"),
+        (1, 9984, 81559, "1g.10gb"),
+        (2, 20096, 81559, "2g.20gb"),
+        (7, 81152, 81559, "7g.80gb"),
+        (1, 16384, 143771, "1g.18gb"),
+        (3, 71424, 143771, "3g.71gb"),
+        (1, 5952, 24576, "1g.6gb"),
+    ],
+)
+def test_profile_names_follow_from_memory(slices: int, memory_mib: int, total_mib: int, name: str) -> None:
+    assert profile_name(slices, memory_mib, total_mib * MIB) == name
