@@ -63,7 +63,7 @@ def fit(
         kv_blocks=blocks,
         max_concurrency=blocks / per_request if per_request else float(limits.max_num_seqs),
         longest_context_tokens=_longest(footprint, blocks),
-        head_room_bytes=pool - _needed_pool(footprint),
+        head_room_bytes=pool - footprint.kv_pool_bytes(1),
         engine_args=engine_arguments(limits, utilization=budget.utilization),
         breaking_term=term,
         product=product,
@@ -85,35 +85,19 @@ def _budget(footprint: Footprint, limits: EngineLimits, memory_bytes: int) -> _B
         notes = (f"gpu_memory_utilization {utilization:g} is lowered to {rounded:g}: CUDA's context lies outside it.",)
         utilization = max(rounded, 0.001)
     requested = ceil(memory_bytes * utilization)
-    return _Budget(requested, utilization, requested - _charged(footprint), notes)
-
-
-def _charged(footprint: Footprint) -> int:
-    """What the engine takes off its budget before it sizes the pool."""
-    graphs = footprint.cuda_graph_bytes if footprint.graphs_charged else 0
-    return footprint.weights_bytes + footprint.activation_bytes + footprint.non_torch_bytes + graphs
-
-
-def _needed_pool(footprint: Footprint) -> int:
-    """The smallest pool that starts: one request of the asked length, and the block that is never handed out."""
-    return footprint.kv_block_bytes * (footprint.kv_blocks_per_request + 1) if footprint.kv_block_bytes else 0
+    return _Budget(requested, utilization, requested - footprint.charged_bytes, notes)
 
 
 def _needed(footprint: Footprint, limits: EngineLimits) -> int:
     """The memory below which the model would not fit, in bytes of the whole slice."""
     inside = (
         footprint.static_bytes
-        + max(_needed_pool(footprint), limits.kv_cache_memory_bytes or 0)
-        + _margin(footprint, limits)
+        + max(footprint.kv_pool_bytes(1), limits.kv_cache_memory_bytes or 0)
+        + footprint.margin_bytes
     )
     if limits.device == "cpu":
         return inside
     return max(inside + CUDA_CONTEXT_BYTES, ceil(inside / limits.gpu_memory_utilization))
-
-
-def _margin(footprint: Footprint, limits: EngineLimits) -> int:
-    """No margin where the pool is given and nothing has to be estimated to know it."""
-    return 0 if footprint.measured else footprint.margin_bytes
 
 
 def _refused(footprint: Footprint, limits: EngineLimits, profile: str | None) -> tuple[str, str] | None:
@@ -132,41 +116,41 @@ def _memory_refusal(
 ) -> tuple[str, str] | None:
     """The first term that does not fit, and why in a sentence."""
     given = limits.kv_cache_memory_bytes is not None
-    margin = _margin(footprint, limits)
-    ceiling = (
-        budget.requested_bytes if not given else memory_bytes - (CUDA_CONTEXT_BYTES if limits.device == "cuda" else 0)
-    )
-    left = ceiling
-    for name, size in _charges(footprint, everything=given):
+    margin = footprint.margin_bytes
+    left = memory_bytes - _context(limits) if given else budget.requested_bytes
+    before = "the engine may use"
+    for term, label, size in _charges(footprint, everything=given):
+        if size >= left:
+            return term, f"{label} of {gib(size)} exceed the {gib(left)} that {before}"
         left -= size
-        if left <= 0:
-            return name, f"{name} of {gib(size)} leaves nothing of the {gib(ceiling)} that the engine may use"
+        before = f"the {label} leave"
     if not footprint.kv_block_bytes:
-        return (
-            None
-            if left >= margin
-            else ("weights", f"only {gib(left)} would be free, less than the estimate may be off")
-        )
+        spare = ("weights", f"only {gib(left)} would be free, less than the {gib(margin)} the estimate may be off")
+        return spare if left < margin else None
     if given and pool + margin > left:
         return "kv_cache", f"the KV pool of {gib(pool)} does not fit beside the rest: {gib(left)} is left"
     return _pool_refusal(footprint, limits, pool, 0 if given else margin)
 
 
-def _charges(footprint: Footprint, *, everything: bool) -> list[tuple[str, int]]:
-    """Terms in the order in which the engine meets them."""
+def _context(limits: EngineLimits) -> int:
+    return CUDA_CONTEXT_BYTES if limits.device == "cuda" else 0
+
+
+def _charges(footprint: Footprint, *, everything: bool) -> list[tuple[str, str, int]]:
+    """Terms in the order in which the engine meets them: name, in words, bytes."""
     charges = [
-        ("host", footprint.host_bytes),
-        ("weights", footprint.weights_bytes),
-        ("activation", footprint.activation_bytes),
-        ("non_torch", footprint.non_torch_bytes),
+        ("host", "engine processes", footprint.host_bytes),
+        ("weights", "weights", footprint.weights_bytes),
+        ("activation", "activations", footprint.activation_bytes),
+        ("non_torch", "CUDA libraries", footprint.non_torch_bytes),
     ]
     if everything or footprint.graphs_charged:
-        charges.append(("cuda_graphs", footprint.cuda_graph_bytes))
-    return [(name, size) for name, size in charges if size]
+        charges.append(("cuda_graphs", "CUDA graphs", footprint.cuda_graph_bytes))
+    return [charge for charge in charges if charge[2]]
 
 
 def _pool_refusal(footprint: Footprint, limits: EngineLimits, pool: int, margin: int) -> tuple[str, str] | None:
-    needed = _needed_pool(footprint)
+    needed = footprint.kv_pool_bytes(1)
     request = footprint.kv_bytes_per_request
     what = f"one request of {limits.max_model_len:,} tokens needs {gib(request)}"
     if pool < needed:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from model_registry.errors import ConfigError
 from model_registry.model import EngineLimits, Footprint, ModelSpec, Term
 from model_registry.sizing.activation import activation_terms
 from model_registry.sizing.architecture import Architecture
@@ -50,11 +49,13 @@ def weigh(spec: ModelSpec, limits: EngineLimits) -> Footprint:
 def size_model(spec: ModelSpec, limits: EngineLimits) -> Sized:
     """As `weigh`, with the parts that speed estimates and reports need as well."""
     arch = read_architecture(spec.config)
+    if spec.task == "embed":
+        arch = replace(arch, pooling=True)
     rules = rules_for(limits.vllm_version)
     compute = compute_dtype(limits.dtype, arch.dtype, pooling=arch.pooling)
     width = COMPUTE_BYTES[compute]
     kv_dtype = resolved_kv_dtype(limits.kv_cache_dtype, spec.quant_config)
-    weights = weigh_weights(spec, arch, limits, width)
+    weights = weigh_weights(spec, arch, limits, rules, width)
     plan = cache_plan(arch, limits, rules, kv_dtype, compute)
     activation = activation_terms(arch, limits, rules, width, quantization_method(spec, limits))
     host, non_torch = _surroundings(arch, limits, rules)
@@ -75,7 +76,7 @@ def size_model(spec: ModelSpec, limits: EngineLimits) -> Sized:
         host_bytes=sum(t.bytes for t in host),
         margin_bytes=_margin(arch, weights, peak),
         graphs_charged=rules.graphs_charged,
-        context_limit=max(arch.max_positions, spec.max_context_tokens),
+        context_limit=spec.max_context_tokens or arch.max_positions,
         weights_exact=weights.exact,
         refusal=_refusal(arch, limits, plan, rules),
         cache=plan,
@@ -154,12 +155,3 @@ def _assumptions(
     if arch.parameters.drafter and spec.tensors:
         notes.append("Layers for multi-token prediction are counted as loaded; without speculation they are not.")
     return tuple(notes)
-
-
-def require_context(limits: EngineLimits, footprint: Footprint) -> None:
-    """ConfigError where the asked length is more than the model was made for."""
-    if limits.max_model_len > footprint.context_limit:
-        raise ConfigError(
-            f"max_model_len {limits.max_model_len:,} is more than the {footprint.context_limit:,} tokens of the model",
-            remedy=f"Ask for {footprint.context_limit} or less.",
-        )

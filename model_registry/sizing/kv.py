@@ -113,12 +113,6 @@ def cache_plan(arch: Architecture, limits: EngineLimits, rules: EngineRules, kv_
     layers, notes = _pages(arch, limits, rules, kv_dtype, COMPUTE_BYTES[compute])
     if not layers:
         return CachePlan((), 0, 0, in_flight, 0, notes)
-    if any(p.kind == "chunked" for p in layers):
-        layers = [_promoted(p) for p in layers]
-        notes = (
-            *notes,
-            "Chunked attention layers are charged at full length: vLLM switches its hybrid cache manager off for them.",
-        )
     groups, refusal = _groups(layers, rules)
     per_token = sum(p.page_bytes // p.block_tokens for p in layers if p.kind in ("full", "mla"))
     main = next((g for g in groups if g.page.kind in ("full", "mla")), groups[0])
@@ -229,11 +223,6 @@ def _aligned_block(
         step = lcm(arch.mamba_chunk or _DEFAULT_MAMBA_CHUNK, step)
         return step * ceil_div(ceil_div(state_bytes, per_token), step)
     return step * ceil_div(state_bytes, step * per_token)
-
-
-def _promoted(page: Page) -> Page:
-    """The page of a windowed layer whose blocks are kept for the whole sequence."""
-    return replace(page, kind="full", window=None) if page.kind in ("chunked", "sliding") else page
 
 
 def _groups(pages: Sequence[Page], rules: EngineRules) -> tuple[tuple[CacheGroup, ...], str | None]:

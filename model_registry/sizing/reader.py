@@ -10,7 +10,6 @@ from model_registry.sizing.parameters import count_parameters
 from model_registry.sizing.rope import context_limit, rope_tables
 from model_registry.sizing.vision import read_vision
 
-_POOLING_SUFFIXES = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForMaskedLM", "EmbeddingModel")
 _DEFAULT_POSITIONS = 2048
 """vLLM's length for a model whose configuration names none."""
 
@@ -48,7 +47,7 @@ def read_architecture(config: Config) -> Architecture:
         tie_embeddings=tied,
         caches=caches,
         parameters=count_parameters(d, caches, experts, tied=tied, encoder=encoder),
-        pooling=encoder or any(str(n).endswith(_POOLING_SUFFIXES) for n in names),
+        pooling=encoder,
         encoder_only=encoder,
         experts=experts,
         latent=d.latent,

@@ -11,11 +11,13 @@ from model_registry.sizing.architecture import Architecture
 from model_registry.sizing.dtypes import COMPUTE_BYTES
 from model_registry.sizing.quantization import stored_bits
 from model_registry.sizing.units import round_up
+from model_registry.sizing.versions import EngineRules
 
 _MXFP4_BITS = 4.25
 _MXFP4_INTERMEDIATE_STEP = 128
 _MXFP4_HIDDEN_STEP = 256
 _MXFP4 = ("mxfp4", "gpt_oss_mxfp4")
+_WITHOUT_GGUF = (0, 24, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +34,12 @@ class Weights:
         return sum(t.bytes for t in self.terms)
 
 
-def weigh_weights(spec: ModelSpec, arch: Architecture, limits: EngineLimits, compute_bytes: int) -> Weights:
+def weigh_weights(
+    spec: ModelSpec, arch: Architecture, limits: EngineLimits, rules: EngineRules, compute_bytes: int
+) -> Weights:
     """The weights of `spec` as the engine of `limits` holds them on one GPU."""
     method = quantization_method(spec, limits)
-    tensors, exact, assumptions = _tensors(spec, arch, limits, compute_bytes, method)
+    tensors, exact, assumptions = _tensors(spec, arch, limits, rules, compute_bytes, method)
     tp = limits.tensor_parallel_size
     terms = [Term("tensors", tensors // tp, "tensors of the checkpoint" if exact else "parameters of the architecture")]
     if rope := sum(t.positions * t.rotary_dim for t in arch.rope) * compute_bytes:
@@ -54,13 +58,25 @@ def quantization_method(spec: ModelSpec, limits: EngineLimits) -> str | None:
 
 
 def _tensors(
-    spec: ModelSpec, arch: Architecture, limits: EngineLimits, compute_bytes: int, method: str | None
+    spec: ModelSpec,
+    arch: Architecture,
+    limits: EngineLimits,
+    rules: EngineRules,
+    compute_bytes: int,
+    method: str | None,
 ) -> tuple[int, bool, tuple[str, ...]]:
     if spec.tensors is None:
         bits = stored_bits(spec.quant_config, method, compute_bytes)
         return bits.bytes_of(arch.parameters), False, ("No weights index: weights are derived from the architecture.",)
-    stored = _loaded(spec.tensors, spec.quant_config, arch, compute_bytes)
     notes: tuple[str, ...] = ()
+    if method == "gguf" and rules.version >= _WITHOUT_GGUF:
+        converted = sum(spec.tensors.elements_by_dtype.values()) * compute_bytes
+        return (
+            converted,
+            True,
+            ("vLLM reads no GGUF since 0.24: the file is sized as converted to the computation's dtype.",),
+        )
+    stored = _loaded(spec.tensors, spec.quant_config, arch, compute_bytes)
     if limits.quantization and not spec.quant_config:
         plain = stored_bits(None, None, compute_bytes)
         bits = stored_bits(None, limits.quantization, compute_bytes)
