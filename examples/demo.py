@@ -1,7 +1,8 @@
 """The main job, seen from outside: `sliceway up` on a configuration, and two tenants with the official `openai` client.
 
 Run by `make demo`. Everything here goes through what any user has: two commands and HTTP. With DEMO_ONCE=1, or without a
-terminal, it stops by itself; DEMO_PORT moves the gateway to another port.
+terminal, it stops by itself; DEMO_PORT moves the gateway to another port. Another configuration can be named as the argument;
+its tenants must be those below, and a model named `chat...` or `embed...` is asked.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import openai
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
@@ -54,14 +56,17 @@ class Settings:
         return f"http://127.0.0.1:{self.port}"
 
 
-def settings() -> Settings:
+def settings(arguments: Sequence[str]) -> Settings:
     """Read the environment and look at the machine. Raises DemoFailed for a port that is none."""
     cores = len(os.sched_getaffinity(0))
     text = os.environ.get("DEMO_PORT", "8080")
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise DemoFailed(f"DEMO_PORT={text!r} is no port; try DEMO_PORT=8090")
     once = os.environ.get("DEMO_ONCE", "") not in ("", "0") or not sys.stdout.isatty()
-    return Settings(ROOT / "configs" / ("demo.yaml" if cores > 1 else "demo-one-core.yaml"), cores, int(text), once)
+    config = (
+        Path(arguments[0]) if arguments else ROOT / "configs" / ("demo.yaml" if cores > 1 else "demo-one-core.yaml")
+    )
+    return Settings(config, cores, int(text), once)
 
 
 def check_port(port: int) -> None:
@@ -97,14 +102,17 @@ def slices(url: str) -> list[dict[str, Any]]:
     return []
 
 
-def wait_until_ready(up: subprocess.Popen[bytes], url: str, models: int) -> None:
-    """Every model is ready. `sliceway up` shows how far it is. Raises DemoFailed if it ends or takes too long."""
+def wait_until_ready(up: subprocess.Popen[bytes], url: str) -> None:
+    """Every replica is ready; `sliceway up` shows how far it is. Raises DemoFailed if one cannot be, or it takes too long."""
     deadline = time.monotonic() + START_SECONDS
-    while len({row["model"] for row in slices(url) if row["state"] == "ready"}) < models:
+    while not ((rows := slices(url)) and all(row["state"] == "ready" for row in rows)):
         if up.poll() is not None:
             raise DemoFailed(f"`sliceway up` ended with exit code {up.returncode}; it says why above")
+        for row in rows:
+            if row["state"] == "failed":
+                raise DemoFailed(f"{row['replica']} cannot run: {row.get('reason')}")
         if time.monotonic() > deadline:
-            raise DemoFailed(f"not ready after {START_SECONDS:.0f} s; look into .sliceway/demo/logs")
+            raise DemoFailed(f"not ready after {START_SECONDS:.0f} s; `sliceway status` shows why")
         time.sleep(0.5)
 
 
@@ -144,9 +152,15 @@ def serve_tenants(settings: Settings, keys: dict[str, str], console: Console) ->
         console.print()
 
 
+def counted(url: str) -> list[dict[str, Any]]:
+    """The rows of `/slices` with what was just asked in them: the gateway computes them once a second."""
+    time.sleep(1.1)
+    return slices(url)
+
+
 def latency_table(rows: list[dict[str, Any]]) -> Table:
     """p50/p99 of the last five minutes: a row per slice, and one below it per tenant."""
-    shown = Table(title="p50 / p99 in ms over the last five minutes, from /slices", title_justify="left")
+    shown = Table(title="p50 / p99 in ms over the last five minutes, from /slices", title_justify="left", box=SIMPLE)
     for heading in ("slice", "model", "tenant"):
         shown.add_column(heading)
     for heading in ("requests", "TTFT", "ITL", "E2E"):
@@ -163,19 +177,28 @@ def figures(window: dict[str, Any]) -> tuple[str, ...]:
 
     def pair(name: str) -> str:
         values = window[name]
-        return "-" if not values["count"] else " / ".join(f"{values[q] * 1000:.1f}" for q in ("p50", "p99"))
+        return (
+            "-"
+            if not values["count"]
+            else " / ".join(f"{values[q] * 1000:.{0 if values[q] >= 0.1 else 1}f}" for q in ("p50", "p99"))
+        )
 
     return (str(window["e2e_seconds"]["count"]), *map(pair, ("ttft_seconds", "itl_seconds", "e2e_seconds")))
 
 
 def stop(up: subprocess.Popen[bytes]) -> int:
-    """Ask `sliceway up` to drain and stop, and wait for it."""
+    """Ask `sliceway up` to drain and stop, and wait for it; Ctrl-C meanwhile asks it to hurry."""
     if up.poll() is None:
         up.send_signal(signal.SIGTERM)
-    try:
-        return up.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise DemoFailed(f"`sliceway up` (pid {up.pid}) did not stop within {STOP_SECONDS:.0f} s") from error
+    deadline = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            return up.wait(max(0.0, deadline - time.monotonic()))
+        except KeyboardInterrupt:
+            up.send_signal(signal.SIGTERM)
+        except subprocess.TimeoutExpired:
+            break
+    raise DemoFailed(f"`sliceway up` (pid {up.pid}) did not stop within {STOP_SECONDS:.0f} s")
 
 
 def keep_serving(settings: Settings, keys: dict[str, str], up: subprocess.Popen[bytes], console: Console) -> None:
@@ -185,7 +208,7 @@ def keep_serving(settings: Settings, keys: dict[str, str], up: subprocess.Popen[
     console.print(
         f"  curl -s {settings.url}/v1/models -H 'authorization: Bearer {key}'", highlight=False, soft_wrap=True
     )
-    console.print(f"  .venv/bin/sliceway status --watch {settings.config.relative_to(ROOT)}\n", highlight=False)
+    console.print(f"  .venv/bin/sliceway status --watch {os.path.relpath(settings.config)}\n", highlight=False)
     up.wait()
 
 
@@ -198,11 +221,12 @@ def run(settings: Settings, console: Console) -> None:
         )
     keys = {tenant: create_key(settings.config, tenant) for tenant in TENANTS}
     listen = ("--listen", f"127.0.0.1:{settings.port}")
-    up = subprocess.Popen([*SLICEWAY, "up", str(settings.config), *listen])
+    # A process group of its own: Ctrl-C in the terminal reaches this process only, which then asks `up` to stop, once.
+    up = subprocess.Popen([*SLICEWAY, "up", str(settings.config), *listen], process_group=0)
     try:
-        wait_until_ready(up, settings.url, models=2 if settings.cores > 1 else 1)
+        wait_until_ready(up, settings.url)
         serve_tenants(settings, keys, console)
-        console.print(latency_table(slices(settings.url)))
+        console.print(latency_table(counted(settings.url)))
         if not settings.once:
             keep_serving(settings, keys, up, console)
     finally:
@@ -215,9 +239,10 @@ def main() -> int:
     """0 when everything was answered and stopped cleanly, also by Ctrl-C; 1 with the reason otherwise."""
     console = Console(highlight=False)
     interrupt: Callable[..., Any] = signal.default_int_handler
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
     try:
-        run(settings(), console)
+        run(settings(sys.argv[1:]), console)
     except DemoFailed as error:
         Console(stderr=True).print(f"[bold red]error[/] {error}")
         return 1
