@@ -60,7 +60,8 @@ _MEMORY: tuple[tuple[re.Pattern[str], str], ...] = (
         "the machine has no memory left",
     ),
 )
-_INSPECTED = "Model architectures failed to be inspected"
+_INSPECTED = "failed to be inspected"
+_VALIDATION = re.compile(r"ValidationError: \d+ validation errors?\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ def last_error(log: str) -> str | None:
     vLLM logs the failure of its engine process first and then that of its server, which only says that the former failed.
     """
     lines = [_PREFIX.sub("", line.rstrip()) for line in _ANSI.sub("", log).splitlines()]
-    exceptions = [line.strip() for line in lines if _EXCEPTION.match(line.strip())]
+    exceptions = [_with_details(lines, i) for i, line in enumerate(lines) if _EXCEPTION.match(line.strip())]
     telling = [line for line in exceptions if not _says_nothing(line)]
     if telling or exceptions:
         return _cut((telling or exceptions)[-1])
@@ -147,6 +148,14 @@ def last_error(log: str) -> str | None:
     return _cut(next((line for line in reversed(errors) if line), "")) or None
 
 
+def _with_details(lines: Sequence[str], index: int) -> str:
+    """The exception at `index`; pydantic tells what was wrong in the lines below it only."""
+    if not _VALIDATION.search(lines[index]):
+        return lines[index].strip()
+    below = [line.strip() for line in lines[index + 1 : index + 3] if line.startswith(" ")]
+    return " ".join([lines[index].strip(), *below])
+
+
 def _says_nothing(line: str) -> bool:
     """Exceptions that are consequences of another one in the same log."""
     followers: Sequence[str] = (
@@ -156,6 +165,7 @@ def _says_nothing(line: str) -> bool:
         "KeyboardInterrupt",
         "CancelledError",
         "BrokenPipeError",
+        _INSPECTED,
     )
     return any(word in line for word in followers)
 

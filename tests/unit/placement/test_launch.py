@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_registry.errors import ConfigError
+from model_registry.model import EngineLimits, Footprint, SliceFit
+from model_registry.schema import ModelConfig
+from placement.launch import Endpoint, LaunchSpec, SizedModel, build_launch
+from placement.schema import EngineConfig
+from placement.slices import Gpu, Slice, SliceKind
+
+GIB = 2**30
+CPU = Slice("cpu-0", SliceKind.CPU, None, 8 * GIB, cores=(0, 1, 2, 5))
+MIG = Slice("GPU-a/1g.10gb@0", SliceKind.MIG, "1g.10gb", 9 * GIB, uuid="MIG-1", gpu=Gpu("GPU-a", 0, "H100", 80 * GIB))
+LIMITS = EngineLimits(max_model_len=2048, max_num_seqs=8, max_num_batched_tokens=2048)
+FOOTPRINT = Footprint(GIB, 0, 0, 0, 16, 2**20, 32, 2**16)
+FIT = SliceFit(True, "fits", 8 * GIB, 4 * GIB, 4096, 8.0, 8192, 1)
+UDS = Endpoint(uds=Path("/run/x.sock"))
+
+
+def sized(task: str = "generate", **config: object) -> SizedModel:
+    model = ModelConfig.model_validate({"name": "chat", "source": "org/name", **config})
+    return SizedModel(model, "org/name", task, 2048, LIMITS, FOOTPRINT)  # type: ignore[arg-type]
+
+
+def launch(model: SizedModel | None = None, target: Slice = CPU, fit: SliceFit = FIT, **engine: object) -> LaunchSpec:
+    return build_launch(
+        "chat-0",
+        model or sized(),
+        target,
+        fit,
+        EngineConfig.model_validate(engine),
+        vllm_python=Path("/env/bin/python"),
+        own_python=Path("/own/bin/python"),
+        cache=Path("/state/cache/x"),
+    )
+
+
+def flag(spec: LaunchSpec, name: str) -> str | None:
+    command = spec.command(UDS, drain_seconds=12.4)
+    assert command.count(name) <= 1, f"{name} is given twice"
+    return command[command.index(name) + 1] if name in command else None
+
+
+def test_every_limit_is_explicit() -> None:
+    spec = launch()
+    command = spec.command(UDS, drain_seconds=12.4)
+    assert command[:3] == ["/env/bin/python", "-m", "vllm.entrypoints.openai.api_server"]
+    assert flag(spec, "--max-model-len") == "2048"
+    assert flag(spec, "--max-num-seqs") == "8"
+    assert flag(spec, "--max-num-batched-tokens") == "2048"
+    assert flag(spec, "--gpu-memory-utilization") == "0.92"
+    assert flag(spec, "--served-model-name") == "chat"
+    assert flag(spec, "--uds") == "/run/x.sock"
+    assert flag(spec, "--shutdown-timeout") == "13", "rounded up: vLLM takes whole seconds"
+    assert "--runner" not in command
+
+
+def test_a_cpu_slice_pins_threads_hides_gpus_and_bounds_the_kv_pool() -> None:
+    spec = launch()
+    assert spec.environment["CUDA_VISIBLE_DEVICES"] == ""
+    assert spec.environment["VLLM_CPU_OMP_THREADS_BIND"] == "0-2,5"
+    assert spec.environment["OMP_NUM_THREADS"] == "4"
+    assert flag(spec, "--kv-cache-memory-bytes") == str(8 * 32 * 2**20), "eight sequences of full length"
+
+
+def test_the_pool_never_exceeds_what_is_left() -> None:
+    assert flag(launch(fit=replace(FIT, available_kv_bytes=2**20)), "--kv-cache-memory-bytes") == str(2**20)
+
+
+def test_a_gpu_slice_is_pinned_by_uuid_and_keeps_its_own_pool_size() -> None:
+    spec = launch(target=MIG)
+    assert spec.environment["CUDA_VISIBLE_DEVICES"] == "MIG-1"
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in spec.environment
+    assert flag(spec, "--kv-cache-memory-bytes") is None
+
+
+def test_the_sizings_own_arguments_win_and_are_not_repeated() -> None:
+    fit = replace(
+        FIT, engine_args=("--max-model-len", "1024", "--block-size=32", "--enforce-eager", "--no-enable-prefix-caching")
+    )
+    spec = launch(fit=fit)
+    assert flag(spec, "--max-model-len") == "1024"
+    assert flag(spec, "--block-size") == "32"
+    assert "--enforce-eager" in spec.argv
+    assert "--no-enable-prefix-caching" in spec.argv
+
+
+def test_what_the_operator_says_comes_last() -> None:
+    spec = launch(sized(engine_args=["--seed", "7"], chat_template="/t.jinja", revision="v2", trust_remote_code=True))
+    assert spec.argv[-2:] == ("--seed", "7")
+    assert flag(spec, "--chat-template") == "/t.jinja"
+    assert flag(spec, "--revision") == "v2"
+    assert "--trust-remote-code" in spec.argv
+    spec = launch(environment={"HF_HOME": "/hf", "OMP_NUM_THREADS": "1"})
+    assert spec.environment["HF_HOME"] == "/hf"
+    assert spec.environment["OMP_NUM_THREADS"] == "1"
+
+
+def test_embedding_models_run_as_poolers() -> None:
+    assert flag(launch(sized("embed")), "--runner") == "pooling"
+
+
+def test_usage_is_reported_only_if_the_operator_turns_it_on() -> None:
+    silent = launch().environment
+    assert (silent["VLLM_NO_USAGE_STATS"], silent["DO_NOT_TRACK"]) == ("1", "1")
+    assert not {"VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"} & set(launch(usage_reporting=True).environment)
+
+
+def test_tcp_is_loopback_only() -> None:
+    command = launch(transport="tcp").command(Endpoint(port=9100), drain_seconds=1)
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert command[command.index("--port") + 1] == "9100"
+    assert "--uds" not in command
+
+
+def test_what_would_unpin_an_engine_is_not_inherited() -> None:
+    inherited = {
+        "HF_TOKEN": "t",
+        "PATH": "/bin",
+        "OMP_PROC_BIND": "x",
+        "PYTHONPATH": "/p",
+        "CUDA_VISIBLE_DEVICES": "3",
+        "VLLM_CPU_KVCACHE_SPACE": "4",
+    }
+    environment = launch().full_environment(inherited)
+    assert environment["HF_TOKEN"] == "t"
+    assert environment["PATH"] == "/bin"
+    assert environment["CUDA_VISIBLE_DEVICES"] == ""
+    assert not {"OMP_PROC_BIND", "PYTHONPATH", "VLLM_CPU_KVCACHE_SPACE"} & set(environment)
+
+
+# ---- identity
+
+
+def test_the_hash_is_of_what_needs_a_restart() -> None:
+    one = launch()
+    assert (
+        one.spec_hash
+        == launch(drain_timeout_seconds=1, stop_timeout_seconds=99, restart={"max_fast_failures": 9}).spec_hash
+    )
+    assert one.command(UDS, drain_seconds=1) != one.command(UDS, drain_seconds=2)
+    others = [
+        launch(sized(engine_args=["--seed", "1"])),
+        launch(environment={"A": "1"}),
+        launch(target=replace(CPU, cores=(0,))),
+        launch(target=replace(CPU, id="cpu-9")),
+        launch(target=MIG),
+        launch(target=replace(MIG, uuid="MIG-2")),
+    ]
+    hashes = [one.spec_hash, *(o.spec_hash for o in others)]
+    assert len(set(hashes)) == len(hashes)
+
+
+# ---- another engine
+
+
+def test_a_command_of_the_operators_is_filled_in() -> None:
+    command = [
+        "{python}",
+        "-m",
+        "other",
+        "--socket={uds}",
+        "--name",
+        "{served_name}",
+        "--json",
+        '{"a": 1}',
+        "{task}",
+        "{cores}",
+        "{model}",
+        "{max_num_seqs}",
+    ]
+    filled = launch(command=command).command(UDS, drain_seconds=1)
+    assert filled == [
+        "/own/bin/python",
+        "-m",
+        "other",
+        "--socket=/run/x.sock",
+        "--name",
+        "chat",
+        "--json",
+        '{"a": 1}',
+        "generate",
+        "0-2,5",
+        "org/name",
+        "16",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"command": ["x", "{uds}", "{modle}"]}, "unknown placeholder {modle}"),
+        ({"command": ["x"]}, "must hold {uds}, and not {port}"),
+        ({"command": ["x", "{uds}"], "transport": "tcp"}, "must hold {port}, and not {uds}"),
+        ({"command": ["x", "{port}"]}, "must hold {uds}"),
+    ],
+)
+def test_a_command_that_cannot_work_is_refused(engine: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        launch(**engine)
+    assert message in error.value.message
+    assert str(error.value.where) == "engine.command"
+
+
+def test_a_command_that_needs_an_unknown_context_length_says_what_to_set() -> None:
+    unknown = SizedModel(ModelConfig(name="m", source="x"), "x", "generate", None)
+    with pytest.raises(ConfigError, match="context length of 'm'"):
+        launch(unknown, command=["x", "{uds}", "{max_model_len}"])
+
+
+# ---- endpoints
+
+
+@given(st.integers(1, 65535))
+def test_endpoints_round_trip(port: int) -> None:
+    for endpoint in (Endpoint(port=port), UDS):
+        assert Endpoint.parse(str(endpoint)) == endpoint
+
+
+def test_an_endpoint_elsewhere_is_none_of_ours() -> None:
+    for wrong in ("http://10.0.0.1:80", "unix", ""):
+        with pytest.raises(ValueError, match="no endpoint"):
+            Endpoint.parse(wrong)
+    with pytest.raises(ValueError, match="either"):
+        Endpoint()
