@@ -6,11 +6,12 @@ Everything between the client's socket and the engine's is the code that serves 
 from __future__ import annotations
 
 import asyncio
+import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from gateway.config import Config
+from gateway.errors import Draining
 from gateway.ingress.server import DrainingServer, listening_socket
 from gateway.relay import AsgiRelay
 from gateway.service import Gateway
@@ -79,6 +81,31 @@ def replica_row(
     )
 
 
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""What a scripted engine does with one request whose head and body have been read; it writes its answer, or does not."""
+
+
+@asynccontextmanager
+async def _scripted(path: Path, answer: Script) -> AsyncIterator[None]:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+            await reader.readexactly(int(length.group(1)) if length else 0)
+            await answer(reader, writer)
+            await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the gateway closed; that is often what is tested
+        finally:
+            writer.close()
+
+    server = await asyncio.start_unix_server(serve, path)
+    try:
+        yield
+    finally:
+        server.close()
+
+
 class LoopThread:
     """An event loop in a thread of its own."""
 
@@ -121,14 +148,13 @@ class FakeFleet:
     cards: dict[str, ModelRow] = field(default_factory=dict)
     generation: int = 0
     _stacks: dict[str, AsyncExitStack] = field(default_factory=dict)
+    _sockets: int = 0
 
     def start(self, replica: str, model: str, *, engine_model: str | None = None, **behaviour: Any) -> FakeEngine:
         """Start an engine and publish it as ready."""
         engine = FakeEngine(Behaviour(names=(engine_model or model,), **behaviour))
         self._stacks[replica] = stack = AsyncExitStack()
-        endpoint = self.thread.call(
-            stack.enter_async_context(listening(engine, uds=self.directory / f"{len(self.engines)}.sock"))
-        )
+        endpoint = self.thread.call(stack.enter_async_context(listening(engine, uds=self._socket())))
         self.engines[replica] = engine
         self.rows[replica] = replica_row(replica, model, endpoint, engine_model=engine_model)
         self.cards[model] = ModelRow(
@@ -136,6 +162,23 @@ class FakeFleet:
         )
         self.publish()
         return engine
+
+    def _socket(self) -> Path:
+        self._sockets += 1
+        return self.directory / f"{self._sockets}.sock"
+
+    def script(self, replica: str, model: str, answer: Script) -> None:
+        """Publish an engine that answers every request with what `answer` writes, to the byte; it may break HTTP."""
+        self._stacks[replica] = stack = AsyncExitStack()
+        path = self._socket()
+        self.thread.call(stack.enter_async_context(_scripted(path, answer)))
+        self.adopt(replica, model, f"unix:{path}")
+
+    def adopt(self, replica: str, model: str, endpoint: str) -> None:
+        """Publish an engine that runs elsewhere, or nowhere."""
+        self.rows[replica] = replica_row(replica, model, endpoint)
+        self.cards.setdefault(model, ModelRow(name=model))
+        self.publish()
 
     def stop(self, replica: str) -> None:
         """Stop an engine at once, and leave the table as it is."""
@@ -155,6 +198,13 @@ class FakeFleet:
             ),
             self.state.routing_table,
         )
+
+    def clear(self) -> None:
+        """Stop every engine and publish a table without any."""
+        self.close()
+        for known in (self.engines, self.rows, self.cards):
+            known.clear()
+        self.publish()
 
     def close(self) -> None:
         """Stop every engine."""
@@ -215,7 +265,12 @@ def running_gateway(
         wait_until(lambda: server.started or serving.done(), what="the gateway serves")
         yield RunningGateway(f"http://127.0.0.1:{sock.getsockname()[1]}", gateway, server, thread)
     finally:
-        server.force_exit = True
-        server.should_exit = True
+        thread.loop.call_soon_threadsafe(_end, server, gateway)
         serving.result(WAIT_SECONDS)
         thread.stop()
+
+
+def _end(server: DrainingServer, gateway: Gateway) -> None:
+    gateway.exchanges.draining = True
+    gateway.exchanges.interrupt_all(Draining("The test is over.", retry_after_seconds=1.0))
+    server.should_exit = True
