@@ -14,7 +14,7 @@ from model_registry.catalogue import Product, load_catalogue
 from model_registry.errors import ConfigError
 from model_registry.model import EngineLimits, ModelSpec, SliceFit
 from model_registry.sizing.calibration import CalibrationStore
-from model_registry.sizing.defaults import BATCHED_TOKENS
+from model_registry.sizing.defaults import step_tokens
 from model_registry.sizing.footprint import CUDA_CONTEXT_BYTES
 from model_registry.sizing.reader import read_architecture
 from model_registry.sizing.report import SizeReport, Workload, size, with_weights
@@ -151,11 +151,10 @@ def _limits(
     """What was asked for, and the model's own values for the rest."""
     arch = read_architecture(spec.config)
     length = max_model_len or spec.max_context_tokens or arch.max_positions
-    tokens = max(BATCHED_TOKENS, max_num_seqs, length if arch.encoder_only else 0)
     return EngineLimits(
         max_model_len=length,
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens or tokens,
+        max_num_batched_tokens=max_num_batched_tokens or step_tokens(arch, length, max_num_seqs),
         gpu_memory_utilization=gpu_memory_utilization or rules_for(vllm_version).default_utilization,
         kv_cache_dtype=kv_cache_dtype,
         dtype=dtype,

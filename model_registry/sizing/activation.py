@@ -18,8 +18,8 @@ _SAMPLER_FLOOR_BYTES = int(0.03 * GIB)
 _MLP_FLOOR_BYTES = int(0.14 * GIB)
 _UNKNOWN_FACTOR = 1.2
 _FUSED_EXPERTS = ("mxfp4", "gpt_oss_mxfp4")
-_VISION_BYTES = int(0.2 * GIB)
-"""Beside the encoder's own tensors; between 0.0 and 0.27 GiB were measured."""
+_ENCODER_WIDTHS = 4
+"""Tensors of the encoder's width that are alive beside the two of its MLP's width: an upper bound, not measured."""
 
 
 def activation_terms(
@@ -30,18 +30,17 @@ def activation_terms(
     mlp = _mlp(arch, tokens, compute_bytes, limits.tensor_parallel_size)
     sampler = 0 if arch.pooling else _sampler(arch, limits, compute_bytes)
     experts = _experts(arch, tokens, compute_bytes, limits.tensor_parallel_size, quantization)
-    worst = max(mlp, sampler)
     name = "sampler" if sampler >= mlp else "mlp"
     reason = (
         f"sampling for {min(limits.max_num_seqs, tokens)} sequences over {arch.vocab_size:,} vocabulary entries"
         if name == "sampler"
         else f"the MLP's intermediate results for {tokens:,} tokens"
     )
-    terms = [Term(name, worst, reason)]
+    terms = [Term(name, max(mlp, sampler), reason)]
     if experts:
         terms.append(Term("expert workspace", experts, f"routing {tokens:,} tokens to their experts"))
     if arch.vision:
-        terms.append(Term("vision encoder", _vision(arch.vision), "profiling the largest image"))
+        terms = _with_vision(terms, arch, arch.vision, limits, compute_bytes)
     if not arch.known:
         spare = int(sum(t.bytes for t in terms) * (_UNKNOWN_FACTOR - 1))
         terms.append(Term("unknown architecture", spare, "a fifth more, since its layers are not known"))
@@ -71,9 +70,24 @@ def _experts(arch: Architecture, tokens: int, compute_bytes: int, tp: int, quant
     return compute_bytes * tokens * arch.experts.per_token * (max(width, hidden) + max(2 * width, hidden))
 
 
-def _vision(vision: Vision) -> int:
-    del vision
-    return _VISION_BYTES
+def _with_vision(
+    terms: list[Term], arch: Architecture, vision: Vision, limits: EngineLimits, compute_bytes: int
+) -> list[Term]:
+    """The engine runs the encoder on as many of the largest items as a step's tokens hold, keeps pixels and results, and
+    then profiles the language model: the peak is the larger of the two runs, beside what is kept.
+    """
+    largest = vision.tokens_per_item * max(1, min(vision.clip_items, limits.max_model_len // vision.tokens_per_item))
+    items = max(1, max(limits.max_num_batched_tokens, largest) // largest)
+    scale = items * largest / vision.tokens_per_item
+    patches = int(scale * vision.patches_per_item)
+    kept = compute_bytes * (items * largest * arch.hidden_size + patches * vision.patch_pixels)
+    width = 2 * vision.intermediate_size + _ENCODER_WIDTHS * vision.hidden_size
+    encoder = compute_bytes * patches * width
+    text = sum(t.bytes for t in terms)
+    kept_term = Term("vision inputs", kept, f"pixels and results of {items} items of {largest:,} tokens")
+    if encoder <= text:
+        return [*terms, kept_term]
+    return [Term("vision encoder", encoder, f"encoding {patches:,} patches at once"), kept_term]
 
 
 def describe(terms: tuple[Term, ...]) -> str:

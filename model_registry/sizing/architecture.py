@@ -77,13 +77,21 @@ class RopeTable:
 
 @dataclass(frozen=True, slots=True)
 class Vision:
-    """The vision tower, as far as memory goes. `tokens_per_image` is what one image of the largest size costs."""
+    """The vision tower, as far as memory goes.
+
+    `tokens_per_item` and `patches_per_item` are those of the largest image, or of the largest clip where that is more;
+    `clip_items` is how many of the former a clip may cost, if the context is long enough. `patch_pixels` are the numbers of
+    one patch. `whole_items`: an item may not be split over steps, so one step must hold it.
+    """
 
     hidden_size: int
     intermediate_size: int
     layers: int
-    tokens_per_image: int
-    patches_per_image: int
+    tokens_per_item: int
+    patches_per_item: int
+    patch_pixels: int
+    clip_items: int = 1
+    whole_items: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,7 @@ class Architecture:
 
     `caches` has one entry per layer that keeps something between tokens, in layer order; layers that share another
     layer's cache, and the layers of encoders, have none. `mamba_chunk` is the tokens that a Mamba-2 kernel takes at once.
+    `refusal` says why vLLM runs no such model, whatever the memory.
     `known` is False where the architecture is not in the table of
     families: the sizes are then an upper bound, and `notes` says so.
     """
@@ -148,6 +157,7 @@ class Architecture:
     vision: Vision | None = None
     mamba_chunk: int | None = None
     notes: tuple[str, ...] = ()
+    refusal: str | None = None
 
     @property
     def attention(self) -> tuple[AttentionCache, ...]:

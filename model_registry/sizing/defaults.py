@@ -6,10 +6,21 @@ from typing import Literal
 
 from model_registry.model import EngineLimits, ModelSpec
 from model_registry.schema import ModelConfig
+from model_registry.sizing.architecture import Architecture
 from model_registry.sizing.reader import read_architecture
 
 BATCHED_TOKENS = 2048
 """Tokens per step: vLLM's own value for small devices, which it does not find on a slice by itself."""
+
+
+def step_tokens(arch: Architecture, max_model_len: int, max_num_seqs: int) -> int:
+    """`max_num_batched_tokens` where nobody names it: 2,048, or as much as the model must take in one step.
+
+    An encoder takes a whole text, a prefix language model a whole image or clip, every model a token per sequence.
+    """
+    text = max_model_len if arch.encoder_only else 0
+    item = arch.vision.tokens_per_item if arch.vision and arch.vision.whole_items else 0
+    return max(BATCHED_TOKENS, max_num_seqs, text, item)
 
 
 def default_limits(
@@ -17,12 +28,11 @@ def default_limits(
 ) -> EngineLimits:
     """The limits of `model` with what it leaves out filled in from `spec`.
 
-    `max_model_len` is the model's own limit, `max_num_batched_tokens` 2,048, or all of `max_model_len` for encoders, which
-    cannot take a text in parts.
+    `max_model_len` is the model's own limit, `max_num_batched_tokens` that of `step_tokens`.
     """
     arch = read_architecture(spec.config)
     length = model.max_model_len or min(spec.max_context_tokens, arch.max_positions)
-    tokens = model.max_num_batched_tokens or max(BATCHED_TOKENS, model.max_num_seqs, length if arch.encoder_only else 0)
+    tokens = model.max_num_batched_tokens or step_tokens(arch, length, model.max_num_seqs)
     return EngineLimits(
         max_model_len=length,
         max_num_seqs=model.max_num_seqs,

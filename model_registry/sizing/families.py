@@ -55,6 +55,13 @@ def _qwen(d: Dimensions) -> tuple[LayerCache, ...]:
     return _mixed(d, d.layer_types or windowed)
 
 
+def refusal(d: Dimensions) -> str | None:
+    """What vLLM does not run although the configuration allows it (`models/qwen2.py`)."""
+    if LAYOUTS.get(d.model_type) is not _qwen or not d.window or len({c.kind for c in _qwen(d)}) < 2:
+        return None
+    return "vLLM runs no Qwen model whose sliding window holds in some layers only (`max_window_layers` below the number of layers)"
+
+
 def _every(d: Dimensions, period: int) -> list[str]:
     """`sliding_attention`, with full attention in the last layer of each period."""
     return ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(d.layers)]

@@ -113,8 +113,8 @@ def _margin(arch: Architecture, weights: Weights, activation: int) -> int:
 
 def _refusal(arch: Architecture, limits: EngineLimits, plan: CachePlan, rules: EngineRules) -> str | None:
     """Why the engine would not start, whatever the memory."""
-    if plan.refusal:
-        return plan.refusal
+    if arch.refusal or plan.refusal:
+        return arch.refusal or plan.refusal
     if limits.max_num_batched_tokens < limits.max_num_seqs:
         return (
             f"max_num_batched_tokens ({limits.max_num_batched_tokens:,}) is below max_num_seqs "
@@ -124,6 +124,11 @@ def _refusal(arch: Architecture, limits: EngineLimits, plan: CachePlan, rules: E
         return (
             f"an encoder takes a text in one step, so max_num_batched_tokens ({limits.max_num_batched_tokens:,}) "
             f"must be at least max_model_len ({limits.max_model_len:,})"
+        )
+    if arch.vision and arch.vision.whole_items and limits.max_num_batched_tokens < arch.vision.tokens_per_item:
+        return (
+            f"the model takes an image or clip in one step, so max_num_batched_tokens "
+            f"({limits.max_num_batched_tokens:,}) must be at least {arch.vision.tokens_per_item:,}"
         )
     if limits.quantization == "bitsandbytes" and rules.version >= (0, 28, 0):
         return f"vLLM {rules.label} has no bitsandbytes (the last version with it is 0.27)"

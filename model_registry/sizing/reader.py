@@ -5,7 +5,7 @@ from __future__ import annotations
 from model_registry.errors import ModelUnreadable
 from model_registry.sizing.architecture import Architecture, Experts
 from model_registry.sizing.dimensions import Config, Dimensions
-from model_registry.sizing.families import ENCODERS, LAYOUTS, full
+from model_registry.sizing.families import ENCODERS, LAYOUTS, full, refusal
 from model_registry.sizing.parameters import count_parameters
 from model_registry.sizing.rope import context_limit, rope_tables
 from model_registry.sizing.vision import read_vision
@@ -55,6 +55,7 @@ def read_architecture(config: Config) -> Architecture:
         vision=read_vision(config),
         mamba_chunk=d.count("mamba_chunk_size") or d.count("chunk_size") or None,
         notes=notes,
+        refusal=refusal(d),
     )
 
 
