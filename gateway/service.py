@@ -135,7 +135,7 @@ class Gateway:
         self._parts.keyring.poll()
         if self._parts.keyring.problem is not None and self._config.gateway.authentication == "keys":
             raise self._parts.keyring.problem
-        self._follow_files()
+        self.follow_files()
         self._tasks = [asyncio.create_task(self._every(seconds, step)) for seconds, step in self._chores()]
 
     async def stop(self) -> None:
@@ -169,6 +169,10 @@ class Gateway:
             seconds = self._config.gateway.drain_timeout_seconds
             self._drained_by = self._parts.clock() + seconds
             log.info("stopping: %d requests may go on for up to %g s", len(self.exchanges.active), seconds)
+
+    def hurry(self) -> None:
+        """End the drain now."""
+        self._drained_by = self._parts.clock()
 
     def drained(self) -> bool:
         """Whether a drain is over. Requests that outlive the timeout are ended with an error they can read."""
@@ -220,13 +224,13 @@ class Gateway:
 
     async def _look(self) -> None:
         self.exchanges.expire()
-        if self._follow_files():
+        if self.follow_files():
             await self._parts.engines.retain(
                 {row.endpoint for row in self._routes.replicas()}
                 | {e.replica.endpoint for e in self.exchanges.active if e.replica}
             )
 
-    def _follow_files(self) -> bool:
+    def follow_files(self) -> bool:
         """Look at the files; True if the routes changed."""
         self._parts.keyring.poll()
         changed = self._parts.table.poll()

@@ -242,6 +242,10 @@ class RunningGateway:
         exchanges = self.gateway.exchanges
         return not exchanges.active and exchanges.router.in_flight == 0
 
+    def look(self) -> None:
+        """Have the gateway look at its files now, without waiting for its next look."""
+        self.on_loop(self.gateway.follow_files)
+
     def on_loop(self, work: Callable[[], T]) -> T:
         """Call `work` on the gateway's own thread."""
 

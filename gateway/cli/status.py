@@ -24,6 +24,7 @@ from placement.status import ControllerStatus, read_status
 
 WATCH_SECONDS = 1.0
 HTTP_SECONDS = 2.0
+_PIPE_COLUMNS = 240  # nothing is cut off where nobody looks
 _COLOURS = {"ready": "green", "idle": "dim", "failed": "bold red", "backoff": "red", "stopped": "dim"}
 _METRICS = (("TTFT", "ttft_seconds"), ("ITL", "itl_seconds"), ("E2E", "e2e_seconds"), ("queue", "queue_seconds"))
 
@@ -52,7 +53,7 @@ def status(
     if as_json:
         print_json(seen)
     else:
-        out.print(render(seen, window, tenants))
+        out.print(render(seen, window, tenants), width=None if out.is_terminal else _PIPE_COLUMNS)
     raise typer.Exit(0 if seen["gateway"]["running"] else 1)
 
 
@@ -187,7 +188,7 @@ def _heads(seen: dict[str, Any]) -> RenderableType:
 def _slices(seen: dict[str, Any], window: str, tenants: bool) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("slice", "kind", "model", "replica", "state"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for title, _ in _METRICS:
         table.add_column(f"{title} p50/p99", justify="right")
     table.add_column(f"requests ({window})", justify="right")

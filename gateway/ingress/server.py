@@ -1,7 +1,7 @@
 """uvicorn as this gateway runs it: its sockets, its signals, and an end that lets streams finish.
 
 SIGTERM or SIGINT begins a drain: `/readyz` says 503, new requests are refused with Retry-After, and the process ends when the
-last one is answered or the drain timeout is over. A second one ends it at once.
+last one is answered or the drain timeout is over. A second one ends the timeout, a third one the process.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ BACKLOG = 4096
 class Drainable(Protocol):
     """What the server asks before it ends."""
 
-    @property
-    def draining(self) -> bool:
-        """Whether a stop was asked for."""
-        ...
-
     def begin_drain(self) -> None:
         """A stop was asked for."""
+        ...
+
+    def hurry(self) -> None:
+        """It was asked for again."""
         ...
 
     def drained(self) -> bool:
@@ -42,12 +41,17 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, gateway: Drainable) -> None:
         super().__init__(config)
         self._gateway = gateway
+        self._signals = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, the second one ends."""
-        if self._gateway.draining:
+        """The first signal drains, the second one ends what is left in words, the third one ends."""
+        self._signals += 1
+        if self._signals == 1:
+            self._gateway.begin_drain()
+        elif self._signals == 2:
+            self._gateway.hurry()
+        else:
             self.should_exit = self.force_exit = True
-        self._gateway.begin_drain()
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: close connections whose head does not come, and see whether a drain is over."""

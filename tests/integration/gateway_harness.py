@@ -42,7 +42,8 @@ class Bench:
         return httpx2.get(self.url + path)
 
     def know(self, generation: int | None = None) -> None:
-        """Wait until the gateway has read the fleet's last routing table."""
+        """Have the gateway read the fleet's last routing table."""
+        self.gateway.look()
         wanted = self.fleet.generation if generation is None else generation
         wait_until(lambda: self.gateway.gateway.routes().generation == wanted, what="the gateway has read the table")
 
