@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Literal
 
 import aiohttp
+from pydantic import ValidationError
 
-from gateway.config import Config
+from gateway.config import Config, load_config
 from gateway.errors import GatewayError
 from gateway.ingress.server import listening_socket
 from gateway.processes import UpRecord, WatchedProcess, read_record, write_record
+from model_registry.atomic import write_atomically
+from model_registry.errors import ConfigError
 from placement.clock import Clock, SystemClock
 from placement.errors import StateLocked
 from placement.locks import holder
@@ -123,6 +126,7 @@ class Front:
                 found[name].send(signal.SIGHUP)
             else:
                 self._spawn(name)
+        self._remember(self._config)
         self._keepers = [asyncio.create_task(self._keep(name)) for name in NAMES]
         self._keepers.append(asyncio.create_task(self._ask_gateway()))
         self._write_record()
@@ -140,7 +144,9 @@ class Front:
         return Snapshot(self._status(), self._gateway_up, self._stopping, notices)
 
     def reload(self) -> None:
-        """Have both read the configuration again."""
+        """Have both read the configuration again. They decide for themselves whether it is good."""
+        with contextlib.suppress(ConfigError):
+            self._remember(load_config(self._config_path))
         for process in self._processes.values():
             process.send(signal.SIGHUP)
 
@@ -171,10 +177,13 @@ class Front:
         return {name: process for name, process in found.items() if process is not None}
 
     def _spawn(self, name: Name) -> None:
-        argv = [sys.executable, "-m", "gateway.cli", name, str(self._config_path)]
+        argv = [sys.executable, "-m", "gateway.cli", name, str(self._config_path), "--state-dir", str(self._paths.root)]
         if name == "gateway":
             argv += ["--listen", self._listen]
         self._processes[name] = WatchedProcess.spawn(argv, self._paths.log(name))
+
+    def _remember(self, config: Config) -> None:
+        write_atomically(self._paths.last_good_config, config.model_dump_json().encode(), mode=0o600)
 
     def _write_record(self) -> None:
         rows = {name: process.row for name, process in self._processes.items()}
@@ -236,6 +245,14 @@ class Front:
             where=str(log),
             remedy="The lines above are its last words; `sliceway doctor CONFIG` looks for common causes.",
         )
+
+
+def read_last_good(paths: StatePaths) -> Config | None:
+    """The last configuration that `up` could read; None if there is none."""
+    try:
+        return Config.model_validate_json(paths.last_good_config.read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def tail(path: Path, lines: int) -> Sequence[str]:

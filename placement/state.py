@@ -5,7 +5,8 @@
     STATE/                    0700
       routing.json            the routing table; written by the controller, read by gateways
       controller.json         what the controller does at the moment, for `up` and `status`; may be lost
-      accepted.json           the last configuration that was taken over
+      accepted.json           what the controller has last taken over of the configuration
+      config.json             the last configuration that `up` could read
       controller.lock         held by the one controller of this directory; holds its pid
       up.lock, up.json        held by `sliceway up`; the processes it started
       logs/REPLICA.log        what an engine wrote; also controller.log and gateway.log
@@ -55,6 +56,11 @@ class StatePaths:
     def accepted_config(self) -> Path:
         """What a controller falls back to that starts while the configuration is wrong and engines run."""
         return self.root / "accepted.json"
+
+    @property
+    def last_good_config(self) -> Path:
+        """What a gateway falls back to that is started again while the configuration is wrong."""
+        return self.root / "config.json"
 
     @property
     def controller_lock(self) -> Path:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from gateway.cli.live import JsonView, PlainView, TerminalView, View
 from gateway.cli.output import Json, err, out, print_json
 from gateway.config import Config, load_config
-from gateway.front import Front, Snapshot
+from gateway.front import Front, Snapshot, read_last_good
 from gateway.shutdown import Stopped, stop_everything
 from model_registry.errors import ConfigError
 from placement.controller import Controller, Sources, preflight
@@ -29,6 +30,10 @@ from placement.state import StatePaths
 ConfigPath = Annotated[Path, typer.Argument(help="The configuration file.", exists=False, dir_okay=False)]
 Listen = Annotated[
     str | None, typer.Option("--listen", help="Another address than `gateway.listen`, like 127.0.0.1:8081.")
+]
+StateDir = Annotated[
+    Path | None,
+    typer.Option(help="Where the last good configuration lies, to start with if this one is wrong.", hidden=True),
 ]
 
 _LOOK_SECONDS = 0.2
@@ -68,21 +73,33 @@ def up(
     raise typer.Exit(code)
 
 
-def controller(config: ConfigPath) -> None:
+def controller(config: ConfigPath, state_dir: StateDir = None) -> None:
     """Run the placement controller alone: engines on slices, and the routing table."""
-    loaded = load_config(config)
+    try:
+        paths = StatePaths(load_config(config).state)
+    except ConfigError:
+        if state_dir is None:
+            raise
+        paths = StatePaths(state_dir)  # it goes on with the last good configuration if engines run, and says so
     _log_to_stderr()
-    asyncio.run(Controller(placement_sources(config), _workshop(loaded)).run())
+    asyncio.run(Controller(placement_sources(config), Workshop(paths, dict(os.environ))).run())
 
 
-def gateway(config: ConfigPath, listen: Listen = None) -> None:
+def gateway(config: ConfigPath, listen: Listen = None, state_dir: StateDir = None) -> None:
     """Run the gateway alone: on the routing table, and on models that name `endpoints`."""
     from gateway.wiring import (
         serve_gateway,
     )  # the web stack takes half a second to import, which no other command needs
 
-    loaded = _with_listen(load_config(config), listen)
-    raise typer.Exit(serve_gateway(loaded, config_path=config.absolute()))
+    try:
+        loaded = load_config(config)
+    except ConfigError as error:
+        last = read_last_good(StatePaths(state_dir)) if state_dir else None
+        if last is None:
+            raise
+        err.print(f"the configuration is wrong, going on with the last good one: {escape(str(error))}", highlight=False)
+        loaded = last
+    raise typer.Exit(serve_gateway(_with_listen(loaded, listen), config_path=config.absolute()))
 
 
 def down(config: ConfigPath, as_json: Json = False) -> None:

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from placement.locks import holder
+from placement.replicas.journal import Journal, JournalEntry
+from placement.state import StatePaths
+from placement.status import ControllerStatus, ReplicaStatus, read_status
+from placement.table import ReplicaState, RoutingTable, read
+
+SCRIPT_ENGINE = Path(__file__).with_name("script_engine.py")
+FAKE = ["{python}", "-m", "placement.fake_engine", "--uds", "{uds}", "--model", "{served_name}"]
+SCRIPT = ["{python}", str(SCRIPT_ENGINE), "{uds}"]
+FAST = {"first_delay_seconds": 0.1, "max_delay_seconds": 0.4, "max_fast_failures": 3, "fast_failure_seconds": 0.05}
+
+
+def until(condition: Callable[[], Any], what: str, *, seconds: float = 20.0) -> Any:
+    """The first true value of `condition`; a failure that says `what` was waited for if there is none in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        threading.Event().wait(0.02)
+    pytest.fail(f"not within {seconds:g} s: {what}")
+
+
+async def until_async(condition: Callable[[], Any], what: str, *, seconds: float = 20.0) -> Any:
+    """The same where a loop has to go on."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if isinstance(found, Awaitable):
+            found = await found
+        if found:
+            return found
+        await asyncio.sleep(0.02)
+    pytest.fail(f"not within {seconds:g} s: {what}")
+
+
+class Site:
+    """A configuration, its state directory, and the processes that serve it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.paths = StatePaths(directory / "state")
+        self.config = directory / "config.yaml"
+        self.log = directory / "out.log"
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def write(
+        self,
+        *models: dict[str, Any],
+        slices: int = 2,
+        memory: str = "1GiB",
+        gateway: dict[str, Any] | None = None,
+        **engine: Any,
+    ) -> None:
+        """A configuration with these models. JSON is YAML; slices share core 0, so that any machine has enough."""
+        settings = {"command": FAKE, "restart": FAST, "stop_timeout_seconds": 5, "drain_timeout_seconds": 5, **engine}
+        cores = sorted(os.sched_getaffinity(0))
+        count = min(slices, len(cores))
+        listed = [{"kind": "cpu", "id": f"cpu-{i}", "cores": str(cores[i]), "memory": memory} for i in range(count)]
+        whole = {
+            "version": "v1",
+            "state_dir": str(self.paths.root),
+            "fleet": {"slices": listed},
+            "engine": settings,
+            "models": [{"source": "simulated", **m} for m in models],
+            "gateway": {"authentication": "none", **(gateway or {})},
+        }
+        self.config.write_text(json.dumps(whole))
+
+    def run(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """`sliceway ...` in the background."""
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "gateway.cli", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.running.append(process)
+        return process
+
+    def controller(self) -> subprocess.Popen[bytes]:
+        """A controller, working."""
+        process = self.run("controller", str(self.config), "--state-dir", str(self.paths.root))
+        until(
+            lambda: holder(self.paths.controller_lock) == process.pid or process.poll() is not None,
+            f"a controller: {self.said()}",
+        )
+        return process
+
+    def said(self) -> str:
+        """What everything here has written."""
+        texts = [self.log, *sorted(self.paths.logs.glob("*.log"))]
+        return "\n".join(f"== {p.name}\n{p.read_text(errors='replace')[-3000:]}" for p in texts if p.exists())
+
+    def table(self) -> RoutingTable:
+        """The routing table, empty while there is none."""
+        return read(self.paths.routing_table) if self.paths.routing_table.exists() else RoutingTable(generation=0)
+
+    def status(self) -> ControllerStatus | None:
+        """What the controller tells."""
+        return read_status(self.paths.controller_status)
+
+    def replica(self, name: str) -> ReplicaStatus | None:
+        """What it tells of one replica."""
+        status = self.status()
+        return next((r for r in status.replicas if r.replica == name), None) if status else None
+
+    def entry(self, name: str) -> JournalEntry:
+        """The journal's entry of one replica."""
+        entry = Journal(self.paths).of(name)
+        assert entry is not None
+        return entry
+
+    def wait_for(
+        self, name: str, state: ReplicaState, *, other_than: int | None = None, seconds: float = 20.0
+    ) -> ReplicaStatus:
+        """Wait until a replica is in this state, in another process than `other_than`."""
+
+        def there() -> ReplicaStatus | None:
+            found = self.replica(name)
+            return (
+                found
+                if found and found.state is state and (other_than is None or found.engine_pid != other_than)
+                else None
+            )
+
+        status: ReplicaStatus = until(there, f"{name} {state}; {self.said()}", seconds=seconds)
+        return status
+
+    def ready(self, name: str, *, other_than: int | None = None) -> int:
+        """Wait until a replica is ready; its engine's pid."""
+        pid = self.wait_for(name, ReplicaState.READY, other_than=other_than).engine_pid
+        assert pid is not None
+        return pid
+
+    def close(self) -> None:
+        """End everything that this site has started, however it was left."""
+        for entry in Journal(self.paths).entries():
+            for process in _family(entry.shim_pid):
+                process.kill()
+        for started in self.running:
+            if started.poll() is None:
+                started.send_signal(signal.SIGKILL)
+            started.wait()
+        record = self.paths.up_record
+        if record.exists():
+            for row in json.loads(record.read_text())["processes"].values():
+                for process in _family(row["pid"]):
+                    process.kill()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        first = psutil.Process(pid)
+        return [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Any]:
+    return until
+
+
+@pytest.fixture
+def eventually_async() -> Callable[..., Any]:
+    return until_async

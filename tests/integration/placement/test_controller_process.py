@@ -1,0 +1,232 @@
+"""The controller as a process, with engines that are processes: ends, restarts, adoption, new configurations."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from placement.table import ReplicaState
+
+pytestmark = pytest.mark.integration
+
+Site = Any  # the fixture's class lives in conftest.py, which cannot be imported
+SCRIPT = ["{python}", str(Path(__file__).with_name("script_engine.py")), "{uds}"]
+A, B = {"name": "a"}, {"name": "b"}
+Eventually = Callable[..., Any]
+
+
+def test_engines_get_ready_on_slices_of_their_own_and_a_stop_leaves_nothing(site: Site, eventually: Eventually) -> None:
+    site.write(A, B | {"task": "embed", "engine_args": ["--task", "embed"]})
+    controller = site.controller()
+    pids = [site.ready("a-0"), site.ready("b-0")]
+    table = site.table()
+    assert {r.replica: r.slice.id for r in table.replicas} == {"a-0": "cpu-0", "b-0": "cpu-1"}
+    assert {m.name: m.task for m in table.models} == {"a": "generate", "b": "embed"}
+    for replica in table.replicas:
+        path = Path(replica.endpoint.removeprefix("unix:"))
+        assert path.stat().st_mode & 0o777 == 0o600
+    family = psutil.Process(controller.pid).children(recursive=True)
+    assert len(family) >= 4
+    controller.terminate()
+    assert controller.wait(20) == 0
+    eventually(lambda: not any(p.is_running() for p in family), "all of it has ended")
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    after = site.table()
+    assert after.replicas == ()
+    assert {s.id for s in after.idle} == {"cpu-0", "cpu-1"}
+    assert after.generation > table.generation
+    assert list((site.paths.root / "run").iterdir()) == []
+    assert site.status() is None
+
+
+def test_a_killed_engine_is_started_again_and_the_other_one_left_alone(site: Site) -> None:
+    site.write(A, B)
+    site.controller()
+    first, other = site.ready("a-0"), site.ready("b-0")
+    os.kill(first, signal.SIGKILL)
+    assert site.ready("a-0", other_than=first) != first
+    assert site.ready("b-0") == other
+    assert site.replica("a-0").restarts == 1
+
+
+def test_an_engine_that_keeps_dying_is_given_up_with_its_own_last_words(site: Site) -> None:
+    site.write(A, B | {"engine_args": ["--fail-at-start", "ValueError: the weights are upside down"]})
+    site.controller()
+    failed = site.wait_for("b-0", ReplicaState.FAILED)
+    assert "ValueError: the weights are upside down" in failed.reason
+    assert failed.restarts == 2, "three starts"
+    site.ready("a-0")
+    (row,) = [r for r in site.table().replicas if r.replica == "b-0"]
+    assert (row.state, row.reason) == (ReplicaState.FAILED, failed.reason)
+
+
+def test_a_killed_controller_loses_nothing(site: Site, eventually: Eventually) -> None:
+    site.write(A, B)
+    controller = site.controller()
+    pids = [site.ready("a-0"), site.ready("b-0")]
+    before = site.table()
+    controller.kill()
+    controller.wait()
+    assert all(psutil.pid_exists(pid) for pid in pids)
+    assert site.table() == before, "what gateways read stays"
+    successor = site.controller()
+    eventually(lambda: (s := site.status()) and s.pid == successor.pid and s.settled, "the next controller is at work")
+    assert [site.ready("a-0"), site.ready("b-0")] == pids
+    assert all(site.replica(r).adopted for r in ("a-0", "b-0"))
+    assert site.table().ready("a")
+    assert site.table().generation >= before.generation
+    os.kill(pids[0], signal.SIGKILL)
+    assert site.ready("a-0", other_than=pids[0])
+    successor.terminate()
+    assert successor.wait(20) == 0
+    assert not psutil.pid_exists(pids[1])
+
+
+def test_an_engine_that_ended_meanwhile_is_started_again(site: Site) -> None:
+    site.write(A)
+    controller = site.controller()
+    pid = site.ready("a-0")
+    controller.kill()
+    controller.wait()
+    os.kill(pid, signal.SIGKILL)
+    site.controller()
+    assert site.ready("a-0", other_than=pid)
+    assert "ended while no controller ran: killed by SIGKILL" in site.said()
+
+
+def test_a_second_controller_is_refused_and_named_the_first(site: Site) -> None:
+    site.write(A)
+    first = site.controller()
+    second = site.run("controller", str(site.config))
+    assert second.wait(20) == 1
+    assert f"pid {first.pid}" in site.said()
+
+
+# ---- new configurations
+
+
+def test_models_are_added_changed_and_removed_while_others_run(site: Site, eventually: Eventually) -> None:
+    site.write(A, B)
+    controller = site.controller()
+    a, b = site.ready("a-0"), site.ready("b-0")
+    site.write(A, {"name": "c"})
+    controller.send_signal(signal.SIGHUP)
+    c = site.ready("c-0")
+    assert site.ready("a-0") == a
+    assert not psutil.pid_exists(b)
+    assert not site.paths.replica("b-0").exists()
+    site.write(A, {"name": "c", "engine_args": ["--itl-seconds", "0.01"]})
+    controller.send_signal(signal.SIGHUP)
+    assert site.ready("c-0", other_than=c)
+    assert site.ready("a-0") == a, "nothing about it has changed"
+    site.write()
+    controller.send_signal(signal.SIGHUP)
+    eventually(lambda: not site.table().replicas and not psutil.pid_exists(a), "everything was taken out")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("version: v1\nmodles: []\n", "models"),
+        ("version: [", ""),
+        (None, "no slice is left for 'a-"),
+    ],
+)
+def test_a_wrong_configuration_changes_nothing_and_says_so(
+    site: Site, eventually: Eventually, wrong: str | None, words: str
+) -> None:
+    site.write(A)
+    controller = site.controller()
+    pid = site.ready("a-0")
+    generation = site.table().generation
+    if wrong is None:
+        site.write(A | {"replicas": 40})
+    else:
+        site.config.write_text(wrong)
+    controller.send_signal(signal.SIGHUP)
+    refused = eventually(lambda: (s := site.status()) and s.refused, "the refusal")
+    assert words in f"{refused.error.message} {refused.error.remedy}"
+    assert site.ready("a-0") == pid
+    assert site.table().generation == generation
+    site.write(A)
+    controller.send_signal(signal.SIGHUP)
+    eventually(lambda: (s := site.status()) and s.refused is None, "a right one is taken over")
+    assert site.ready("a-0") == pid
+
+
+def test_engines_outlive_a_controller_that_finds_a_wrong_configuration(site: Site, eventually: Eventually) -> None:
+    site.write(A)
+    controller = site.controller()
+    pid = site.ready("a-0")
+    controller.kill()
+    controller.wait()
+    site.config.write_text("version: v7\n")
+    site.controller()
+    refused = eventually(lambda: (s := site.status()) and s.refused, "the refusal")
+    assert "version" in f"{refused.error.where} {refused.error.message}"
+    assert site.ready("a-0") == pid
+
+
+def test_a_first_configuration_that_is_wrong_is_refused(site: Site) -> None:
+    site.config.write_text(f"version: v1\nstate_dir: {site.paths.root}\nmodles: []\n")
+    controller = site.run("controller", str(site.config))
+    assert controller.wait(20) == 2
+    assert "modles" in site.said()
+
+
+def test_a_failed_replica_is_tried_again_when_the_operator_says_so(site: Site, tmp_path: Path) -> None:
+    marker = tmp_path / "mended"
+    shell = f'test -e {marker} || {{ echo "OSError: no such disk" >&2; exit 1; }}; exec "$@"'
+    command = [
+        "/bin/sh",
+        "-c",
+        shell,
+        "sh",
+        "{python}",
+        "-m",
+        "placement.fake_engine",
+        "--uds",
+        "{uds}",
+        "--model",
+        "{served_name}",
+    ]
+    site.write(A, command=command)
+    controller = site.controller()
+    assert "no such disk" in site.wait_for("a-0", ReplicaState.FAILED).reason
+    marker.touch()
+    controller.send_signal(signal.SIGHUP)
+    site.ready("a-0")
+
+
+# ---- memory, health
+
+
+def test_more_memory_than_the_slice_has_is_out_of_memory(site: Site) -> None:
+    site.write(A, memory="100MiB", command=[*SCRIPT, "--eat", "300"], restart={"max_fast_failures": 1})
+    site.controller()
+    failed = site.wait_for("a-0", ReplicaState.FAILED)
+    assert "of memory; its slice has 0.10 GiB" in failed.reason
+    assert "sliceway size" in failed.remedy
+
+
+def test_a_frozen_engine_is_replaced(site: Site) -> None:
+    site.write(A, liveness={"interval_seconds": 0.1, "timeout_seconds": 0.2, "failures": 2})
+    site.controller()
+    pid = site.ready("a-0")
+    os.kill(pid, signal.SIGSTOP)
+    assert site.ready("a-0", other_than=pid)
+
+
+def test_an_engine_without_sockets_is_reached_on_loopback(site: Site) -> None:
+    command = ["{python}", "-m", "placement.fake_engine", "--port", "{port}", "--model", "{served_name}"]
+    site.write(A, transport="tcp", command=command)
+    site.controller()
+    pid = site.ready("a-0")
+    assert site.table().replicas[0].endpoint.startswith("http://127.0.0.1:")
+    assert {c.laddr.ip for c in psutil.Process(pid).net_connections("inet")} == {"127.0.0.1"}
