@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
@@ -53,7 +53,8 @@ def status(
     if as_json:
         print_json(seen)
     else:
-        out.print(render(seen, window, tenants), width=None if out.is_terminal else _PIPE_COLUMNS)
+        console = out if out.is_terminal else Console(width=_PIPE_COLUMNS)
+        console.print(render(seen, window, tenants))
     raise typer.Exit(0 if seen["gateway"]["running"] else 1)
 
 
