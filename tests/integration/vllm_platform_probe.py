@@ -54,19 +54,23 @@ class Config:
 def prepare():
     for extension in ("vllm._C_stable_libtorch", "vllm._C"):
         sys.modules[extension] = types.ModuleType(extension)
-    import vllm
+    import vllm.platforms
+
+    as_built = vllm.platforms.vllm_version_matches_substr
+    vllm.platforms.vllm_version_matches_substr = lambda substr: False
     import vllm.platforms.cuda
 
-    return vllm.__version__
+    return vllm.__version__, as_built
 
 
-def answer(case):
+def answer(case, as_built):
     os.environ.update(case["environment"])
     sys.path[:0] = case.get("path", [])
     import vllm.platforms
 
-    if not case.get("as_built"):
-        vllm.platforms.vllm_version_matches_substr = lambda substr: False
+    if case.get("as_built"):
+        vllm.platforms.vllm_version_matches_substr = as_built
+    vllm.platforms._current_platform = None  # importing it has made vLLM choose already, in some versions
     platform = vllm.platforms.current_platform
 
     asked = dict(QUESTIONS)
@@ -95,13 +99,15 @@ def act_as_worker(platform):
     properties = types.SimpleNamespace(total_memory=CUDA_TOTAL_BYTES, multi_processor_count=16, uuid="x")
     config = Config(
         model_config=Config(max_model_len=8192),
-        parallel_config=Config(worker_cls="auto"),
+        parallel_config=Config(worker_cls="auto", prefill_context_parallel_size=1),
         scheduler_config=Config(max_num_seqs=16, max_num_batched_tokens=2048),
         cache_config=Config(gpu_memory_utilization=0.85),
+        offload_config=Config(uva=Config(cpu_offload_gb=0)),
     )
     for _ in range(2):  # vLLM settles its configuration more than once
         platform.check_and_update_config(config)
-    platform.check_and_update_config(Config(parallel_config=config.parallel_config, scheduler_config=Config()))
+    config.model_config = None  # as in the configuration that vLLM makes up for want of one
+    platform.check_and_update_config(config)
     torch.cuda.is_initialized = lambda: True
     torch.cuda.get_device_properties = lambda device: properties
     platform.check_if_supports_dtype(torch.bfloat16)
@@ -117,14 +123,14 @@ def batch_defaults(platform):
     return tokens[UsageContext.OPENAI_API_SERVER], seqs[UsageContext.OPENAI_API_SERVER]
 
 
-def in_child(case):
+def in_child(case, as_built):
     with tempfile.TemporaryFile("w+") as answers, tempfile.TemporaryFile("w+", errors="replace") as errors:
         pid = os.fork()
         if pid == 0:
             os.dup2(errors.fileno(), 1)
             os.dup2(errors.fileno(), 2)
             try:
-                json.dump(answer(case), answers)
+                json.dump(answer(case, as_built), answers)
                 answers.flush()
             finally:
                 sys.stdout.flush()
@@ -140,9 +146,10 @@ def main():
     out = os.dup(1)
     os.dup2(2, 1)  # vLLM may log to standard output, which the answers need for themselves
     cases = json.load(sys.stdin)
-    version = prepare()
+    version, as_built = prepare()
+    answers = {label: in_child(case, as_built) for label, case in cases.items()}
     with os.fdopen(out, "w") as file:
-        json.dump({"vllm": version, "answers": {label: in_child(case) for label, case in cases.items()}}, file)
+        json.dump({"vllm": version, "answers": answers}, file)
 
 
 if __name__ == "__main__":
