@@ -40,7 +40,7 @@ Name = Literal["controller", "gateway"]
 NAMES: tuple[Name, ...] = ("controller", "gateway")
 
 _RESTART = RestartConfig(first_delay_seconds=0.5, max_delay_seconds=30, fast_failure_seconds=10, max_fast_failures=4)
-_GATEWAY_POLL_SECONDS = 0.5
+_GATEWAY_POLL_SECONDS = 0.25
 # From the end of the drain to SIGKILL; the controller also has its engines to stop.
 _LAST_SECONDS = 10.0
 _TAIL_LINES = 12
@@ -54,17 +54,22 @@ class ChildFailed(GatewayError):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that can be shown. `notices` are lines that appeared since the last snapshot."""
+    """Everything that can be shown. `notices` are lines that appeared since the last snapshot.
+
+    `gateway_generation` is the routing table that the gateway goes by; None while it does not answer.
+    """
 
     status: ControllerStatus | None
-    gateway_up: bool
+    gateway_generation: int | None
     stopping: bool
     notices: tuple[str, ...] = ()
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is about to change by itself."""
-        return self.gateway_up and self.status is not None and self.status.settled
+        """Whether nothing is about to change by itself: replicas are ready or have failed, and the gateway knows."""
+        if self.status is None or self.gateway_generation is None:
+            return False
+        return self.status.settled and self.gateway_generation >= self.status.generation
 
     @property
     def ready(self) -> int:
@@ -93,7 +98,7 @@ class Front:
         self._processes: dict[Name, WatchedProcess] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._notices: deque[str] = deque(maxlen=100)
-        self._gateway_up = False
+        self._gateway_generation: int | None = None
         self._was_up = False
         self._stopping = False
 
@@ -141,7 +146,7 @@ class Front:
                 keeper.result()
         notices = tuple(self._notices)
         self._notices.clear()
-        return Snapshot(self._status(), self._gateway_up, self._stopping, notices)
+        return Snapshot(self._status(), self._gateway_generation, self._stopping, notices)
 
     def reload(self) -> None:
         """Have both read the configuration again. They decide for themselves whether it is good."""
@@ -213,12 +218,12 @@ class Front:
         timeout = aiohttp.ClientTimeout(total=2)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             while True:
-                up = False
-                with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
-                    async with session.get(f"{self.url}/healthz") as response:
-                        up = response.status == 200
-                self._gateway_up = up
-                self._was_up = self._was_up or up
+                generation = None
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
+                    async with session.get(f"{self.url}/readyz") as response:  # 503 is an answer too
+                        generation = int((await response.json())["generation"] or 0)
+                self._gateway_generation = generation
+                self._was_up = self._was_up or generation is not None
                 await self._clock.sleep(_GATEWAY_POLL_SECONDS)
 
     async def _end(self, name: Name, seconds: float) -> None:
