@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import select
+import shlex
 import signal
 import socket
 import sys
@@ -256,7 +257,9 @@ def _begin_log(path: Path, spec: LaunchSpec) -> int:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(descriptor, "a") as file:
         begins = file.seek(0, os.SEEK_END)
-        file.write(f"--- {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {spec.replica} on {spec.slice.id}: {spec.argv[0]}\n")
+        file.write(
+            f"--- {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {spec.replica} on {spec.slice.id}: {shlex.join(spec.argv)}\n"
+        )
     return begins
 
 

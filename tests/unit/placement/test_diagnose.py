@@ -146,15 +146,23 @@ def test_a_long_error_is_cut() -> None:
     ("log", "words"),
     [
         ("", None),
+        (
+            "--- 2026-11-21T03:00:00Z chat-0 on cpu-0: /env/bin/python -m vllm.entrypoints.openai.api_server\n",
+            "importing vLLM",
+        ),
+        ("--- 2026-11-21T03:00:00Z chat-0 on cpu-0: /bin/llama-server\n", None),
         ("nothing known\n", None),
-        ("(APIServer pid=1) INFO 11-21 03:08:26 [api_server.py:1] vLLM API server version 0.32.0", "starting vLLM"),
+        (
+            "(APIServer pid=1) INFO 11-21 04:25:00 [api_utils.py:286] non-default args: {'uds': '/x', 'load_format': 'dummy'}",
+            "reading the model",
+        ),
         (
             "Loading safetensors checkpoint shards:  25% Completed | 1/4\rLoading safetensors checkpoint shards:  75% Completed | 3/4",
             "loading weights 75%",
         ),
         ("INFO [loader.py] Loading weights took 3.20 seconds", "weights loaded in 3.20 s"),
         ("INFO [kv_cache_utils.py] GPU KV cache size: 55,356 tokens", "KV cache of 55,356 tokens"),
-        ("Loading weights took 1.0 seconds\nINFO Warming up model for the compilation...", "warming up"),
+        ("Loading weights took 1.0 seconds\nINFO Warming up model for the compilation...", "compiling and warming up"),
         ("INFO:     Application startup complete.", "starting the server"),
     ],
 )
