@@ -13,8 +13,9 @@ import logging
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
@@ -22,10 +23,13 @@ from pydantic import ValidationError
 from model_registry.atomic import write_atomically
 from model_registry.errors import RegistryError, SlicewayError
 from placement.clock import Clock, SystemClock
+from placement.engines import describe_engine
 from placement.errors import EngineMissing, TableUnreadable
+from placement.evidence import ReplicaTrace, prove_replica
 from placement.goals import Goals, PlacementConfig, Registry, Workshop, plan_goals
 from placement.inventory import observe
 from placement.locks import exclusive
+from placement.proof import Proof
 from placement.publish import controller_status, error_row, replica_status, routing_table
 from placement.registry import ModelRegistry, installed_vllm
 from placement.replicas.diagnose import diagnose
@@ -215,6 +219,7 @@ class Controller:
             probe=Probe,
             read_log=self._read_log,
             secure=secure,
+            prove=self._prove,
             gate=self._gate,
             clock=self._clock,
             jitter=self._sources.jitter,
@@ -225,6 +230,21 @@ class Controller:
         if target.gpu is None:
             return contextlib.nullcontext()
         return self._gates.setdefault(target.gpu.uuid, asyncio.Lock())
+
+    async def _prove(self, goal: Goal, entry: JournalEntry) -> Proof:
+        """Look where an engine that answers runs. What it was started with is known if this goal could start it."""
+        arguments = goal.spec.argv if goal.spec else ()
+        trace = ReplicaTrace(entry.shim_pid, arguments, self._paths.log(entry.replica), entry.log_offset)
+
+        def look() -> Proof:
+            return prove_replica(goal.slice, trace, vllm=self._vllm_version(arguments))
+
+        return await asyncio.to_thread(look)
+
+    def _vllm_version(self, arguments: Sequence[str]) -> str | None:
+        """The version that these arguments start; None for another engine."""
+        another = self._goals is None or bool(self._goals.config.engine.command)
+        return None if another or not arguments else describe_engine(Path(arguments[0])).vllm
 
     def _read_log(self, entry: JournalEntry) -> str:
         return read_log(self._paths.log(entry.replica), entry.log_offset)

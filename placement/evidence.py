@@ -39,7 +39,7 @@ _PARTS = {
     re.compile(r"Initial free memory:? ([\d.]+) GiB"): "free at start",
     re.compile(r"reserved ([\d.]+) GiB memory for KV Cache"): "KV cache",
 }
-_IN_FORCE = {
+_LIMITS = {
     re.compile(r"Chunked prefill is enabled with max_num_batched_tokens=(\d+)"): "max_num_batched_tokens",
     re.compile(r"Maximum concurrency for ([\d,]+) tokens per request"): "max_model_len",
     re.compile(r"Initializing a V\d LLM engine .*\bmax_seq_len=(\d+)"): "max_model_len",
@@ -178,13 +178,13 @@ def _own_line(line: str) -> Observation:
     source = "its log"
     if match := _ARGUMENTS.search(line):
         return Observation(
-            passed=tuple(Figure(n, float(v), "the arguments in its log") for n, v in _ARGUMENT.findall(match[1]))
+            logged=tuple(Figure(n, float(v), "the arguments in its log") for n, v in _ARGUMENT.findall(match[1]))
         )
     return Observation(
         totals=tuple(Figure(n, float(m[1]) * GIB, source) for p, n in _TOTALS.items() if (m := p.search(line))),
         parts=tuple(Figure(n, float(m[1]) * GIB, source) for p, n in _PARTS.items() if (m := p.search(line))),
-        limits=tuple(
-            Figure(n, float(m[1].replace(",", "")), source) for p, n in _IN_FORCE.items() if (m := p.search(line))
+        logged=tuple(
+            Figure(n, float(m[1].replace(",", "")), source) for p, n in _LIMITS.items() if (m := p.search(line))
         ),
     )
 
@@ -208,7 +208,7 @@ def _merge(one: Observation, other: Observation) -> Observation:
         totals=one.totals + other.totals,
         parts=one.parts + other.parts,
         limits=one.limits + other.limits,
-        passed=one.passed + other.passed,
+        logged=one.logged + other.logged,
         iteration_tokens_over=one.iteration_tokens_over
         if other.iteration_tokens_over is None
         else other.iteration_tokens_over,

@@ -19,7 +19,6 @@ from placement.assign import Fits, assign, wanted_replicas
 from placement.engines import EngineKind, find_engine_python
 from placement.errors import PlacementError
 from placement.launch import SizedModel, build_launch
-from placement.plugin import plugin_environment
 from placement.replicas.replica import Goal
 from placement.schema import EngineConfig, FleetConfig
 from placement.slices import Inventory, Slice, SliceKind
@@ -139,6 +138,5 @@ def _goal(
         vllm_python=vllm,
         own_python=workshop.own_python,
         cache=cache,
-        extra_environment=plugin_environment(target, workshop.paths.root / "plugin", engine.environment),
     )
     return Goal(replica, sized.config.name, sized.task, target, sized.config.max_num_seqs, spec)

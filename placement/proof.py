@@ -66,8 +66,9 @@ class Observation:
     `pids` is the engine's whole process tree. `devices` is None where NVML gave no answer. `host_pids` says whether the
     pids that the driver gives are those of this process's namespace; in a container they need not be. `pinned_to` are the
     UUIDs that the plugin reported. `totals` are device memory sizes in bytes, `parts` bytes that must fit into the slice.
-    `limits` are those in force, `passed` those that the engine read from its command line. `iteration_tokens_over` is a
-    number of tokens that at least one engine iteration exceeded. `affinity` maps pids to the cores they may run on.
+    `limits` are those in force; `logged` are all that the log mentions, the command line's and defaults of other parts
+    among them. `iteration_tokens_over` is a number of tokens that at least one engine iteration exceeded. `affinity` maps
+    pids to the cores they may run on.
     """
 
     pids: frozenset[int] = frozenset()
@@ -77,7 +78,7 @@ class Observation:
     totals: tuple[Figure, ...] = ()
     parts: tuple[Figure, ...] = ()
     limits: tuple[Figure, ...] = ()
-    passed: tuple[Figure, ...] = ()
+    logged: tuple[Figure, ...] = ()
     iteration_tokens_over: int | None = None
     affinity: Mapping[int, frozenset[int]] = field(default_factory=dict)
 
@@ -210,9 +211,9 @@ def _memory(target: Slice, seen: Observation) -> Iterator[Finding]:
 
 
 def _limits(expected: Expectation, seen: Observation) -> Iterator[Finding]:
-    """Each limit that was passed is in force; where nothing tells what is in force, the engine read what was passed."""
+    """Each limit that was passed is in force; where nothing tells what is in force, the log knows it."""
     for name, value in expected.limits.items():
-        told = [f for f in seen.limits if f.name == name] or [f for f in seen.passed if f.name == name]
+        told = [f for f in seen.limits if f.name == name] or [f for f in seen.logged if f.name == name]
         source = next((f.source for f in told if f.value == value), None)
         wanted = f"{name}={value:g}"
         if source:

@@ -69,6 +69,7 @@ def replica_status(goal: Goal, view: View, *, log: Path, memory_used_bytes: int 
         adopted=view.adopted,
         endpoint=view.endpoint,
         log=str(log),
+        placement=view.proof.as_public() if view.proof else None,
     )
 
 

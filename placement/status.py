@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -49,6 +49,9 @@ class ReplicaStatus(_Row):
     adopted: bool = False
     endpoint: str | None = None
     log: str
+    placement: dict[str, Any] | None = Field(
+        default=None, description="What was found out about where it runs, when it became ready; see placement.proof."
+    )
 
 
 class Refusal(_Row):

@@ -14,9 +14,10 @@ from datetime import UTC, datetime, timedelta
 from model_registry.model import Task
 from placement.errors import PlacementError
 from placement.launch import Endpoint, LaunchSpec
+from placement.proof import Proof
 from placement.replicas.journal import ExitRecord, JournalEntry
 from placement.replicas.probe import Activity
-from placement.replicas.replica import Hands
+from placement.replicas.replica import Goal, Hands
 from placement.schema import EngineConfig
 from placement.slices import Slice
 
@@ -133,13 +134,14 @@ class FakeEngine:
 class FakeWorld:
     """Hands for replicas: every start gives the next process and is written down in `started`.
 
-    `log` is what every engine has written. `refuse` makes starts fail. `on_start` sees each new process.
+    `log` is what every engine has written. `proof` is what is found out about every place; nothing is wrong if None. `refuse` makes starts fail. `on_start` sees each new process.
     """
 
     clock: FakeClock = field(default_factory=FakeClock)
     engine: FakeEngine = field(default_factory=FakeEngine)
     log: str = ""
     refuse: PlacementError | None = None
+    proof: Proof | None = None
     on_start: Callable[[FakeProcess], None] = lambda _: None
     started: list[FakeProcess] = field(default_factory=list)
     secured: list[Endpoint] = field(default_factory=list)
@@ -152,6 +154,7 @@ class FakeWorld:
             probe=lambda *_: self.engine,
             read_log=lambda _: self.log,
             secure=self.secured.append,
+            prove=self._prove,
             gate=self._gate,
             clock=self.clock,
             jitter=lambda: 0.0,
@@ -166,6 +169,9 @@ class FakeWorld:
         self.started.append(process)
         self.on_start(process)
         return process
+
+    async def _prove(self, goal: Goal, _: JournalEntry) -> Proof:
+        return self.proof or Proof(goal.slice, (), ok=True)
 
     def _gate(self, target: Slice) -> contextlib.AbstractAsyncContextManager[object]:
         if target.gpu is None:

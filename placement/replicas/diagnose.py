@@ -15,8 +15,8 @@ from typing import Literal
 
 from placement.replicas.journal import ExitRecord
 
-Cause = Literal["out_of_memory", "exit", "start_timeout", "unresponsive", "not_started"]
-"""What ended it. `unresponsive` and `start_timeout` are ends that the controller made."""
+Cause = Literal["out_of_memory", "exit", "start_timeout", "unresponsive", "misplaced", "not_started"]
+"""What ended it. `unresponsive`, `start_timeout` and `misplaced` are ends that the controller made."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # `(EngineCore_0 pid=12) ERROR 11-21 03:08:26 [core.py:700] `, `ERROR 11-21 03:08:26 core.py:700] `

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from placement.errors import PlacementError
 from placement.launch import Endpoint, LaunchSpec
+from placement.plugin import plugin_environment
 from placement.replicas import shim
 from placement.replicas.journal import ExitRecord, Journal, JournalEntry
 from placement.replicas.procfs import ProcessIdentity, boot_id, sessions
@@ -132,7 +133,7 @@ class LocalLauncher:
         )
         order = {
             "argv": spec.command(endpoint, drain_seconds=config.drain_timeout_seconds),
-            "env": spec.full_environment(self.environ),
+            "env": self._environment(spec),
             "cwd": str(home),
             "cores": list(spec.slice.cores),
             "log": str(log),
@@ -167,6 +168,13 @@ class LocalLauncher:
         """Remove what is left of a replica that runs no longer, but its logs."""
         self._socket(replica).unlink(missing_ok=True)
         self.journal.forget(replica)
+
+    def _environment(self, spec: LaunchSpec) -> dict[str, str]:
+        """The engine's whole environment. The plugin for MIG is added here and not in `spec`: a newer one is no reason to
+        restart an engine that runs.
+        """
+        environment = spec.full_environment(self.environ)
+        return environment | plugin_environment(spec.slice, self.paths.root / "plugin", environment)
 
     def _endpoint(self, replica: str, config: EngineConfig) -> Endpoint:
         if config.transport == "tcp":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from model_registry.errors import SlicewayError
 from model_registry.model import Task
 from placement.clock import Clock
 from placement.launch import Endpoint, LaunchSpec
+from placement.proof import Proof
 from placement.replicas.backoff import Restarts, after_end
 from placement.replicas.diagnose import Diagnosis, diagnose
 from placement.replicas.journal import ExitRecord, JournalEntry
@@ -35,6 +36,7 @@ _HEALTH_SECONDS = 5.0
 # Gateways look at the table four times a second; after this they send nothing new.
 _NEWS_SECONDS = 0.5
 _STARTING_STOP_SECONDS = 5.0
+_MISPLACED = "It was ended before it took a request. Compare `sliceway slices` with nvidia-smi; see docs/pinning.md."
 
 
 class Process(Protocol):
@@ -116,16 +118,18 @@ class View:
     session: int | None = None
     adopted: bool = False
     restarts: Restarts = field(default_factory=Restarts)
+    proof: Proof | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Hands:
-    """Everything a replica reaches the world through."""
+    """Everything a replica reaches the world through. `prove` looks whether an engine that answers is on its slice."""
 
     start: Callable[[LaunchSpec, EngineConfig], Process]
     probe: Callable[[Endpoint, str, Task], Prober]
     read_log: Callable[[JournalEntry], str]
     secure: Callable[[Endpoint], None]
+    prove: Callable[[Goal, JournalEntry], Awaitable[Proof]]
     gate: Callable[[Slice], contextlib.AbstractAsyncContextManager[object]]
     clock: Clock
     jitter: Callable[[], float]
@@ -282,7 +286,7 @@ class Replica:
         return await self._probe(process).healthy(timeout_seconds=_HEALTH_SECONDS)
 
     async def _become_ready(self, process: Process) -> Diagnosis | None:
-        """None when it has answered a real request; why it ended otherwise."""
+        """None when it has answered a real request, on its slice; why it ended otherwise."""
         clock, probe = self._hands.clock, self._probe(process)
         began = clock.monotonic()
         while True:
@@ -295,11 +299,24 @@ class Replica:
                 self._hands.secure(process.endpoint)
                 self._show_stage("answering a first request")
                 if await probe.answers(timeout_seconds=max(1.0, self._config.start_timeout_seconds - waited)):
-                    process.mark_ready(clock.now())
-                    return None
+                    return await self._admit(process)
             else:
                 self._show_stage(stage(self._hands.read_log(process.entry)))
             await self._pause(process, _POLL_SECONDS)
+
+    async def _admit(self, process: Process) -> Diagnosis | None:
+        """The last step to readiness: an engine in the wrong place would take what belongs to another, so it is ended."""
+        proof = await self._hands.prove(self.goal, process.entry)
+        self.view = replace(self.view, proof=proof)
+        if proof.reason is None:
+            process.mark_ready(self._hands.clock.now())
+            return None
+        if process.ended:
+            return await self._diagnosis(process)
+        _log.error("%s: %s", self.goal.replica, proof.reason)
+        process.kill()
+        await process.wait()
+        return Diagnosis("misplaced", proof.reason, _MISPLACED)
 
     async def _serve(self, process: Process) -> Diagnosis:
         """Watch an engine that is ready until it ends, or is ended because it serves no longer."""

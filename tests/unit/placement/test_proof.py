@@ -97,7 +97,7 @@ def test_an_idle_slice_refutes_even_where_process_ids_are_hidden() -> None:
 def test_an_untested_version_serves_once_processes_and_memory_are_proven() -> None:
     unknown = replace(TESTED, vllm="9.0.0", tested=False)
     assert prove(unknown, GOOD).ok
-    assert prove(unknown, replace(GOOD, pinned_to=(), limits=(), passed=())).ok
+    assert prove(unknown, replace(GOOD, pinned_to=(), limits=(), logged=())).ok
     assert "memory unseen" in refusal(replace(GOOD, totals=()), unknown)
 
 
@@ -139,7 +139,7 @@ def test_a_limit_in_force_counts_before_the_one_that_was_passed() -> None:
     seen = replace(
         GOOD,
         limits=(Figure("max_num_seqs", 1024, "its settled configuration"),),
-        passed=(Figure("max_num_seqs", 16, "its arguments"), Figure("max_num_batched_tokens", 2048, "its arguments")),
+        logged=(Figure("max_num_seqs", 16, "its arguments"), Figure("max_num_batched_tokens", 2048, "its arguments")),
     )
     reason = refusal(seen)
     assert "expected max_num_seqs=16; saw max_num_seqs=1024 in its settled configuration" in reason

@@ -58,8 +58,8 @@ def test_a_vllm_log_gives_totals_parts_and_limits() -> None:
         ("total at start", 9.62),
     }
     assert {(f.name, round(f.value / GIB, 2)) for f in seen.parts} == {("KV cache", 6.51)}
-    assert {(f.name, f.value) for f in seen.limits} == {("max_num_batched_tokens", 2048), ("max_model_len", 8192)}
-    assert {(f.name, f.value) for f in seen.passed} == {
+    assert seen.limits == (), "a log mentions defaults of other parts as well"
+    assert {(f.name, f.value) for f in seen.logged} == {
         ("max_model_len", 8192),
         ("gpu_memory_utilization", 0.85),
         ("max_num_batched_tokens", 2048),
