@@ -14,7 +14,7 @@ from model_registry.catalogue import Product, load_catalogue
 from model_registry.errors import ConfigError
 from model_registry.model import EngineLimits, ModelSpec, SliceFit
 from model_registry.sizing.calibration import CalibrationStore
-from model_registry.sizing.defaults import step_tokens
+from model_registry.sizing.defaults import default_length, step_tokens
 from model_registry.sizing.footprint import CUDA_CONTEXT_BYTES
 from model_registry.sizing.reader import read_architecture
 from model_registry.sizing.report import SizeReport, Workload, size, with_weights
@@ -150,7 +150,7 @@ def _limits(
 ) -> EngineLimits:
     """What was asked for, and the model's own values for the rest."""
     arch = read_architecture(spec.config)
-    length = max_model_len or spec.max_context_tokens or arch.max_positions
+    length = max_model_len or default_length(spec, arch)
     return EngineLimits(
         max_model_len=length,
         max_num_seqs=max_num_seqs,

@@ -129,6 +129,7 @@ class Architecture:
 
     `caches` has one entry per layer that keeps something between tokens, in layer order; layers that share another
     layer's cache, and the layers of encoders, have none. `mamba_chunk` is the tokens that a Mamba-2 kernel takes at once.
+    `max_positions` is None where the configuration names no length: then any will do.
     `refusal` says why vLLM runs no such model, whatever the memory.
     `known` is False where the architecture is not in the table of
     families: the sizes are then an upper bound, and `notes` says so.
@@ -144,7 +145,7 @@ class Architecture:
     head_dim: int
     intermediate_size: int
     vocab_size: int
-    max_positions: int
+    max_positions: int | None
     dtype: str
     tie_embeddings: bool
     caches: tuple[LayerCache, ...]

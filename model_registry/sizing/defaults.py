@@ -13,6 +13,14 @@ BATCHED_TOKENS = 2048
 """Tokens per step: vLLM's own value for small devices, which it does not find on a slice by itself."""
 
 
+_UNKNOWN_LENGTH = 2048
+
+
+def default_length(spec: ModelSpec, arch: Architecture) -> int:
+    """The model's own length; 2,048 where its configuration names none, as vLLM has it."""
+    return spec.max_context_tokens or arch.max_positions or _UNKNOWN_LENGTH
+
+
 def step_tokens(arch: Architecture, max_model_len: int, max_num_seqs: int) -> int:
     """`max_num_batched_tokens` where nobody names it: 2,048, or as much as the model must take in one step.
 
@@ -31,7 +39,7 @@ def default_limits(
     `max_model_len` is the model's own limit, `max_num_batched_tokens` that of `step_tokens`.
     """
     arch = read_architecture(spec.config)
-    length = model.max_model_len or min(spec.max_context_tokens, arch.max_positions)
+    length = model.max_model_len or default_length(spec, arch)
     tokens = model.max_num_batched_tokens or step_tokens(arch, length, model.max_num_seqs)
     return EngineLimits(
         max_model_len=length,

@@ -18,6 +18,9 @@ from model_registry.sizing.weights import Weights, quantization_method, weigh_we
 CUDA_CONTEXT_BYTES = int(0.51 * GIB)
 """What CUDA holds before the engine looks at free memory (H100; no figure from a MIG slice is known)."""
 
+UNLIMITED_TOKENS = 2**31 - 1
+"""The context of a model whose configuration names none (Mamba): the engine takes any."""
+
 _TEXT_MARGIN = int(0.10 * GIB)
 _VISION_MARGIN = int(0.30 * GIB)
 _DERIVED_WEIGHTS_MARGIN = 0.02
@@ -79,12 +82,19 @@ def size_model(spec: ModelSpec, limits: EngineLimits) -> Sized:
         host_bytes=sum(t.bytes for t in host),
         margin_bytes=_margin(arch, weights, peak),
         graphs_charged=rules.graphs_charged,
-        context_limit=spec.max_context_tokens or arch.max_positions,
+        context_limit=_context_limit(spec, arch),
         weights_exact=weights.exact,
         refusal=_refusal(arch, limits, plan, rules),
         cache=plan,
     )
     return Sized(arch, rules, weights, plan, footprint)
+
+
+def _context_limit(spec: ModelSpec, arch: Architecture) -> int:
+    """What the engine lets the model take: as the source says, the configuration, or anything where both are silent."""
+    if arch.max_positions is None:
+        return UNLIMITED_TOKENS
+    return spec.max_context_tokens or arch.max_positions
 
 
 def _surroundings(

@@ -10,9 +10,6 @@ from model_registry.sizing.parameters import count_parameters
 from model_registry.sizing.rope import context_limit, rope_tables
 from model_registry.sizing.vision import read_vision
 
-_DEFAULT_POSITIONS = 2048
-"""vLLM's length for a model whose configuration names none."""
-
 
 def read_architecture(config: Config) -> Architecture:
     """Everything sizing needs to know of a model, from its parsed `config.json`.
@@ -42,7 +39,7 @@ def read_architecture(config: Config) -> Architecture:
         head_dim=d.head_dim,
         intermediate_size=_intermediate_size(d),
         vocab_size=d.size("vocab_size"),
-        max_positions=context_limit(d) or _DEFAULT_POSITIONS,
+        max_positions=context_limit(d),
         dtype=_dtype(d),
         tie_embeddings=tied,
         caches=caches,
