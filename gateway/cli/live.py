@@ -144,6 +144,7 @@ class _Changes:
     def __init__(self, now: Now) -> None:
         self._now = now
         self._told: dict[str, tuple[object, ...]] = {}
+        self._reasons: dict[str, str | None] = {}
 
     def replicas(self, snapshot: Snapshot) -> list[ReplicaStatus]:
         """Those whose state, stage or reason is another than last time."""
@@ -156,8 +157,13 @@ class _Changes:
         return changed
 
     def since_last(self, snapshot: Snapshot) -> list[str]:
-        """The same as lines."""
-        return [_line(replica, self._now()) for replica in self.replicas(snapshot)]
+        """The same as lines. A reason that was told is not told again at every step of the next start."""
+        lines = []
+        for replica in self.replicas(snapshot):
+            known = self._reasons.get(replica.replica) == replica.reason and replica.state is ReplicaState.STARTING
+            self._reasons[replica.replica] = replica.reason
+            lines.append(_line(replica, self._now(), with_reason=not known))
+        return lines
 
 
 def _coarse(stage: str | None) -> str | None:
@@ -191,7 +197,7 @@ def _table(snapshot: Snapshot, now: datetime) -> Table:
     return table
 
 
-def _line(replica: ReplicaStatus, now: datetime) -> str:
+def _line(replica: ReplicaStatus, now: datetime, *, with_reason: bool) -> str:
     details = [replica.stage, f"pid {replica.engine_pid}" if replica.engine_pid and not replica.stage else None]
     if replica.retry_at:
         details.append(f"again in {max(0.0, (replica.retry_at - now).total_seconds()):.1f} s")
@@ -199,9 +205,9 @@ def _line(replica: ReplicaStatus, now: datetime) -> str:
     colour = _COLOURS.get(replica.state, "cyan")
     line = f"{escape(replica.replica)} on {escape(replica.slice.id)}: [{colour}]{replica.state.value}[/]"
     line += f" ({escape(about)})" if about else ""
-    if replica.reason:
+    if replica.reason and with_reason:
         line += f"\n    {escape(replica.reason)}"
-    if replica.remedy:
+    if replica.remedy and with_reason:
         line += f"\n    [dim]{escape(replica.remedy)}[/]"
     if replica.state is ReplicaState.FAILED:
         line += f"\n    [dim]Its log: {escape(replica.log)}[/]"

@@ -60,6 +60,7 @@ _MEMORY: tuple[tuple[re.Pattern[str], str], ...] = (
         "the machine has no memory left",
     ),
 )
+_DEAD = "EngineDeadError"
 _INSPECTED = "failed to be inspected"
 _VALIDATION = re.compile(r"ValidationError: \d+ validation errors?\b")
 
@@ -160,7 +161,7 @@ def _says_nothing(line: str) -> bool:
     """Exceptions that are consequences of another one in the same log."""
     followers: Sequence[str] = (
         "Engine core initialization failed",
-        "EngineDeadError",
+        _DEAD,
         "SystemExit",
         "KeyboardInterrupt",
         "CancelledError",
@@ -177,6 +178,8 @@ def _translation(log: str) -> str:
             "vLLM says this whenever a process that looks at the model's code fails, whatever the reason: on MIG slices usually because "
             "it cannot handle the slice's UUID (vLLM before 0.24), otherwise see the lines above it in the log."
         )
+    if _DEAD in log and _DEAD in (last_error(log) or ""):
+        return "One of the engine's processes ended without a word: it was killed, or it crashed. `dmesg` may tell."
     return ""
 
 

@@ -77,6 +77,13 @@ def test_a_consequence_is_better_than_nothing() -> None:
     assert last_error("vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.") is not None
 
 
+def test_a_part_that_was_killed_says_where_to_look() -> None:
+    log = "(APIServer pid=1) ERROR 11-21 04:32:14 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.\n"
+    found = diagnose(record(code=0), log)
+    assert "dmesg" in found.remedy
+    assert "dmesg" not in diagnose(record(), "ValueError: bad\n" + log).remedy
+
+
 def test_an_argument_parsers_error_is_one_too() -> None:
     log = HEAD + "usage: api_server.py [-h]\napi_server.py: error: unrecognized arguments: --nonsense\n"
     assert (

@@ -98,6 +98,16 @@ def test_a_restart_says_when() -> None:
     assert "chat-0 on cpu-0: backoff (again in 2.0 s)" in written.getvalue()
 
 
+def test_a_reason_is_told_once_for_every_end() -> None:
+    view, written, _ = plain()
+    for _ in range(2):
+        view.show(snapshot(replica(state=ReplicaState.BACKOFF, reason="killed by SIGKILL")))
+        view.show(snapshot(replica(reason="killed by SIGKILL", stage="importing vLLM")))
+        view.show(snapshot(replica(reason="killed by SIGKILL", stage="setting up")))
+        view.show(snapshot(replica(state=ReplicaState.READY)))
+    assert written.getvalue().count("killed by SIGKILL") == 2
+
+
 def test_a_terminal_shows_a_table_until_all_is_settled() -> None:
     written, watch = io.StringIO(), Watch()
     view = TerminalView(Console(file=written, force_terminal=True, width=120, color_system=None), watch)
