@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ async def test_one_that_ignores_sigterm_is_killed_in_time(
     launcher: LocalLauncher, eventually_async: Callable[..., Any]
 ) -> None:
     process = launcher.start(spec("--stubborn"), QUICK)
-    await eventually_async(lambda: "engine" in written(launcher, process), "it runs")
+    await eventually_async(lambda: f"[{CORE}]" in written(launcher, process), "it runs")
     process.terminate()
     record = await process.wait()
     assert record is not None
@@ -170,3 +171,20 @@ async def test_a_large_log_is_set_aside_and_each_start_reads_its_own_part(launch
     assert "first" not in written(launcher, second)
     assert "second" in written(launcher, second)
     assert "SECRET" not in log.read_text()
+
+
+async def test_on_mig_the_plugin_is_on_the_engines_path_and_in_no_specification(
+    launcher: LocalLauncher, eventually_async: Callable[..., Any]
+) -> None:
+    mig = Slice("GPU-a/1g.10gb@0", SliceKind.MIG, "1g.10gb", 2**33, uuid="MIG-a")
+    wanted = replace(spec(target=mig), environment={"PYTHONPATH": "/theirs", "VLLM_PLUGINS": "theirs"})
+    process = launcher.start(wanted, QUICK)
+    engine = psutil.Process(process.entry.engine_pid)
+    environment = await eventually_async(lambda: "VLLM_PLUGINS" in engine.environ() and engine.environ(), "it runs")
+    first, *others = environment["PYTHONPATH"].split(os.pathsep)
+    assert (Path(first) / "sliceway_mig" / "__init__.py").is_file()
+    assert others == ["/theirs"]
+    assert environment["VLLM_PLUGINS"] == "theirs,sliceway_mig"
+    assert process.entry.spec_hash == wanted.spec_hash, "a newer plugin is no reason to restart it"
+    process.kill()
+    await process.wait()

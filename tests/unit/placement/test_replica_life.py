@@ -10,6 +10,7 @@ import pytest
 
 from placement.errors import PlacementError
 from placement.launch import LaunchSpec
+from placement.proof import Finding, Proof, Verdict
 from placement.replicas.probe import Activity
 from placement.replicas.replica import Goal, Replica
 from placement.schema import EngineConfig
@@ -49,6 +50,43 @@ async def test_it_is_ready_only_after_a_real_answer() -> None:
     await until(lambda: one.view.state is ReplicaState.READY)
     assert world.started[0].entry.ready_at is not None, "the next controller must know it"
     assert world.secured[-1] == world.started[0].endpoint
+    await one.stop()
+
+
+async def test_an_engine_in_the_wrong_place_is_ended_before_it_is_ready_and_given_up_with_what_was_seen() -> None:
+    elsewhere = Finding("processes", Verdict.REFUTED, "its processes on cpu-0", "pid 7 on cpu-1")
+    world = FakeWorld(proof=Proof(CPU, (elsewhere,), ok=False))
+    one = replica(world, restart={"max_fast_failures": 2})
+    one.begin()
+    await until(lambda: one.view.state is ReplicaState.FAILED)
+    assert [process.received for process in world.started] == [["kill"], ["kill"]]
+    assert [process.entry.ready_at for process in world.started] == [None, None], "no controller takes it for ready"
+    assert one.view.reason == (
+        "not proven to run on slice cpu-0: processes refuted: expected its processes on cpu-0; saw pid 7 on cpu-1"
+    )
+    assert "docs/pinning.md" in (one.view.remedy or "")
+    await one.stop()
+
+
+async def test_what_was_found_out_about_its_place_stays_visible_while_it_serves() -> None:
+    world = FakeWorld(proof=Proof(CPU, (Finding("cores", Verdict.PROVEN, "core 0", "core 0"),), ok=True))
+    one = replica(world)
+    one.begin()
+    await until(lambda: one.view.state is ReplicaState.READY)
+    assert one.view.proof is world.proof
+    await one.stop()
+
+
+async def test_an_adopted_engine_that_serves_is_not_ended_by_a_new_look() -> None:
+    wrong = Proof(CPU, (Finding("processes", Verdict.REFUTED, "here", "there"),), ok=False)
+    world = FakeWorld(proof=wrong)
+    wanted = goal()
+    assert wanted.spec
+    process = FakeProcess(fake_entry(wanted.spec).model_copy(update={"ready_at": world.clock.now()}))
+    one = replica(world, wanted)
+    one.begin(process)
+    await until(lambda: one.view.state is ReplicaState.READY)
+    assert process.received == []
     await one.stop()
 
 
