@@ -243,8 +243,12 @@ class Controller:
 
     def _vllm_version(self, arguments: Sequence[str]) -> str | None:
         """The version that these arguments start; None for another engine."""
-        another = self._goals is None or bool(self._goals.config.engine.command)
-        return None if another or not arguments else describe_engine(Path(arguments[0])).vllm
+        if self._goals is None or self._goals.config.engine.command or not arguments:
+            return None
+        try:
+            return describe_engine(Path(arguments[0])).vllm
+        except EngineMissing:  # removed under the running engine: then as little is known of it as of another's
+            return None
 
     def _read_log(self, entry: JournalEntry) -> str:
         return read_log(self._paths.log(entry.replica), entry.log_offset)
