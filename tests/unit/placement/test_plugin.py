@@ -133,3 +133,9 @@ def test_local_builds_of_a_tested_version_count_as_tested() -> None:
     assert is_tested("0.32.0+cu129")
     assert not is_tested("0.99.0")
     assert not is_tested("0.32.0rc1")
+
+
+def test_the_documentation_lists_the_tested_versions() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "pinning.md").read_text()
+    *most, last = TESTED_VERSIONS
+    assert f"{', '.join(most)} and {last}" in page.replace("\n", " ")
