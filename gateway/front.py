@@ -21,7 +21,6 @@ from pydantic import ValidationError
 
 from gateway.config import Config, load_config
 from gateway.errors import GatewayError
-from gateway.ingress.server import listening_socket
 from gateway.processes import UpRecord, WatchedProcess, read_record, write_record
 from model_registry.atomic import write_atomically
 from model_registry.errors import ConfigError
@@ -114,6 +113,10 @@ class Front:
 
         Raises StateLocked if those that run serve another configuration, and AddressInUse before anything is started.
         """
+        from gateway.ingress.server import (
+            listening_socket,
+        )  # the web stack: half a second that only `up` should wait for
+
         record = read_record(self._paths.up_record)
         found = self._running(record)
         if found and record and record.config != str(self._config_path):

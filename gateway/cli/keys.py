@@ -16,7 +16,7 @@ from gateway.cli.output import Json, err, out, print_json
 from gateway.config import Config
 from gateway.errors import UnknownTenant
 from gateway.keys import KeyRecord, Keystore
-from gateway.wiring import wall_clock
+from placement.clock import SystemClock
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _STATES = {"active": "[green]active[/]", "expired": "[yellow]expired[/]", "revoked": "[red]revoked[/]"}
@@ -50,7 +50,7 @@ def create(
     lifetime = parse_lifetime(expires) if expires else None
     settings = required_config(config_option, config)
     _known(tenant, settings)
-    now = wall_clock()
+    now = SystemClock().now().timestamp()
     key, record = Keystore(settings.state).create(tenant, now=now, name=name, lifetime_seconds=lifetime)
     if as_json:
         print_json({"key": key} | _public(record, now))
@@ -72,7 +72,7 @@ def list_keys(
     as_json: Json = False,
 ) -> None:
     """List keys by their ids; the keys themselves are nowhere."""
-    settings, now = required_config(config_option, config), wall_clock()
+    settings, now = required_config(config_option, config), SystemClock().now().timestamp()
     records = [r for r in Keystore(settings.state).records() if tenant in (None, r.tenant)]
     if as_json:
         print_json({"keys": [_public(record, now) for record in records]})
@@ -100,7 +100,7 @@ def revoke(
     as_json: Json = False,
 ) -> None:
     """Make a key worthless, for good."""
-    now = wall_clock()
+    now = SystemClock().now().timestamp()
     record = Keystore(required_config(config_option, config).state).revoke(key, now=now)
     if as_json:
         print_json(_public(record, now))
