@@ -25,6 +25,7 @@ from placement.slices import Slice, SliceKind
 _TOKEN = re.compile(r"\{([a-z_]+)\}")
 TOKENS = ("model", "served_name", "uds", "port", "max_model_len", "max_num_seqs", "task", "cores", "python")
 _LATE = ("uds", "port")
+LEAST_POOL_BYTES = 2**20
 
 # What must not leak from the controller's environment into an engine: it would unpin it, or mix two environments.
 DROPPED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "LD_PRELOAD")
@@ -184,9 +185,11 @@ def _kv_pool_bytes(limits: EngineLimits, footprint: Footprint | None, target: Sl
     """The KV pool. On a CPU it is always set: vLLM would take a share of the whole machine's memory otherwise."""
     if limits.kv_cache_memory_bytes:
         return limits.kv_cache_memory_bytes
-    if target.kind is not SliceKind.CPU or footprint is None or not footprint.kv_bytes_per_request:
+    if target.kind is not SliceKind.CPU or footprint is None:
         return None
-    wanted = footprint.kv_bytes_per_request * limits.max_num_seqs
+    # A model without a KV cache (an embedding model) needs none, but without the flag vLLM refuses to start unless
+    # `gpu_memory_utilization` of the machine's whole memory is free.
+    wanted = max(footprint.kv_bytes_per_request * limits.max_num_seqs, LEAST_POOL_BYTES)
     return min(wanted, fit.available_kv_bytes) if fit.available_kv_bytes > 0 else wanted
 
 

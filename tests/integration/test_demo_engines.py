@@ -112,7 +112,10 @@ class Service:
         assert self.up is not None
         if self.up.poll() is not None:
             pytest.fail(f"`sliceway up` ended with {self.up.returncode}: {self.said()[-3000:]}")
-        return {row["model"] for row in self.slices() if row["state"] == "ready"} == {CHAT, EMBED}
+        rows = self.slices()
+        if failed := [row["replica"] for row in rows if row["state"] == "failed"]:
+            pytest.fail(f"{failed} cannot run: {self.said()[-3000:]}")
+        return {row["model"] for row in rows if row["state"] == "ready"} == {CHAT, EMBED}
 
     def stop(self, signal_number: int = signal.SIGINT) -> int:
         assert self.up is not None

@@ -69,6 +69,11 @@ def test_a_cpu_slice_pins_threads_hides_gpus_and_bounds_the_kv_pool() -> None:
     assert flag(spec, "--kv-cache-memory-bytes") == str(8 * 32 * 2**20), "eight sequences of full length"
 
 
+def test_a_model_without_kv_cache_claims_no_share_of_the_machine() -> None:
+    embedder = replace(sized("embed"), footprint=replace(FOOTPRINT, kv_block_bytes=0))
+    assert flag(launch(embedder), "--kv-cache-memory-bytes") == str(2**20)
+
+
 def test_the_pool_never_exceeds_what_is_left() -> None:
     assert flag(launch(fit=replace(FIT, available_kv_bytes=2**20)), "--kv-cache-memory-bytes") == str(2**20)
 
