@@ -24,6 +24,7 @@ _ALIASES = {
     "moe_intermediate_size": ("expert_intermediate_size",),
 }
 _TEXT_SECTIONS = ("text_config", "language_config", "llm_config", "thinker_config")
+_INHERITS = {"deepseek_v32": "deepseek_v3", "kimi_k2": "deepseek_v3", "camembert": "roberta"}
 _FALCONS = ("falcon", "RefinedWeb", "RefinedWebModel")
 
 
@@ -51,15 +52,18 @@ class Dimensions:
         self.text = text_section(config)
         self.model_type = str(self.text.get("model_type") or config.get("model_type") or "")
         families = _family_defaults()
-        self._defaults = families.get(self.model_type) or families.get(f"{self.model_type}_text") or {}
+        family = _INHERITS.get(self.model_type, self.model_type)
+        self._defaults = families.get(family) or families.get(f"{family}_text") or {}
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of `key`: the text section's, the whole configuration's, the family's default, or `default`."""
-        for section in (self.text, self.whole):
-            for name in (key, *_ALIASES.get(key, ())):
-                if name in section:
-                    return section[name]
-        return self._defaults.get(key, default)
+        """The value of `key`: the text section's, the whole configuration's, the family's default, or `default`.
+
+        A null counts as an answer (`sliding_window: null` is no window), unless another name of the key has a value.
+        """
+        named = [s[n] for s in (self.text, self.whole) for n in (key, *_ALIASES.get(key, ())) if n in s]
+        if not named:
+            return self._defaults.get(key, default)
+        return next((value for value in named if value is not None), None)
 
     def count(self, key: str, default: int = 0) -> int:
         """The value of `key` as an integer; `default` where it is missing or null. Of a list (per layer) the largest."""

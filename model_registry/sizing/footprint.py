@@ -150,6 +150,11 @@ def _refusal(arch: Architecture, limits: EngineLimits, plan: CachePlan, rules: E
             f"an encoder takes a text in one step, so max_num_batched_tokens ({limits.max_num_batched_tokens:,}) "
             f"must be at least max_model_len ({limits.max_model_len:,})"
         )
+    if rules.block_within_step and plan.keeps_states and plan.block_tokens > limits.max_num_batched_tokens:
+        return (
+            f"vLLM {rules.label} wants max_num_batched_tokens ({limits.max_num_batched_tokens:,}) to hold a whole block "
+            f"of {plan.block_tokens:,} tokens, or prefix caching off"
+        )
     if arch.vision and arch.vision.whole_items and limits.max_num_batched_tokens < arch.vision.tokens_per_item:
         return (
             f"the model takes an image or clip in one step, so max_num_batched_tokens "

@@ -81,6 +81,11 @@ class CachePlan:
     notes: tuple[str, ...] = ()
     refusal: str | None = None
 
+    @property
+    def keeps_states(self) -> bool:
+        """Whether recurrent states are kept at block boundaries, for prefix caching."""
+        return any(g.page.kind == "state" and g.page.state_blocks != 1 for g in self.groups)
+
     def blocks_per_request(self, tokens: int) -> int:
         """Blocks that one sequence of `tokens` takes, summed over the groups, which all draw from one pool."""
         return sum(g.page.blocks(tokens, self.in_flight_tokens) for g in self.groups)
@@ -114,6 +119,7 @@ def cache_plan(arch: Architecture, limits: EngineLimits, rules: EngineRules, kv_
     if not layers:
         return CachePlan((), 0, 0, in_flight, 0, notes)
     groups, refusal = _groups(layers, rules)
+    refusal = refusal or _dtype_refusal(arch, kv_dtype)
     per_token = sum(p.page_bytes // p.block_tokens for p in layers if p.kind in ("full", "mla"))
     main = next((g for g in groups if g.page.kind in ("full", "mla")), groups[0])
     return CachePlan(
@@ -125,6 +131,17 @@ def cache_plan(arch: Architecture, limits: EngineLimits, rules: EngineRules, kv_
         notes=notes,
         refusal=refusal,
     )
+
+
+def _dtype_refusal(arch: Architecture, kv_dtype: str) -> str | None:
+    """KV dtypes that the engine refuses for latent attention, and those that only latent attention has."""
+    latent = any(a.kind == "mla" for a in arch.attention)
+    only_latent = kv_dtype.endswith("_ds_mla")
+    if latent and not only_latent and kv_dtype.startswith(("nvfp4", "int", "fp8_per")):
+        return f"vLLM has no KV cache in {kv_dtype} for multi-head latent attention"
+    if only_latent and not latent:
+        return f"a KV cache in {kv_dtype} is for multi-head latent attention, which the model does not have"
+    return None
 
 
 def _pages(

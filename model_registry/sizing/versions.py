@@ -20,17 +20,16 @@ NEWEST: Version = (0, 33, 99)
 class EngineRules:
     """How one version of the engine accounts for memory.
 
-    `in_flight_batches`: batches whose tokens a window must still hold on a GPU (asynchronous scheduling keeps two).
-    `prefix_caching_hybrids`: hybrid models get prefix caching unless told otherwise, and keep two states per sequence
-    (`mamba_all_states`: one per block in the families that support it).
-    `checkpoint_block`: kinds of recurrent layers that keep one more state for a checkpoint inside a prefill.
-    `window_block_from_page`: windowed layers take the block size of the other layers even where pages then differ.
+    `in_flight_batches`: batches whose tokens a window must still hold on a GPU; asynchronous scheduling keeps two.
+    `prefix_caching_hybrids`: hybrid models get prefix caching unless told otherwise, and then keep two states per sequence;
+    `mamba_all_states`: with it the families that can keep one state per block instead.
+    `checkpoint_blocks`: kinds of recurrent layers that keep one state more, for a checkpoint inside a prefill.
+    `block_within_step`: a hybrid model with prefix caching starts only if one step holds a whole block.
     `pad_pages`: pages that do not divide the largest one are padded; before, such a model did not start.
-    `merge_full_attention`: full-attention layers that differ in nothing but a window share groups.
-    `reserve_null_block`: the start-up check leaves out the block that is never handed out.
+    `reserve_null_block`: the start-up check leaves out the block that is never handed out. Sizing always does: without it a
+    request of full length could never run.
     `graphs_charged`: the estimate for CUDA graphs is taken from the KV pool; before, it came out of the slack.
-    `non_torch_gib`, `non_torch_gib_tensor_parallel`: what CUDA libraries hold beside PyTorch.
-    `sampler_bytes`: bytes per sequence and vocabulary entry that a sampling step needs at its peak.
+    `non_torch_gib`, `non_torch_gib_tensor_parallel`: what CUDA's libraries hold beside PyTorch.
     """
 
     version: Version
@@ -39,6 +38,7 @@ class EngineRules:
     prefix_caching_hybrids: bool
     mamba_all_states: bool
     checkpoint_blocks: frozenset[str]
+    block_within_step: bool
     pad_pages: bool
     reserve_null_block: bool
     graphs_charged: bool
@@ -74,6 +74,7 @@ def rules_for(text: str) -> EngineRules:
         prefix_caching_hybrids=known >= (0, 26, 0),
         mamba_all_states=known < (0, 28, 0),
         checkpoint_blocks=_checkpoint_blocks(known),
+        block_within_step=known < (0, 27, 0),
         pad_pages=known >= (0, 24, 0),
         reserve_null_block=known >= (0, 29, 0),
         graphs_charged=known >= (0, 20, 0),
