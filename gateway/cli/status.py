@@ -222,6 +222,6 @@ def duration(seconds: float | None) -> str:
     """Three figures in the unit that suits: `850 us` as `0.85ms`, `12ms`, `3.4s`; `-` for nothing."""
     if seconds is None:
         return "-"
-    if seconds < 1:
+    if seconds < 0.9995:  # what would round to 1000ms
         return f"{seconds * 1000:.3g}ms"
     return f"{seconds:.3g}s"

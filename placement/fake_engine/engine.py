@@ -1,37 +1,36 @@
-"""A simulated engine: vLLM's HTTP surface with a latency model and no model behind it.
-
-    python -m placement.fake_engine --uds PATH --model NAME [--ttft-seconds 0.05] [--itl-seconds 0.01] ...
-
-It serves tests, teaching and load tests of the gateway. Routes, bodies and error wordings follow vLLM 0.32.0
-(`vllm/entrypoints/openai`, `vllm/entrypoints/serve/exception_handling`), so that what works against it meets the same bytes
-there. Flags that only vLLM knows are accepted and ignored. Everything it says about itself says "simulated": its log,
-`/version` and `/fake/state`.
-"""
+"""One simulated engine: its behaviour, its counters, its routes."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
 import logging
 import os
-import signal
-import sys
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from aiohttp import web
 
+from placement.fake_engine.shapes import (
+    ChatShapes,
+    CompletionShapes,
+    count_tokens,
+    event,
+    prompt_tokens_of,
+    text_of,
+    unit_vector,
+    word,
+)
+
 log = logging.getLogger("fake_engine")
 
-WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "while", "the", "band", "plays", "on")
 FIRST_CREATED = 1_700_000_000  # a fixed time keeps the bytes of two runs equal
 MAX_BODY_BYTES = 256 * 2**20
-EMBEDDING_DIMENSIONS = 8
+
+Shapes = ChatShapes | CompletionShapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +150,7 @@ class FakeEngine:
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = await self._body(request)
-        count = _prompt_tokens(body)
+        count = prompt_tokens_of(body)
         return web.json_response(
             {"count": count, "max_model_len": self.behaviour.max_model_len, "tokens": list(range(count))}
         )
@@ -159,38 +158,38 @@ class FakeEngine:
     # ---- inference
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, _ChatWords())
+        return await self._generate(request, ChatShapes())
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, _CompletionWords())
+        return await self._generate(request, CompletionShapes())
 
-    async def _generate(self, request: web.Request, words: _ChatWords | _CompletionWords) -> web.StreamResponse:
+    async def _generate(self, request: web.Request, shapes: Shapes) -> web.StreamResponse:
         body = await self._body(request)
-        prompt_tokens = _prompt_tokens(body)
+        prompt_tokens = prompt_tokens_of(body)
         self._check_context(body, prompt_tokens)
         wanted = body.get("max_completion_tokens") or body.get("max_tokens") or self.behaviour.output_tokens
         tokens = min(int(wanted), self.behaviour.output_tokens)
         usage = {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens + tokens, "completion_tokens": tokens}
         async with self._running(prompt_tokens):
             head = {
-                "id": words.id_prefix + f"{self.state.started:016x}",
+                "id": shapes.id_prefix + f"{self.state.started:016x}",
                 "created": FIRST_CREATED,
                 "model": body["model"],
             }
             if body.get("stream"):
-                return await self._stream(request, body, words, head, usage)
+                return await self._stream(request, body, shapes, head, usage)
             await self._think(self.behaviour.ttft_seconds)
             for _ in range(tokens - 1):
                 await self._think(self.behaviour.itl_seconds)
             self._maybe_die()
             self.state.generation_tokens += tokens
-            return web.json_response(head | words.whole(_text(tokens)) | {"usage": usage})
+            return web.json_response(head | shapes.whole(text_of(tokens)) | {"usage": usage})
 
     async def _stream(
         self,
         request: web.Request,
         body: dict[str, Any],
-        words: _ChatWords | _CompletionWords,
+        shapes: Shapes,
         head: dict[str, Any],
         usage: dict[str, int],
     ) -> web.StreamResponse:
@@ -198,12 +197,12 @@ class FakeEngine:
         await self._think(self.behaviour.ttft_seconds)
         await response.prepare(request)
         tokens, held = usage["completion_tokens"], bytearray()
-        for role in words.opening():
-            held += _event(head | role)
+        for role in shapes.opening():
+            held += event(head | role)
         for index in range(tokens):
             if index:
                 await self._think(self.behaviour.itl_seconds)
-            held += _event(head | words.part(_word(index), "length" if index == tokens - 1 else None))
+            held += event(head | shapes.part(word(index), "length" if index == tokens - 1 else None))
             self.state.generation_tokens += 1
             if (index + 1) % self.behaviour.events_per_write == 0:
                 await response.write(bytes(held))
@@ -211,7 +210,7 @@ class FakeEngine:
             if index >= tokens // 2:
                 self._maybe_die()
         if (body.get("stream_options") or {}).get("include_usage"):
-            held += _event(head | words.closing() | {"usage": usage})
+            held += event(head | shapes.closing() | {"usage": usage})
         await response.write(bytes(held) + b"data: [DONE]\n\n")
         await response.write_eof()
         return response
@@ -220,12 +219,14 @@ class FakeEngine:
         body = await self._body(request)
         given = body.get("input")
         inputs = given if isinstance(given, list) else [given]
-        prompt_tokens = sum(_count(item) for item in inputs)
-        self._check_context(body, max((_count(item) for item in inputs), default=0))
+        prompt_tokens = sum(count_tokens(item) for item in inputs)
+        self._check_context(body, max((count_tokens(item) for item in inputs), default=0))
         async with self._running(prompt_tokens):
             await self._think(self.behaviour.ttft_seconds)
             self._maybe_die()
-            data = [{"object": "embedding", "index": i, "embedding": _vector(item)} for i, item in enumerate(inputs)]
+            data = [
+                {"object": "embedding", "index": i, "embedding": unit_vector(item)} for i, item in enumerate(inputs)
+            ]
             usage = {
                 "prompt_tokens": prompt_tokens,
                 "total_tokens": prompt_tokens,
@@ -355,161 +356,6 @@ class FakeEngine:
                 return web.Response(text=page, status=refused.status, content_type="text/html")
 
 
-class _ChatWords:
-    """The shapes of /v1/chat/completions."""
-
-    id_prefix = "chatcmpl-"
-
-    def opening(self) -> list[dict[str, Any]]:
-        choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-        return [{"object": "chat.completion.chunk", "choices": [choice]}]
-
-    def part(self, text: str, finish: str | None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": finish, "token_ids": None}
-        return {"object": "chat.completion.chunk", "choices": [choice]}
-
-    def closing(self) -> dict[str, Any]:
-        return {"object": "chat.completion.chunk", "choices": []}
-
-    def whole(self, text: str) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "tool_calls": []}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}
-        return {"object": "chat.completion", "choices": [choice]}
-
-
-class _CompletionWords:
-    """The shapes of /v1/completions."""
-
-    id_prefix = "cmpl-"
-
-    def opening(self) -> list[dict[str, Any]]:
-        return []
-
-    def part(self, text: str, finish: str | None) -> dict[str, Any]:
-        return {
-            "object": "text_completion",
-            "choices": [{"index": 0, "text": text, "logprobs": None, "finish_reason": finish, "stop_reason": None}],
-        }
-
-    def closing(self) -> dict[str, Any]:
-        return {"object": "text_completion", "choices": []}
-
-    def whole(self, text: str) -> dict[str, Any]:
-        return self.part(text, "length")
-
-
-def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
-
-
-def _word(index: int) -> str:
-    return ("" if index == 0 else " ") + WORDS[index % len(WORDS)]
-
-
-def _text(tokens: int) -> str:
-    return "".join(map(_word, range(tokens)))
-
-
-def _count(value: Any) -> int:
-    """Tokens of a prompt; a word is a token here."""
-    if isinstance(value, str):
-        return len(value.split())
-    if isinstance(value, list):
-        return sum(1 if isinstance(item, int) else _count(item) for item in value)
-    if isinstance(value, dict):
-        return _count(value.get("content", value.get("text", "")))
-    return 0
-
-
-def _prompt_tokens(body: dict[str, Any]) -> int:
-    return _count(body.get("messages", body.get("prompt", "")))
-
-
-def _vector(item: Any) -> list[float]:
-    """A unit vector that depends on the text only."""
-    text = item if isinstance(item, str) else json.dumps(item)
-    raw = [1.0 + sum(ord(c) for c in text[i::EMBEDDING_DIMENSIONS]) % 97 for i in range(EMBEDDING_DIMENSIONS)]
-    norm = sum(x * x for x in raw) ** 0.5
-    return [x / norm for x in raw]
-
-
-# ---- the process
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Where the process listens and how it comes up."""
-
-    uds: Path | None
-    host: str
-    port: int
-    load_seconds: float
-    fail_at_start: str | None
-    exit_code: int
-    shutdown_timeout_seconds: float
-
-
-def parse(arguments: Sequence[str]) -> tuple[Behaviour, Start]:
-    """Read the command line. Unknown flags (vLLM's own) are ignored."""
-    parser = argparse.ArgumentParser(
-        prog="python -m placement.fake_engine", description="A simulated vLLM engine.", allow_abbrev=False
-    )
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--uds", type=Path, help="listen on this Unix socket")
-    where.add_argument("--port", type=int, help="listen on this TCP port; 0 takes a free one and logs it")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--served-model-name", nargs="+", help="names clients may send; the model's if unset")
-    parser.add_argument("--task", choices=("generate", "embed"), default="generate")
-    parser.add_argument(
-        "--runner", choices=("auto", "generate", "pooling"), default="auto", help="vLLM's flag: pooling means embed"
-    )
-    parser.add_argument("--ttft-seconds", type=float, default=0.0)
-    parser.add_argument("--itl-seconds", type=float, default=0.0)
-    parser.add_argument("--output-tokens", type=int, default=16)
-    parser.add_argument("--max-concurrency", type=int, default=0, help="requests that run at once; 0: no bound")
-    parser.add_argument("--max-model-len", type=int, default=8192)
-    parser.add_argument("--load-seconds", type=float, default=0.0, help="time until it listens")
-    parser.add_argument(
-        "--fail-at-start", metavar="MESSAGE", help="print MESSAGE as an engine's error after --load-seconds and exit"
-    )
-    parser.add_argument("--exit-code", type=int, default=1, help="status of --fail-at-start")
-    parser.add_argument(
-        "--fail-after", type=int, metavar="N", help="after N requests die in the middle of the next answer"
-    )
-    parser.add_argument("--hang-after", type=int, metavar="N", help="after N requests answer nothing but /health")
-    parser.add_argument(
-        "--error-status", type=int, metavar="CODE", help="answer every inference request with this status"
-    )
-    parser.add_argument("--error-message", default="simulated error")
-    parser.add_argument("--error-shape", choices=("vllm", "plain", "detail", "html"), default="vllm")
-    parser.add_argument("--events-per-write", type=int, default=1)
-    parser.add_argument(
-        "--shutdown-timeout", type=float, default=0.0, help="seconds that running requests may go on after SIGTERM"
-    )
-    a, ignored = parser.parse_known_args(arguments)
-    if ignored:
-        log.info("simulated engine: ignoring %s", " ".join(ignored))
-    behaviour = Behaviour(
-        names=tuple(a.served_model_name or [a.model]),
-        task="embed" if a.runner == "pooling" else a.task,
-        ttft_seconds=a.ttft_seconds,
-        itl_seconds=a.itl_seconds,
-        output_tokens=a.output_tokens,
-        max_concurrency=a.max_concurrency,
-        max_model_len=a.max_model_len,
-        fail_after=a.fail_after,
-        hang_after=a.hang_after,
-        error_status=a.error_status,
-        error_message=a.error_message,
-        error_shape=a.error_shape,
-        events_per_write=max(1, a.events_per_write),
-    )
-    return behaviour, Start(
-        a.uds, a.host, a.port or 0, a.load_seconds, a.fail_at_start, a.exit_code, a.shutdown_timeout
-    )
-
-
 @contextlib.asynccontextmanager
 async def listening(
     engine: FakeEngine, *, uds: Path | None = None, host: str = "127.0.0.1", port: int = 0, grace_seconds: float = 0.0
@@ -530,52 +376,3 @@ async def listening(
             yield f"http://{host}:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
-
-
-async def _run(behaviour: Behaviour, start: Start) -> int:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    began = time.monotonic()
-    log.info(
-        "simulated engine %s: no model is loaded, answers are made up (pid %d)", ", ".join(behaviour.names), os.getpid()
-    )
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(stop.wait(), start.load_seconds)
-    if stop.is_set():
-        return 0
-    if start.fail_at_start is not None:
-        log.error("EngineCore failed to start.\n%s", start.fail_at_start)
-        return start.exit_code
-    async with listening(
-        FakeEngine(behaviour),
-        uds=start.uds,
-        host=start.host,
-        port=start.port,
-        grace_seconds=start.shutdown_timeout_seconds,
-    ) as address:
-        log.info(
-            "simulated engine: listening on %s after %.2f s. Application startup complete.",
-            address,
-            time.monotonic() - began,
-        )
-        await stop.wait()
-        log.info("simulated engine: stopping")
-    return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a simulated engine until SIGTERM; the exit status."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(asctime)s [fake_engine] %(message)s"
-    )
-    behaviour, start = parse(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return asyncio.run(_run(behaviour, start))
-    except OSError as error:
-        log.error("simulated engine: cannot listen: %s", error)
-        return 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

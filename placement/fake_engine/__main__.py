@@ -1,0 +1,142 @@
+"""`python -m placement.fake_engine`: a simulated engine as a process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from placement.fake_engine.engine import Behaviour, FakeEngine, listening
+
+log = logging.getLogger("fake_engine")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where the process listens and how it comes up."""
+
+    uds: Path | None
+    host: str
+    port: int
+    load_seconds: float
+    fail_at_start: str | None
+    exit_code: int
+    shutdown_timeout_seconds: float
+
+
+def parse(arguments: Sequence[str]) -> tuple[Behaviour, Start]:
+    """Read the command line. Unknown flags (vLLM's own) are ignored."""
+    parser = argparse.ArgumentParser(
+        prog="python -m placement.fake_engine", description="A simulated vLLM engine.", allow_abbrev=False
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--uds", type=Path, help="listen on this Unix socket")
+    where.add_argument("--port", type=int, help="listen on this TCP port; 0 takes a free one and logs it")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--served-model-name", nargs="+", help="names clients may send; the model's if unset")
+    parser.add_argument("--task", choices=("generate", "embed"), default="generate")
+    parser.add_argument(
+        "--runner", choices=("auto", "generate", "pooling"), default="auto", help="vLLM's flag: pooling means embed"
+    )
+    parser.add_argument("--ttft-seconds", type=float, default=0.0)
+    parser.add_argument("--itl-seconds", type=float, default=0.0)
+    parser.add_argument("--output-tokens", type=int, default=16)
+    parser.add_argument("--max-concurrency", type=int, default=0, help="requests that run at once; 0: no bound")
+    parser.add_argument("--max-model-len", type=int, default=8192)
+    parser.add_argument("--load-seconds", type=float, default=0.0, help="time until it listens")
+    parser.add_argument(
+        "--fail-at-start", metavar="MESSAGE", help="print MESSAGE as an engine's error after --load-seconds and exit"
+    )
+    parser.add_argument("--exit-code", type=int, default=1, help="status of --fail-at-start")
+    parser.add_argument(
+        "--fail-after", type=int, metavar="N", help="after N requests die in the middle of the next answer"
+    )
+    parser.add_argument("--hang-after", type=int, metavar="N", help="after N requests answer nothing but /health")
+    parser.add_argument(
+        "--error-status", type=int, metavar="CODE", help="answer every inference request with this status"
+    )
+    parser.add_argument("--error-message", default="simulated error")
+    parser.add_argument("--error-shape", choices=("vllm", "plain", "detail", "html"), default="vllm")
+    parser.add_argument("--events-per-write", type=int, default=1)
+    parser.add_argument(
+        "--shutdown-timeout", type=float, default=0.0, help="seconds that running requests may go on after SIGTERM"
+    )
+    a, ignored = parser.parse_known_args(arguments)
+    if ignored:
+        log.info("simulated engine: ignoring %s", " ".join(ignored))
+    behaviour = Behaviour(
+        names=tuple(a.served_model_name or [a.model]),
+        task="embed" if a.runner == "pooling" else a.task,
+        ttft_seconds=a.ttft_seconds,
+        itl_seconds=a.itl_seconds,
+        output_tokens=a.output_tokens,
+        max_concurrency=a.max_concurrency,
+        max_model_len=a.max_model_len,
+        fail_after=a.fail_after,
+        hang_after=a.hang_after,
+        error_status=a.error_status,
+        error_message=a.error_message,
+        error_shape=a.error_shape,
+        events_per_write=max(1, a.events_per_write),
+    )
+    return behaviour, Start(
+        a.uds, a.host, a.port or 0, a.load_seconds, a.fail_at_start, a.exit_code, a.shutdown_timeout
+    )
+
+
+async def _run(behaviour: Behaviour, start: Start) -> int:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    began = time.monotonic()
+    log.info(
+        "simulated engine %s: no model is loaded, answers are made up (pid %d)", ", ".join(behaviour.names), os.getpid()
+    )
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), start.load_seconds)
+    if stop.is_set():
+        return 0
+    if start.fail_at_start is not None:
+        log.error("EngineCore failed to start.\n%s", start.fail_at_start)
+        return start.exit_code
+    async with listening(
+        FakeEngine(behaviour),
+        uds=start.uds,
+        host=start.host,
+        port=start.port,
+        grace_seconds=start.shutdown_timeout_seconds,
+    ) as address:
+        log.info(
+            "simulated engine: listening on %s after %.2f s. Application startup complete.",
+            address,
+            time.monotonic() - began,
+        )
+        await stop.wait()
+        log.info("simulated engine: stopping")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a simulated engine until SIGTERM; the exit status."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(asctime)s [fake_engine] %(message)s"
+    )
+    behaviour, start = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return asyncio.run(_run(behaviour, start))
+    except OSError as error:
+        log.error("simulated engine: cannot listen: %s", error)
+        return 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

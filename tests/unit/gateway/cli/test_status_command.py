@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from gateway.cli.status import base_url, duration, render
+
+
+def shown(seen: dict[str, Any], *, tenants: bool = False) -> str:
+    console = Console(width=240, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    with console.file:
+        console.print(render(seen, "5m", tenants))
+        return console.export_text()
+
+
+def windows(p50: float | None) -> dict[str, Any]:
+    return {
+        "5m": {
+            m: {"p50": p50, "p99": p50, "count": 0 if p50 is None else 3}
+            for m in ("ttft_seconds", "itl_seconds", "e2e_seconds", "queue_seconds")
+        }
+    }
+
+
+def seen(**changes: Any) -> dict[str, Any]:
+    row = {
+        "slice": {"id": "cpu-0", "kind": "cpu"},
+        "model": "m",
+        "replica": "m-0",
+        "state": "ready",
+        "windows": windows(0.0123),
+        "tenants": {"acme": {"windows": windows(1.5)}},
+        "reason": None,
+        "stage": None,
+    }
+    return {
+        "gateway": {
+            "running": True,
+            "url": "http://h:1",
+            "ready": True,
+            "draining": False,
+            "generation": 4,
+            "problems": [],
+        },
+        "controller": {"running": True, "state": "running", "pid": 7, "generation": 4, "unplaced": {}, "refused": None},
+        "slices": [row],
+    } | changes
+
+
+def test_everything_is_on_one_line_per_slice() -> None:
+    line = next(line for line in shown(seen()).splitlines() if line.startswith("cpu-0"))
+    assert line.split() == ["cpu-0", "cpu", "m", "m-0", "ready", *["12.3ms/12.3ms"] * 4, "3"]
+    assert "tenant acme" not in shown(seen())
+    assert "1.5s/1.5s" in shown(seen(), tenants=True)
+
+
+def test_what_does_not_run_is_said_plainly() -> None:
+    gateway = {"running": False, "url": "http://h:1", "problem": "http://h:1/readyz does not answer: refused"}
+    controller = {
+        "running": False,
+        "state": None,
+        "pid": None,
+        "generation": None,
+        "unplaced": {"m-1": {"message": "no [slice] fits"}},
+        "refused": None,
+    }
+    text = shown(seen(gateway=gateway, controller=controller, slices=[]))
+    assert "gateway    is not running" in text
+    assert "controller is not running" in text
+    assert "m-1: no [slice] fits" in text
+    assert "no slices are known" in text
+
+
+def test_reasons_and_stages_are_shown_as_they_are() -> None:
+    row = seen()["slices"][0] | {
+        "state": "backoff",
+        "reason": "ValueError: [x] too long\nsecond line",
+        "stage": "loading weights",
+        "windows": {},
+    }
+    text = shown(seen(slices=[row]))
+    assert "backoff (loading weights)" in text
+    assert "ValueError: [x] too long" in text
+    assert "second line" not in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (0.00085, "0.85ms"),
+        (0.0123, "12.3ms"),
+        (0.9994, "999ms"),
+        (0.9999, "1s"),
+        (1.5, "1.5s"),
+        (75.04, "75s"),
+    ],
+)
+def test_durations_have_three_figures(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("listen", "url"),
+    [
+        ("127.0.0.1:80", "http://127.0.0.1:80"),
+        ("0.0.0.0:8080", "http://127.0.0.1:8080"),
+        ("[::]:8080", "http://[::1]:8080"),
+        ("host:1", "http://host:1"),
+    ],
+)
+def test_a_wildcard_is_reached_on_this_machine(listen: str, url: str) -> None:
+    assert base_url(listen) == url

@@ -1,0 +1,213 @@
+"""The account of one request, without a network: stages, deadlines, and what is left when it is over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gateway.config import Config
+from gateway.digests import LatencyBook
+from gateway.errors import (
+    Draining,
+    EngineDied,
+    EngineTimeout,
+    EngineUnreachable,
+    GatewayError,
+    RequestTimeout,
+    UnknownModel,
+    WrongTask,
+)
+from gateway.exchange import ClientLeft, Exchange, Exchanges, Policy
+from gateway.keys import Keyring
+from gateway.request import ROUTES
+from gateway.router import InFlight, Router
+from gateway.routes import build_routes
+from gateway.stats import Stats
+from gateway.tenants import Directory
+from gateway.testing import FakeClock, replica_row
+from placement.table import ModelRow, RoutingTable
+
+CONFIG = Config.model_validate(
+    {
+        "version": "v1",
+        "gateway": {
+            "authentication": "none",
+            "first_byte_timeout_seconds": 20,
+            "idle_timeout_seconds": 30,
+            "body_timeout_seconds": 10,
+        },
+    }
+)
+BODY = b'{"model": "m", "stream": true}'
+
+
+class Desk:
+    def __init__(self) -> None:
+        rows = (replica_row("m-0", "m", "unix:/0"), replica_row("m-1", "m", "unix:/1"))
+        table = RoutingTable(
+            generation=1, models=(ModelRow(name="m", task="generate"), ModelRow(name="e", task="embed")), replicas=rows
+        )
+        routes = build_routes(table, (), {})
+        self.clock, self.in_flight, self.book, self.stats = FakeClock(), InFlight(), LatencyBook(), Stats()
+        self.unreachable: list[str] = []
+        self.served: list[str] = []
+        self.exchanges = Exchanges(
+            policy=Policy(Directory.of(CONFIG), CONFIG.gateway),
+            keyring=lambda: Keyring({}, b""),
+            router=Router(lambda: routes, self.in_flight, max_in_flight_per_replica=10),
+            book=self.book,
+            stats=self.stats,
+            clock=self.clock,
+            wall=self.clock,
+            on_unreachable=lambda row, _: self.unreachable.append(row.replica),
+            on_served=self.served.append,
+        )
+
+    def open(self) -> Exchange:
+        return self.exchanges.open(ROUTES["/v1/chat/completions"], b"req_1")
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+async def test_a_stream_is_measured_from_its_whole_body(desk: Desk) -> None:
+    with desk.open() as exchange:
+        exchange.admit([])
+        desk.clock.turn(5)  # a client that sends slowly is no slowness of a slice
+        exchange.take_body(BODY)
+        desk.clock.turn(0.25)
+        sent_at = desk.clock()
+        replica = exchange.lease()
+        exchange.dispatched(sent_at)
+        meter = exchange.stream_meter()
+        desk.clock.turn(1)
+        meter.feed(b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n', desk.clock())
+        desk.clock.turn(0.5)
+        meter.feed(
+            b'data: {"choices":[{"delta":{"content":"b"},"finish_reason":"stop"}]}\n\ndata: {"choices":[],"usage":{"prompt_tokens":4,"completion_tokens":2}}\n\n',
+            desk.clock(),
+        )
+        exchange.begun(200)
+        exchange.finished()
+        assert desk.in_flight.total() == 1
+    series = desk.book.series(replica.slice.id, "anonymous", desk.clock())
+    got = {
+        m: series.digest(m).quantiles("1m", desk.clock())
+        for m in ("queue_seconds", "ttft_seconds", "itl_seconds", "e2e_seconds")
+    }  # type: ignore[arg-type]
+    for metric, seconds in (
+        ("queue_seconds", 0.25),
+        ("ttft_seconds", 1.25),
+        ("itl_seconds", 0.5),
+        ("e2e_seconds", 1.75),
+    ):
+        assert (got[metric].count, got[metric].p50) == (1, pytest.approx(seconds, rel=0.01))
+    assert desk.stats.tokens == {("m", "anonymous", "prompt"): 4, ("m", "anonymous", "completion"): 2}
+    assert desk.stats.requests == {("m", "anonymous", 200): 1}
+    assert desk.in_flight.total() == 0
+    assert desk.exchanges.active == set()
+    assert desk.served == [replica.replica]
+
+
+@pytest.mark.parametrize(("body", "error"), [(b'{"model": "never"}', UnknownModel), (b'{"model": "e"}', WrongTask)])
+async def test_models_that_clients_invent_make_no_labels(desk: Desk, body: bytes, error: type[GatewayError]) -> None:
+    with desk.open() as exchange:
+        exchange.admit([])
+        with pytest.raises(error) as caught:
+            exchange.take_body(body)
+        exchange.failed(caught.value)
+    assert list(desk.stats.requests) == [("unknown", "anonymous", exchange.status)]
+
+
+async def test_unreachable_replicas_are_tried_once_each_and_given_back(desk: Desk) -> None:
+    with desk.open() as exchange:
+        exchange.admit([])
+        exchange.take_body(BODY)
+        tried = []
+        for _ in range(2):
+            tried.append(exchange.lease().replica)
+            assert desk.in_flight.total() == 1
+            exchange.unreachable(EngineUnreachable("refused"))
+        with pytest.raises(EngineUnreachable):
+            exchange.lease()
+        assert desk.in_flight.total() == 0
+    assert sorted(tried) == sorted(desk.unreachable) == ["m-0", "m-1"]
+    assert desk.stats.connect_failures == {"m-0": 1, "m-1": 1}
+
+
+async def test_a_draining_gateway_admits_nobody(desk: Desk) -> None:
+    desk.exchanges.draining = True
+    with desk.open() as exchange, pytest.raises(Draining):
+        exchange.admit([])
+
+
+Step = Callable[[Exchange], Any]
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds", "error"),
+    [
+        ([], 10, RequestTimeout),
+        ([lambda e: e.take_body(BODY), lambda e: e.lease()], 20, EngineTimeout),
+        ([lambda e: e.take_body(BODY), lambda e: e.lease(), lambda e: e.begun(200)], 30, EngineTimeout),
+    ],
+    ids=["body", "first byte", "stream"],
+)
+async def test_each_stage_has_its_own_timeout(
+    desk: Desk, steps: list[Step], seconds: float, error: type[GatewayError]
+) -> None:
+    reached: list[Any] = []
+
+    async def serve() -> None:
+        with desk.open() as exchange:
+            exchange.admit([])
+            for step in steps:
+                step(exchange)
+            try:
+                await asyncio.get_running_loop().create_future()
+            except asyncio.CancelledError:
+                reached.append(exchange.interruption())
+
+    task = asyncio.create_task(serve())
+    await asyncio.sleep(0)
+    desk.clock.turn(seconds - 0.1)
+    desk.exchanges.expire()
+    await asyncio.sleep(0)
+    assert not reached
+    desk.clock.turn(0.2)
+    desk.exchanges.expire()
+    await task
+    assert type(reached[0]) is error
+    assert not task.cancelled()
+    assert desk.in_flight.total() == 0
+
+
+async def test_the_first_reason_for_an_interruption_stands(desk: Desk) -> None:
+    async def serve() -> Any:
+        with desk.open() as exchange:
+            exchange.client_left()
+            exchange.interrupt(EngineDied("later"))
+            try:
+                await asyncio.sleep(0)
+            except asyncio.CancelledError:
+                return exchange.interruption()
+
+    assert isinstance(await asyncio.create_task(serve()), ClientLeft)
+
+
+async def test_a_client_that_leaves_after_its_answer_interrupts_nothing(desk: Desk) -> None:
+    with desk.open() as exchange:
+        exchange.finished()
+        exchange.client_left()
+        await asyncio.sleep(0)
+        assert exchange.interruption() is None
+
+
+async def test_what_others_cancel_stays_cancelled(desk: Desk) -> None:
+    with desk.open() as exchange:
+        assert exchange.interruption() is None

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.health import FAILURES_TO_LEAVE, HealthBook
+from gateway.routes import Standing, build_routes, external_replicas
+from gateway.testing import replica_row
+from model_registry.schema import ModelConfig
+from placement.table import ModelRow, ReplicaState, RoutingTable, SliceRow
+
+
+def external(name: str, *endpoints: str, **more: Any) -> ModelConfig:
+    return ModelConfig(name=name, endpoints=endpoints, **more)
+
+
+TABLE = RoutingTable(
+    generation=7,
+    models=(ModelRow(name="m", task="generate", max_model_len=100, created=5),),
+    replicas=(replica_row("m-0", "m", "unix:/0"), replica_row("m-1", "m", "unix:/1", state=ReplicaState.DRAINING)),
+    idle=(SliceRow(id="cpu-9", kind="cpu"),),
+)
+
+
+def test_table_and_endpoints_come_together() -> None:
+    routes = build_routes(TABLE, [external("e", "http://a:1/", "unix:/e")], {"e@0": Standing(reachable=True)})
+    assert routes.generation == 7
+    assert [r.replica for r in routes.models["m"].ready] == ["m-0"]
+    assert [r.replica for r in routes.models["e"].replicas] == ["e@0", "e@1"]
+    assert [r.replica for r in routes.models["e"].ready] == ["e@0"]
+    assert routes.models["e"].replicas[0].endpoint == "http://a:1"
+    assert routes.idle[0].id == "cpu-9"
+    assert len(list(routes.replicas())) == 4
+
+
+def test_external_slices_are_numbered_through() -> None:
+    rows = external_replicas([external("a", "unix:/1", "unix:/2"), external("b", "unix:/3")])
+    assert [(r.slice.id, r.slice.kind, r.replica) for r in rows] == [
+        ("endpoint-0", "external", "a@0"),
+        ("endpoint-1", "external", "a@1"),
+        ("endpoint-2", "external", "b@0"),
+    ]
+
+
+def test_a_configured_model_is_known_before_there_is_a_table() -> None:
+    routes = build_routes(None, [ModelConfig(name="later", source="x", task="embed", max_model_len=64)], {})
+    assert routes.generation is None
+    assert routes.models["later"].card == ModelRow(name="later", task="embed", max_model_len=64)
+    assert routes.models["later"].ready == ()
+
+
+def test_the_tables_card_wins_over_the_configurations() -> None:
+    routes = build_routes(TABLE, [ModelConfig(name="m", source="x")], {})
+    assert routes.models["m"].card.created == 5
+
+
+def test_who_does_not_answer_is_not_ready_and_says_why() -> None:
+    routes = build_routes(TABLE, [], {"m-0": Standing(reachable=False, reason="refused")})
+    row = routes.models["m"].replicas[0]
+    assert (row.state, row.reason) == (ReplicaState.BACKOFF, "does not answer: refused")
+    assert routes.models["m"].ready == ()
+
+
+def test_experience_does_not_overrule_the_controller_the_other_way() -> None:
+    routes = build_routes(TABLE, [], {"m-1": Standing(reachable=True)})
+    assert routes.models["m"].replicas[1].state is ReplicaState.DRAINING
+
+
+def test_what_an_external_engine_told_of_itself_is_used() -> None:
+    routes = build_routes(
+        None, [external("e", "unix:/e")], {"e@0": Standing(reachable=True, engine_model="llama", max_model_len=4096)}
+    )
+    assert routes.models["e"].ready[0].engine_model == "llama"
+    assert routes.models["e"].card.max_model_len == 4096
+
+
+def test_three_failures_in_a_row_leave_and_two_successes_return() -> None:
+    book = HealthBook()
+    changes = [book.failed("r", "refused") for _ in range(FAILURES_TO_LEAVE + 1)]
+    assert changes == [False, False, True, False]
+    assert book.standing("r").reachable is False
+    assert book.answered("r") is False
+    assert book.answered("r") is True
+    assert book.standing("r") == Standing(reachable=True)
+
+
+def test_a_served_request_ends_a_row_of_failures() -> None:
+    book = HealthBook()
+    for _ in range(5):
+        book.failed("r", "refused")
+        book.failed("r", "refused")
+        book.served("r")
+    assert book.standing("r").reachable is None
+
+
+def test_a_failure_between_two_successes_starts_over() -> None:
+    book = HealthBook()
+    for _ in range(3):
+        book.failed("r", "refused")
+    assert [book.answered("r"), book.failed("r", "refused"), book.answered("r"), book.answered("r")] == [
+        False,
+        False,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_nobody_vouches_for_an_external_replica_at_first_contact(first: bool) -> None:
+    book = HealthBook()
+    assert book.failed("e", "refused", first_contact=first) is first
+
+
+def test_the_gone_are_forgotten() -> None:
+    book = HealthBook()
+    for replica in ("a", "b"):
+        for _ in range(3):
+            book.failed(replica, "refused")
+    book.retain({"b"})
+    assert set(book.standings()) == {"b"}
+    assert book.standing("a") == Standing()

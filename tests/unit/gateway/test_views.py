@@ -1,0 +1,140 @@
+"""`/slices` and `/metrics` from known samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.digests import METRICS, WINDOWS, LatencyBook
+from gateway.metrics import Files, GatewayCollector, MetricsPage
+from gateway.router import InFlight
+from gateway.routes import Routes, build_routes
+from gateway.slices_view import SlicesView
+from gateway.stats import Stats
+from gateway.testing import FakeClock, replica_row
+from placement.table import ModelRow, ReplicaState, RoutingTable, SliceRow
+
+ROUTES = build_routes(
+    RoutingTable(
+        generation=3,
+        models=(ModelRow(name="m"),),
+        replicas=(replica_row("m-0", "m", "unix:/0"), replica_row("m-1", "m", "unix:/1", state=ReplicaState.FAILED)),
+        idle=(SliceRow(id="MIG-x", kind="mig", profile="1g.10gb", uuid="MIG-x", gpu="GPU-0"),),
+    ),
+    (),
+    {},
+)
+
+
+def filled(clock: FakeClock) -> LatencyBook:
+    book = LatencyBook()
+    for tenant, values in (("acme", [0.1] * 99 + [1.0]), ("beta", [0.2] * 100)):
+        series = book.series("slice-of-m-0", tenant, clock())
+        for value in values:
+            series.ttft_seconds.add(value, clock())
+    return book
+
+
+async def test_every_slice_is_there_with_its_tenants_and_windows() -> None:
+    clock = FakeClock()
+    rows = await SlicesView(lambda: ROUTES, filled(clock), clock).rows()
+    assert [(r["slice"]["id"], r["replica"], r["state"]) for r in rows] == [
+        ("slice-of-m-0", "m-0", "ready"),
+        ("slice-of-m-1", "m-1", "failed"),
+        ("MIG-x", None, "idle"),
+    ]
+    assert rows[2]["slice"] == {"id": "MIG-x", "kind": "mig", "profile": "1g.10gb", "uuid": "MIG-x", "gpu": "GPU-0"}
+    assert all(set(r) == {"slice", "model", "replica", "state", "windows", "tenants"} for r in rows)
+    whole = rows[0]["windows"]["5m"]["ttft_seconds"]
+    assert whole["count"] == 200
+    assert whole["p50"] == pytest.approx(0.2, rel=0.01)
+    acme = rows[0]["tenants"]["acme"]["windows"]["5m"]["ttft_seconds"]
+    assert (acme["count"], acme["p50"], acme["p99"]) == (
+        100,
+        pytest.approx(0.1, rel=0.01),
+        pytest.approx(0.1, rel=0.01),
+    )
+    for window in WINDOWS:
+        assert set(rows[1]["windows"][window]) == set(METRICS)
+        assert rows[1]["windows"][window]["itl_seconds"] == {"p50": None, "p99": None, "count": 0}
+
+
+async def test_windows_forget_in_their_own_time() -> None:
+    clock = FakeClock()
+    view = SlicesView(lambda: ROUTES, filled(clock), clock)
+
+    async def counts() -> list[Any]:
+        return [(await view.rows())[0]["windows"][window]["ttft_seconds"]["count"] for window in WINDOWS]
+
+    seen = [await counts()]
+    for seconds in (71, 300, 3600):
+        clock.turn(seconds)
+        seen.append(await counts())
+    assert seen == [[200, 200, 200], [0, 200, 200], [0, 0, 200], [0, 0, 0]]
+
+
+async def test_readers_share_an_answer_for_a_second() -> None:
+    clock, calls = FakeClock(), []
+
+    def routes() -> Routes:
+        calls.append(clock())
+        return ROUTES
+
+    view = SlicesView(routes, LatencyBook(), clock)
+    first = await view.rows()
+    assert await view.rows() is first
+    clock.turn(1.1)
+    assert await view.rows() is not first
+    assert len(calls) == 2
+
+
+def test_gone_slices_are_forgotten_once_their_hour_is_over() -> None:
+    clock = FakeClock()
+    book = filled(clock)
+    book.forget(frozenset(), clock())
+    assert set(book.tenants("slice-of-m-0")) == {"acme", "beta"}
+    clock.turn(4200)
+    book.forget(frozenset({"slice-of-m-0"}), clock())
+    assert set(book.tenants("slice-of-m-0")) == {"acme", "beta"}
+    book.forget(frozenset(), clock())
+    assert book.tenants("slice-of-m-0") == {}
+
+
+def page(stats: Stats, book: LatencyBook, in_flight: InFlight, clock: FakeClock) -> str:
+    collector = GatewayCollector(
+        stats, book, in_flight, lambda: ROUTES, lambda: Files({"routing_table": False, "keystore": True}), clock
+    )
+    return MetricsPage(collector).render().decode()
+
+
+def test_metrics_are_the_counters_the_digests_and_the_state() -> None:
+    clock, stats, in_flight = FakeClock(), Stats(), InFlight()
+    stats.requests["m", "acme", 200] += 2
+    stats.errors["engine_died"] += 1
+    in_flight.lease(ROUTES.models["m"].ready[0])
+    text = page(stats, filled(clock), in_flight, clock)
+    for line in (
+        'sliceway_requests_total{model="m",status="200",tenant="acme"} 2.0',
+        'sliceway_errors_total{code="engine_died"} 1.0',
+        'sliceway_in_flight_requests{model="m",replica="m-0",slice="slice-of-m-0"} 1.0',
+        'sliceway_in_flight_requests{model="m",replica="m-1",slice="slice-of-m-1"} 0.0',
+        'sliceway_replicas{model="m",state="failed"} 1.0',
+        "sliceway_routing_table_generation 3.0",
+        'sliceway_file_readable{file="routing_table"} 0.0',
+        'sliceway_ttft_seconds_bucket{le="0.075",slice="slice-of-m-0",tenant="acme"} 0.0',
+        'sliceway_ttft_seconds_bucket{le="0.1",slice="slice-of-m-0",tenant="acme"} 99.0',
+        'sliceway_ttft_seconds_bucket{le="1.0",slice="slice-of-m-0",tenant="acme"} 100.0',
+        'sliceway_ttft_seconds_bucket{le="+Inf",slice="slice-of-m-0",tenant="beta"} 100.0',
+        'sliceway_ttft_seconds_count{slice="slice-of-m-0",tenant="beta"} 100.0',
+    ):
+        assert line in text.splitlines(), line
+
+
+def test_totals_outlive_the_windows() -> None:
+    clock = FakeClock()
+    book = filled(clock)
+    clock.turn(10_000)
+    assert 'sliceway_ttft_seconds_count{slice="slice-of-m-0",tenant="beta"} 100.0' in page(
+        Stats(), book, InFlight(), clock
+    )
