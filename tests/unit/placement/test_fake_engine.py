@@ -29,8 +29,8 @@ async def running(**behaviour: Any) -> AsyncIterator[tuple[FakeEngine, aiohttp.C
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)  # noqa: ASYNC110 - the engine counts, it does not signal
+        while not condition():  # noqa: ASYNC110 - the engine counts, it does not signal
+            await asyncio.sleep(0.001)
 
 
 def chat(**fields: Any) -> dict[str, Any]:
