@@ -5,6 +5,7 @@ SlicewayError
 │   ├── ConfigError          a line of the operator's YAML is wrong
 │   ├── ModelNotFound        the named source holds no model
 │   ├── ModelUnreadable      the source is there, its files make no sense
+│   ├── ImportFailed         a model could not be fetched, converted or put into its place
 │   ├── UnknownProduct       no such GPU in the catalogue
 │   ├── UnknownProfile       no such MIG profile on this GPU
 │   ├── IllegalLayout        MIG instances that cannot be on one GPU together
@@ -75,6 +76,12 @@ class ModelUnreadable(RegistryError):
     """The source exists, but its files are broken or not a model's."""
 
     code = "model_unreadable"
+
+
+class ImportFailed(RegistryError):
+    """A model could not be fetched, converted or put into its place. What was there before is still there."""
+
+    code = "import_failed"
 
 
 class UnknownProduct(RegistryError):
