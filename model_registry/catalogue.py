@@ -142,6 +142,10 @@ class Product:
         """Profiles without media or graphics variants."""
         return tuple(p for p in self.profiles if p.is_base)
 
+    def cut_by(self, driver: str) -> bool:
+        """Whether this driver version is new enough to cut the product."""
+        return self.min_driver is None or _version(driver) >= _version(self.min_driver)
+
     def profile(self, name: str) -> ProfileInfo:
         """The profile called `name`, also by a name that other drivers give it.
 
@@ -189,16 +193,16 @@ class Catalogue:
         )
         return next((p for p in self.products if device.upper() in p.pci_device_ids), None)
 
-    def identify(self, *, nvml_name: str, pci_device_id: int, total_memory_bytes: int) -> Product | None:
+    def identify(self, *, nvml_name: str, pci_device_id: int, total_memory_bytes: int | None) -> Product | None:
         """The product of a GPU that a driver reports; None where the catalogue has none that is like it.
 
         The PCI id is asked first, then the name. A GPU whose memory is more than 5% off the table is another product
-        under a known name (the H20 comes with 96 and 141 GB) and is not identified.
+        under a known name (the H20 comes with 96 and 141 GB) and is not identified; None skips that check.
         """
         found = self.by_pci(pci_device_id) or next(
             (p for p in self.products if any(_key(nvml_name) == _key(n) for n in p.nvml_names)), None
         )
-        if found is None or found.total_memory_bytes is None:
+        if found is None or found.total_memory_bytes is None or total_memory_bytes is None:
             return found
         return found if abs(total_memory_bytes / found.total_memory_bytes - 1) <= 0.05 else None
 
@@ -283,6 +287,10 @@ def _profile(raw: Mapping[str, Any], sources: Mapping[str, str]) -> ProfileInfo:
         alternate_names=tuple(raw.get("alternate_names", ())),
         figures={name: Figure(Confidence(how), sources[source]) for name, (how, source) in raw["figures"].items()},
     )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
 def _mib(value: int | None) -> int | None:

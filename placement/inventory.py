@@ -54,7 +54,7 @@ def _gpus(fleet: FleetConfig, nvidia: NvidiaState) -> Inventory:
             where="fleet.discover",
             remedy="Check `nvidia-smi`, or use `discover: cpu`.",
         )
-    return Inventory(nvidia.slices, notes=nvidia.notes, users=nvidia.users)
+    return Inventory(nvidia.slices, notes=nvidia.notes, users=nvidia.users, gpus=nvidia.gpus, driver=nvidia.driver)
 
 
 def _explicit(listed: tuple[ExplicitSlice, ...], sources: Sources) -> Inventory:
@@ -71,7 +71,13 @@ def _explicit(listed: tuple[ExplicitSlice, ...], sources: Sources) -> Inventory:
         )
     _refuse_overlaps(slices)
     ids = {s.id for s in slices}
-    return Inventory(tuple(slices), notes=nvidia.notes, users=tuple(u for u in nvidia.users if u.slice_id in ids))
+    return Inventory(
+        tuple(slices),
+        notes=nvidia.notes,
+        users=tuple(u for u in nvidia.users if u.slice_id in ids),
+        gpus=nvidia.gpus,
+        driver=nvidia.driver,
+    )
 
 
 def _cpu_slice(wanted: ExplicitSlice, host: Host, count: int, index: int, where: str) -> Slice:

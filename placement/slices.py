@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from placement.gpus import GpuState
+
 
 class SliceKind(StrEnum):
     """How a slice is cut, and with that what isolates it. See "Slice kinds" in docs/architecture.md."""
@@ -106,11 +108,16 @@ class DeviceUse:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Every slice that was found, in a fixed order, and why something is missing from the list (`notes`)."""
+    """Every slice that was found, in a fixed order, and why something is missing from the list (`notes`).
+
+    `gpus` are the cards behind them with everything the driver tells, `driver` is its version; empty and None elsewhere.
+    """
 
     slices: tuple[Slice, ...]
     notes: tuple[str, ...] = ()
     users: tuple[SliceUser, ...] = ()
+    gpus: tuple[GpuState, ...] = ()
+    driver: str | None = None
     by_id: Mapping[str, Slice] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

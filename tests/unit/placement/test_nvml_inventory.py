@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pynvml
@@ -59,20 +60,95 @@ def test_mig_devices_are_slices_named_by_profile_and_place(nvml: Callable[..., A
     assert small.memory_bytes == 9984 * MIB, "the driver's memory, not the profile's name"
 
 
-def test_without_privilege_instances_are_named_by_their_ids(
-    nvml: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_privilege_instances_are_named_by_their_ids(nvml: Callable[..., Any]) -> None:
     n = nvml("h100-sxm", mig=True)
     make_instance(n, 0, 3)
-
-    def refuse(*_: object) -> None:
-        raise n.NVMLError(n.NVML_ERROR_NO_PERMISSION)
-
-    monkeypatch.setattr(n, "nvmlDeviceGetGpuInstances", refuse)
+    make_instance(n, 2, 4)
+    (one, three) = sorted(read_nvidia(n).slices, key=lambda s: s.memory_bytes)
+    n.machine.set_privilege("none")
     state = read_nvidia(n)
-    (only,) = state.slices
-    assert "#gi" in only.id
-    assert "may be read by root only" in " ".join(state.notes)
+    assert {s.id.split("/")[1].split("#")[0] for s in state.slices} == {"1g.10gb", "3g.40gb"}
+    assert all("#gi" in s.id for s in state.slices)
+    assert {(s.uuid, s.memory_bytes) for s in state.slices} == {(s.uuid, s.memory_bytes) for s in (one, three)}
+    assert state.slices[0].gpu is not None
+    assert state.slices[0].gpu.product == "H100-80GB-SXM"
+    assert state.slices[0].gpu.memory_bytes == 81559 * MIB, "the catalogue's: the driver does not tell it"
+    told = " ".join(state.notes)
+    assert "may be read by root only" in told
+    assert "Insufficient Permissions" in told
+    assert "XID" not in told
+
+
+def test_without_privilege_a_gpu_without_mig_lacks_nothing(nvml: Callable[..., Any]) -> None:
+    n = nvml("h100-sxm,plain")
+    before = read_nvidia(n)
+    n.machine.set_privilege("none")
+    after = read_nvidia(n)
+    assert after.slices == before.slices
+    assert after.notes == ()
+
+
+def test_two_products_under_one_name_are_told_apart_by_their_profiles(
+    nvml: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n = nvml("h200", mig=True)
+    make_instance(n, 0, 0)
+    monkeypatch.setattr(n, "nvmlDeviceGetName", lambda _: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(n, "nvmlDeviceGetPciInfo", lambda _: SimpleNamespace(pciDeviceId=0x233010DE))
+    n.machine.set_privilege("none")
+    assert read_nvidia(n).gpus[0].product == "NVIDIA H100 80GB HBM3", "not the catalogue's: the profiles are others"
+
+
+def test_what_a_gpu_tells_of_itself(nvml: Callable[..., Any]) -> None:
+    n = nvml("h100-sxm,a100-80gb,plain", mig=True)
+    n.machine.attach(4242, n.nvmlDeviceGetUUID(n.nvmlDeviceGetHandleByIndex(2)), kind="mps", ghost=True, name="server")
+    n.machine.set(2, "compute-mode", n.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS)
+    n.machine.set(0, "ecc-uncorrected", 3)
+    n.machine.set(1, "persistence", 0)
+    hopper, ampere, plain = read_nvidia(n).gpus
+    assert (hopper.mode_needs_reset, ampere.mode_needs_reset, plain.mode_needs_reset) == (False, True, None)
+    assert (hopper.mig, ampere.mig, plain.mode) == (True, True, None)
+    assert (plain.compute_mode, plain.mps, hopper.mps) == ("exclusive-process", True, False)
+    assert (hopper.uncorrected_errors, ampere.uncorrected_errors) == (3, 0)
+    assert (hopper.persistence, ampere.persistence) == (True, False)
+    assert all(g.simulated for g in (hopper, ampere, plain)), "a simulated machine says so"
+    assert plain.as_public()["processes"] == [{"pid": 4242, "name": "server", "memory_bytes": 0, "how": "mps"}]
+
+
+def test_a_driver_too_old_for_a_product_is_told(nvml: Callable[..., Any]) -> None:
+    state = read_nvidia(nvml("h200", driver="535.183.01"))
+    assert [s.kind for s in state.slices] == [SliceKind.GPU]
+    assert "too old to cut a H200" in " ".join(state.notes)
+
+
+def test_an_instance_without_compute_instance_is_no_slice_and_told(nvml: Callable[..., Any]) -> None:
+    n = nvml("h100-sxm", mig=True)
+    make_instance(n, 0, 0)
+    place = n.c_nvmlGpuInstancePlacement_t(4, 4)
+    n.nvmlDeviceCreateGpuInstanceWithPlacement(n.nvmlDeviceGetHandleByIndex(0), 9, n.byref(place))
+    state = read_nvidia(n)
+    assert [s.profile for s in state.slices] == ["1g.10gb"]
+    assert "3g.40gb@4 is left out, it has none" in " ".join(state.notes)
+
+
+def test_the_drivers_figures_win_and_a_difference_is_told_once(nvml: Callable[..., Any]) -> None:
+    n = nvml("h100-sxm:2", mig=True)
+    real = n.nvmlDeviceGetGpuInstanceProfileInfo
+
+    def other(device: Any, number: int, version: int = 2) -> Any:
+        info = real(device, number, version)
+        if number == 0:
+            info.memorySizeMB = 9856
+        return info
+
+    n.nvmlDeviceGetGpuInstanceProfileInfo = other
+    try:
+        state = read_nvidia(n)
+    finally:
+        n.nvmlDeviceGetGpuInstanceProfileInfo = real
+    assert state.gpus[0].geometry is not None
+    assert state.gpus[0].geometry.profile("1g.10gb").memory_bytes == 9856 * MIB
+    assert len([note for note in state.notes if "1g.10gb: memory_bytes is" in note]) == 1
 
 
 def test_a_gpu_that_is_lost_is_left_out_and_told(nvml: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
