@@ -9,7 +9,7 @@ from typing import Any
 from model_registry.model import EngineLimits, ModelSpec, TensorSummary, Term
 from model_registry.sizing.architecture import Architecture
 from model_registry.sizing.dtypes import COMPUTE_BYTES
-from model_registry.sizing.quantization import stored_bits
+from model_registry.sizing.quantization import quantised_bits, stored_bits
 from model_registry.sizing.units import round_up
 from model_registry.sizing.versions import EngineRules
 
@@ -67,7 +67,10 @@ def _tensors(
 ) -> tuple[int, bool, tuple[str, ...]]:
     if spec.tensors is None:
         bits = stored_bits(spec.quant_config, method, compute_bytes)
-        return bits.bytes_of(arch.parameters), False, ("No weights index: weights are derived from the architecture.",)
+        derived = ["No weights index: weights are derived from the architecture."]
+        if method and quantised_bits(spec.quant_config, method) is None:
+            derived.append(f"The quantisation {method!r} is not known; weights are sized as not quantised.")
+        return bits.bytes_of(arch.parameters), False, tuple(derived)
     notes: tuple[str, ...] = ()
     if method == "gguf" and rules.version >= _WITHOUT_GGUF:
         converted = sum(spec.tensors.elements_by_dtype.values()) * compute_bytes
