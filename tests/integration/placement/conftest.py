@@ -22,7 +22,6 @@ from placement.status import ControllerStatus, ReplicaStatus, read_status
 from placement.table import ReplicaState, RoutingTable, read
 
 SCRIPT_ENGINE = Path(__file__).with_name("script_engine.py")
-FAKE = ["{python}", "-m", "placement.fake_engine", "--uds", "{uds}", "--model", "{served_name}"]
 SCRIPT = ["{python}", str(SCRIPT_ENGINE), "{uds}"]
 FAST = {"first_delay_seconds": 0.1, "max_delay_seconds": 0.4, "max_fast_failures": 3, "fast_failure_seconds": 0.05}
 
@@ -68,7 +67,7 @@ class Site:
         **engine: Any,
     ) -> None:
         """A configuration with these models. JSON is YAML; slices share core 0, so that any machine has enough."""
-        settings = {"command": FAKE, "restart": FAST, "stop_timeout_seconds": 5, "drain_timeout_seconds": 5, **engine}
+        settings = {"command": SCRIPT, "restart": FAST, "stop_timeout_seconds": 5, "drain_timeout_seconds": 5, **engine}
         cores = sorted(os.sched_getaffinity(0))
         count = min(slices, len(cores))
         listed = [{"kind": "cpu", "id": f"cpu-{i}", "cores": str(cores[i]), "memory": memory} for i in range(count)]

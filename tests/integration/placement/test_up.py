@@ -188,7 +188,7 @@ def test_down_stops_whatever_is_left(site: Site, eventually: Eventually, port: i
 
 def test_what_fits_is_served_if_the_operator_says_so_and_failures_fail_a_test_run(site: Site, port: int) -> None:
     site.write(
-        A | {"engine_args": ["--fail-at-start", "OSError: no weights"]},
+        A | {"engine_args": ["--die", "OSError: no weights"]},
         B,
         slices=1,
         gateway={"listen": f"127.0.0.1:{port}"},
