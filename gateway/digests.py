@@ -12,6 +12,7 @@ monotonic clock.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -76,11 +77,24 @@ class Quantiles:
 
 
 def quantiles_of(sketches: Iterable[DDSketch]) -> Quantiles:
-    """The quantiles of all samples in `sketches` together: the value of rank floor(q * (n - 1)), within RELATIVE_ERROR."""
+    """The quantiles of all samples in `sketches` together, by nearest rank, within RELATIVE_ERROR.
+
+    The nearest rank is the smallest sample that at least the share q of all samples does not exceed: the p99 of two samples is
+    the larger one.
+    """
     whole = DDSketch(RELATIVE_ERROR)
     for sketch in sketches:
         whole.merge(sketch)
-    return Quantiles(whole.get_quantile_value(0.5), whole.get_quantile_value(0.99), int(whole.count))
+    return Quantiles(_nearest_rank(whole, 0.5), _nearest_rank(whole, 0.99), int(whole.count))
+
+
+def _nearest_rank(sketch: DDSketch, share: float) -> float | None:
+    """DDSketch gives the sample of rank floor(q * (n - 1)), counted from 0; q is chosen so that this is ceil(share * n) - 1."""
+    count = int(sketch.count)
+    if count < 2:
+        return sketch.get_quantile_value(share)
+    rank = math.ceil(share * count)
+    return sketch.get_quantile_value(min(1.0, (rank - 0.5) / (count - 1)))
 
 
 class _Level:

@@ -16,7 +16,8 @@ steps = st.floats(min_value=0.0, max_value=900.0, allow_nan=False)
 
 
 def exact(samples: list[float], q: float) -> float:
-    return sorted(samples)[math.floor(q * (len(samples) - 1))]
+    """The nearest rank: the smallest sample that at least the share q does not exceed."""
+    return sorted(samples)[math.ceil(q * len(samples)) - 1]
 
 
 @given(st.lists(latencies, min_size=1, max_size=700))
