@@ -1,0 +1,1 @@
+"""Which slice gets which model, and whether an engine really runs there."""

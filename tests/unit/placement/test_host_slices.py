@@ -82,7 +82,7 @@ def test_a_quota_of_the_control_group_counts_as_cores() -> None:
 def test_memory_is_an_equal_share_of_nine_tenths_or_what_is_asked_for() -> None:
     assert [s.memory_bytes for s in cut(host(2, gib=20), CpuFleet())[0]] == [9 * GIB, 9 * GIB]
     assert cut(host(2, gib=20), CpuFleet(memory=10 * GIB))[0][0].memory_bytes == 10 * GIB
-    with pytest.raises(InventoryError, match="are 22.0GiB, but this machine has 20.0GiB") as error:
+    with pytest.raises(InventoryError, match=r"are 22\.0GiB, but this machine has 20\.0GiB") as error:
         cut(host(2, gib=20), CpuFleet(memory=11 * GIB))
     assert "9.0GiB per slice" in str(error.value.remedy)
 
