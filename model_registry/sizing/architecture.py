@@ -5,6 +5,7 @@ Dimensions carry the names of Hugging Face configurations. Everything here is pe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,6 +96,14 @@ class Vision:
 
 
 @dataclass(frozen=True, slots=True)
+class Matrix:
+    """One large matrix by its number of elements, and the part of the model that its quantisation goes by."""
+
+    part: Literal["linear", "experts", "output", "rest"]
+    elements: int
+
+
+@dataclass(frozen=True, slots=True)
 class Parameters:
     """Elements by part. `linear` are the dense matrices that quantisation touches, `experts` those of the experts."""
 
@@ -150,6 +159,7 @@ class Architecture:
     tie_embeddings: bool
     caches: tuple[LayerCache, ...]
     parameters: Parameters
+    matrices: Mapping[Matrix, int]
     pooling: bool = False
     encoder_only: bool = False
     experts: Experts | None = None

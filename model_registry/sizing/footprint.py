@@ -105,11 +105,9 @@ def _surroundings(
         return _cpu_surroundings(arch, compute_bytes), Term("non-torch", 0, "no CUDA on a CPU")
     if limits.tensor_parallel_size > 1:
         reason = "CUDA libraries, and the communicators of tensor parallelism"
-        return (), Term("non-torch", int(rules.non_torch_gib_tensor_parallel * GIB), reason)
+        return (), Term("non-torch", rules.non_torch_bytes(limits.tensor_parallel_size), reason)
     extra = _UNALIGNED_VOCABULARY_BYTES if arch.vocab_size % 2 else 0
-    return (), Term(
-        "non-torch", int(rules.non_torch_gib * GIB) + extra, "CUDA libraries and kernels beside PyTorch's pool"
-    )
+    return (), Term("non-torch", rules.non_torch_bytes(1) + extra, "CUDA libraries and kernels beside PyTorch's pool")
 
 
 def _cpu_surroundings(arch: Architecture, compute_bytes: int) -> tuple[Term, ...]:

@@ -64,7 +64,7 @@ def count_parameters(
 ) -> Parameters:
     """The parameters of the model that `d` describes, whose layers keep `caches`."""
     hidden, vocab = d.size("hidden_size"), d.size("vocab_size")
-    matrices = _mlp_matrices(d)
+    matrices = mlp_matrices(d)
     linear = _attention(d, caches, encoder=encoder) + _states(d, caches) + _dense_mlp(d, experts)
     if experts:
         linear += experts.layers * matrices * hidden * experts.shared_intermediate_size
@@ -83,7 +83,8 @@ def count_parameters(
     )
 
 
-def _mlp_matrices(d: Dimensions) -> int:
+def mlp_matrices(d: Dimensions) -> int:
+    """Three where the MLP is gated, else two."""
     return 2 if d.model_type in _PLAIN_MLP else 3
 
 
@@ -130,7 +131,7 @@ def _indexer(d: Dimensions) -> int:
 
 def _dense_mlp(d: Dimensions, experts: Experts | None) -> int:
     """The MLPs of the layers that have no experts (Gemma 4 has a dense MLP beside them)."""
-    hidden, matrices = d.size("hidden_size"), _mlp_matrices(d)
+    hidden, matrices = d.size("hidden_size"), mlp_matrices(d)
     widths = d.get("intermediate_size")
     if isinstance(widths, list):
         return sum(matrices * hidden * int(w) for w in widths[: d.layers])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from model_registry.errors import ModelUnreadable
+from model_registry.sizing.allocation import fused_matrices
 from model_registry.sizing.architecture import Architecture, Experts
 from model_registry.sizing.dimensions import Config, Dimensions
 from model_registry.sizing.families import ENCODERS, LAYOUTS, full, refusal
-from model_registry.sizing.parameters import count_parameters
+from model_registry.sizing.parameters import count_parameters, mlp_matrices
 from model_registry.sizing.rope import context_limit, rope_tables
 from model_registry.sizing.vision import read_vision
 
@@ -44,6 +45,7 @@ def read_architecture(config: Config) -> Architecture:
         tie_embeddings=tied,
         caches=caches,
         parameters=count_parameters(d, caches, experts, tied=tied, encoder=encoder),
+        matrices=fused_matrices(d, caches, experts, gated=mlp_matrices(d) > 2, tied=tied or encoder),
         pooling=encoder,
         encoder_only=encoder,
         experts=experts,

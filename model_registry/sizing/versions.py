@@ -10,10 +10,13 @@ import re
 from dataclasses import dataclass
 
 from model_registry.errors import ConfigError
+from model_registry.sizing.units import GIB
 
 Version = tuple[int, int, int]
 OLDEST: Version = (0, 17, 0)
 NEWEST: Version = (0, 33, 99)
+_TWO_GPUS_GIB = 2.08
+_FOUR_GPUS_GIB = 2.17
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class EngineRules:
     `reserve_null_block`: the start-up check leaves out the block that is never handed out. Sizing always does: without it a
     request of full length could never run.
     `graphs_charged`: the estimate for CUDA graphs is taken from the KV pool; before, it came out of the slack.
-    `non_torch_gib`, `non_torch_gib_tensor_parallel`: what CUDA's libraries hold beside PyTorch.
+    `non_torch_gib`: what CUDA's libraries hold beside PyTorch on one GPU.
     """
 
     version: Version
@@ -43,8 +46,12 @@ class EngineRules:
     reserve_null_block: bool
     graphs_charged: bool
     non_torch_gib: float
-    non_torch_gib_tensor_parallel: float
     note: str | None = None
+
+    def non_torch_bytes(self, gpus: int) -> int:
+        """The same with the communicators of tensor parallelism: 2.06 to 2.11 GiB were logged on two GPUs, 2.13 to 2.21 on four."""
+        gib = self.non_torch_gib if gpus == 1 else _TWO_GPUS_GIB if gpus == 2 else _FOUR_GPUS_GIB
+        return int(gib * GIB)
 
     @property
     def label(self) -> str:
@@ -79,7 +86,6 @@ def rules_for(text: str) -> EngineRules:
         reserve_null_block=known >= (0, 29, 0),
         graphs_charged=known >= (0, 20, 0),
         non_torch_gib=0.25 if known >= (0, 18, 0) else 0.13,
-        non_torch_gib_tensor_parallel=2.1,
         note=note,
     )
 

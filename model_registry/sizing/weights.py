@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_registry.model import EngineLimits, ModelSpec, TensorSummary, Term
+from model_registry.sizing.allocation import rounding_bytes
 from model_registry.sizing.architecture import Architecture
 from model_registry.sizing.dtypes import COMPUTE_BYTES
 from model_registry.sizing.quantization import quantised_bits, stored_bits
@@ -46,9 +47,20 @@ def weigh_weights(
         terms.append(Term("rotary tables", rope, "cosines and sines for every position"))
     if absorbed := _absorbed(arch, compute_bytes) // tp:
         terms.append(Term("absorbed projections", absorbed, "latent attention's up-projections, kept a second time"))
+    if limits.device == "cuda":
+        terms += _rounding(spec, arch, limits, compute_bytes, method)
     if padding := _mxfp4_padding(arch, method) // tp:
         terms.append(Term("kernel padding", padding, "mxfp4 expert matrices rounded up to the kernels' tiles"))
     return Weights(tuple(terms), exact, assumptions)
+
+
+def _rounding(
+    spec: ModelSpec, arch: Architecture, limits: EngineLimits, compute_bytes: int, method: str | None
+) -> list[Term]:
+    bits = stored_bits(spec.quant_config, method, compute_bytes)
+    by_part = {"linear": bits.linear, "experts": bits.experts, "output": bits.output, "rest": bits.rest}
+    lost = rounding_bytes(arch.matrices, bits=by_part, tp=limits.tensor_parallel_size)
+    return [Term("allocator rounding", lost, "large matrices, rounded up to the allocator's steps")] if lost else []
 
 
 def quantization_method(spec: ModelSpec, limits: EngineLimits) -> str | None:
