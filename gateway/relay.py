@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from gateway.error_map import ERROR_BODY_BYTES, Headers, engine_refusal, error_answer, error_event, unexpected
 from gateway.errors import EngineDied, EngineUnreachable, GatewayError
@@ -54,6 +55,21 @@ _NOT_PASSED_BACK = frozenset(
 )
 
 
+WATCHABLE = "sliceway.connection"  # the key in a scope under which a server may offer a Watchable
+
+
+class Watchable(Protocol):
+    """A client's connection that tells when it is lost. A server that has none is asked by `receive`, at the cost of a task."""
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the client closes, instead of the one before."""
+        ...
+
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Call it no longer, if it is still the one."""
+        ...
+
+
 class AsgiRelay:
     """Serves the routes of `gateway.request.ROUTES`."""
 
@@ -66,7 +82,7 @@ class AsgiRelay:
         headers: Headers = scope["headers"]
         with self._exchanges.open(ROUTES[scope["path"]], request_id(header(headers, b"x-request-id"))) as exchange:
             try:
-                await self._serve(exchange, headers, receive, send)
+                await self._serve(exchange, headers, scope.get(WATCHABLE), receive, send)
             except ClientLeft:
                 exchange.left()
             except asyncio.CancelledError:
@@ -77,10 +93,12 @@ class AsgiRelay:
                 log.exception("request %s failed", exchange.request_id.decode())
                 await _tell(exchange, unexpected(error), send)
 
-    async def _serve(self, exchange: Exchange, headers: Headers, receive: Receive, send: Send) -> None:
+    async def _serve(
+        self, exchange: Exchange, headers: Headers, connection: Watchable | None, receive: Receive, send: Send
+    ) -> None:
         exchange.admit(headers)
         exchange.take_body(await _read_body(receive, self._exchanges.policy.limits.max_body))
-        watch = asyncio.create_task(_watch(exchange, receive))
+        unwatch = _watch(exchange, connection, receive)
         try:
             response = await self._ask(exchange, headers)
             try:
@@ -88,7 +106,7 @@ class AsgiRelay:
             finally:
                 response.close()
         finally:
-            watch.cancel()
+            unwatch()
 
     async def _ask(self, exchange: Exchange, headers: Headers) -> EngineResponse:
         """Send the request to one replica after another until one accepts the connection."""
@@ -125,7 +143,15 @@ async def _read_body(receive: Receive, limit: int) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def _watch(exchange: Exchange, receive: Receive) -> None:
+def _watch(exchange: Exchange, connection: Watchable | None, receive: Receive) -> Callable[[], object]:
+    """Have the exchange told when its client leaves; gives what ends that."""
+    if connection is not None:
+        connection.when_lost(exchange.client_left)
+        return partial(connection.forget, exchange.client_left)
+    return asyncio.create_task(_wait_for_the_end(exchange, receive)).cancel
+
+
+async def _wait_for_the_end(exchange: Exchange, receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     exchange.client_left()

@@ -7,6 +7,7 @@ What is refused here has no ASGI scope yet, so the answers are written to the tr
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.error_map import error_answer
 from gateway.errors import GatewayError, HeadTooLarge, MalformedRequest, RequestTimeout
+from gateway.relay import WATCHABLE
 from gateway.request import request_id
 
 # How much of a refused body is read and thrown away, so that the client gets to see the refusal; then the connection is closed.
@@ -41,6 +43,22 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._body_open = False
         self._lingering_since: float | None = None
         self._lingered_bytes = 0
+        self._on_lost: Callable[[], None] | None = None
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once the client closes, instead of the one before; `gateway.relay.Watchable`."""
+        self._on_lost = callback
+
+    def forget(self, callback: Callable[[], None]) -> None:
+        """Call it no longer. A request may end later than the next one on its connection begins, whose callback stays."""
+        if self._on_lost == callback:
+            self._on_lost = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client closed, or we did."""
+        super().connection_lost(exc)
+        if self._on_lost is not None:
+            self._on_lost()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first head is awaited from here, later ones from their first byte."""
@@ -59,6 +77,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
+        self.scope[WATCHABLE] = self  # type: ignore[literal-required]  # an extension of our own
         if self._head_since is None:
             self._head_since = self.loop.time()
 

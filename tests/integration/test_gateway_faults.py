@@ -370,6 +370,27 @@ def test_a_client_that_leaves_cancels_its_request(plain: Bench, stream: bool, tt
     assert plain.gateway.gateway.exchanges.stats.requests["m", "anonymous", 499] == 1
 
 
+def test_a_second_request_on_a_connection_is_watched_like_the_first(plain: Bench) -> None:
+    """The first one's end at the engine may come after the second one's beginning; it must not take the watch away."""
+
+    async def slow_to_end(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD + chunk(EVENT) + chunk(LAST + b"data: [DONE]\n\n"))
+        await asyncio.sleep(0.5)
+        writer.write(b"0\r\n\r\n")
+
+    plain.fleet.script("slow-0", "slow", slow_to_end)
+    engine = plain.fleet.start("m-0", "m", itl_seconds=0.05, output_tokens=5000)
+    plain.know()
+    sock = plain.connect()
+    sock.sendall(raw_request(json.dumps(chat_body("slow")).encode()))
+    read_until(sock, b"0\r\n\r\n")
+    sock.sendall(raw_request(json.dumps(chat_body()).encode()))
+    wait_until(lambda: engine.state.running == 1, what="the second request is at its engine")
+    wait_until(lambda: len(plain.gateway.gateway.exchanges.active) == 1, what="the first one has ended")
+    sock.close()
+    wait_until(lambda: engine.state.running == 0, what="the engine let go of it", seconds=1.0)
+
+
 def test_a_client_that_leaves_while_it_sends_its_body_costs_nothing(plain: Bench) -> None:
     sock = plain.connect()
     sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
