@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from gateway.cli.output import Json, out, print_json
+from gateway.config import Config
 from model_registry.catalogue import Product, load_catalogue
 from model_registry.errors import ConfigError
 from model_registry.model import EngineLimits, ModelSpec, SliceFit
-from model_registry.sizing.calibration import CalibrationStore
+from model_registry.sizing.calibration import CALIBRATION_FILE, CalibrationStore
 from model_registry.sizing.defaults import default_length, step_tokens
 from model_registry.sizing.footprint import CUDA_CONTEXT_BYTES
 from model_registry.sizing.reader import read_architecture
@@ -78,7 +80,10 @@ def size_command(
     output_tokens: Annotated[int, typer.Option(min=1, help="Answer length that speed is estimated for.")] = 200,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="A calibration file: measured figures replace estimated ones.")
+        Path | None,
+        typer.Option(
+            help="A calibration file, whose measured figures replace estimated ones; the state directory's if unset."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -111,7 +116,7 @@ def size_command(
         profile=profile,
         memory_bytes=None if memory_gib is None else int(memory_gib * GIB),
         workload=Workload(prompt_tokens, output_tokens),
-        calibrations=None if calibration is None else CalibrationStore(calibration),
+        calibrations=CalibrationStore(calibration or Config(version="v1").state / CALIBRATION_FILE),
     )
     if as_json:
         print_json(report.as_public())
@@ -177,7 +182,9 @@ def _products(gpu: str | None) -> tuple[Product, ...]:
 def _show(report: SizeReport, one_product: bool) -> None:
     chosen = report.chosen
     place = " ".join(filter(None, (chosen.product, chosen.profile))) or report.limits.device.upper()
-    out.print(f"[bold]{report.spec.source}[/]  {report.spec.architecture}, vLLM {report.limits.vllm_version}")
+    out.print(
+        f"[bold]{escape(report.spec.source)}[/]  {escape(report.spec.architecture)}, vLLM {report.limits.vllm_version}"
+    )
     out.print(f"\n{place}, {gib(chosen.memory_bytes)}")
     _show_bar(report)
     if report.rows:
@@ -190,10 +197,10 @@ def _show(report: SizeReport, one_product: bool) -> None:
             f"{speed.decode_tokens_per_second:.0f} tokens/s"
         )
     for note in report.assumptions:
-        out.print(f"[dim]· {note}[/]", highlight=False)
-    out.print(f"\n[bold {'green' if chosen.fits else 'red'}]{_capitalised(report.verdict)}[/]", highlight=False)
+        out.print(f"[dim]· {escape(note)}[/]", highlight=False)
+    out.print(f"\n[bold {'green' if chosen.fits else 'red'}]{escape(_capitalised(report.verdict))}[/]", highlight=False)
     if chosen.fits:
-        out.print(f"[dim]vllm serve ... {' '.join(chosen.engine_args)}[/]", highlight=False)
+        out.print(f"[dim]vllm serve ... {escape(' '.join(chosen.engine_args))}[/]", highlight=False)
 
 
 def _capitalised(sentence: str) -> str:
@@ -229,35 +236,34 @@ def _show_bar(report: SizeReport) -> None:
 
 
 def _table(report: SizeReport, one_product: bool) -> Table:
+    """One row per profile without variants; the product's name only where there are several."""
     table = Table(box=None, pad_edge=False)
-    for title in ("", "product", "profile"):
+    for title in ("", "profile") if one_product else ("", "product", "profile"):
         table.add_column(title, no_wrap=True)
-    for title in ("memory", "KV cache", "at once", "longest"):
+    for title in ("memory", "KV cache", "at once", "longest", "ITL"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("ITL", justify="right", no_wrap=True)
-    table.add_column("why not")
-    rows = [r for r in report.rows if r.profile.is_base and (r.fit is not None or one_product)]
+    table.add_column("why not", style="dim")
     previous = ""
-    for row in rows:
-        table.add_row(*_cells(report, row, "" if row.product.name == previous else row.product.name))
+    for row in (r for r in report.rows if r.profile.is_base and (r.fit is not None or one_product)):
+        mark, *cells = _cells(report, row)
+        name = "" if row.product.name == previous else row.product.name
+        table.add_row(mark, *([] if one_product else [name]), *cells)
         previous = row.product.name
     return table
 
 
-def _cells(report: SizeReport, row: Row, product: str) -> list[str]:
+def _cells(report: SizeReport, row: Row) -> list[str]:
     fit = row.fit
     if fit is None:
-        return ["[dim]?[/]", product, row.profile.name, "", "", "", "", "", "[dim]its memory has not been published[/]"]
-    memory = gib(fit.memory_bytes)
+        return ["[dim]?[/]", row.profile.name, "", "", "", "", "", "size unpublished"]
     if not fit.fits:
-        return ["[red]no[/]", product, row.profile.name, memory, "", "", "", "", f"[dim]{_short(fit)}[/]"]
+        return ["[red]no[/]", row.profile.name, gib(fit.memory_bytes), "", "", "", "", _short(fit)]
     speed = report.speed_on(row)
     chosen = (row.product.name, row.profile.name) == (report.chosen.product, report.chosen.profile)
     return [
         "[green]yes[/]",
-        product,
         f"[bold]{row.profile.name}[/]" if chosen else row.profile.name,
-        memory,
+        gib(fit.memory_bytes),
         gib(fit.available_kv_bytes),
         f"{fit.max_concurrency:.1f}",
         f"{fit.longest_context_tokens:,}",
@@ -268,7 +274,6 @@ def _cells(report: SizeReport, row: Row, product: str) -> list[str]:
 
 def _short(fit: SliceFit) -> str:
     """The first term that does not fit, and what is missing, for a column of the table."""
-    missing = (
-        f", {gib(-fit.head_room_bytes)} short" if fit.breaking_term == "kv_cache" and fit.head_room_bytes < 0 else ""
-    )
-    return f"{(fit.breaking_term or '').replace('_', ' ')}{missing}"
+    if fit.breaking_term != "kv_cache":
+        return (fit.breaking_term or "").replace("_", " ")
+    return f"KV -{gib(-fit.head_room_bytes)}" if fit.head_room_bytes < 0 else "KV in margin"

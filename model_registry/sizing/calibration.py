@@ -19,6 +19,9 @@ from model_registry.errors import ModelUnreadable
 from model_registry.model import EngineLimits, Footprint, Term
 from model_registry.sizing.units import GIB
 
+CALIBRATION_FILE = "calibration.json"
+"""Its name in the state directory."""
+
 _PRINTED_STEP = 0.01 * GIB
 """Sizes are printed to two decimals of a GiB."""
 _MEASURED_MARGIN = int(0.05 * GIB)
