@@ -255,6 +255,10 @@ class Geometry:
                 best = rank, chosen
         return self._layout(best[1]) if best else None
 
+    def usefulness(self, layout: Layout) -> tuple[int, ...]:
+        """How good what `layout` leaves free is; larger is better. What `place` chooses by."""
+        return self._usefulness(tuple(option_of(self.product, p) for p in layout))
+
     def _layout(self, chosen: Iterable[Option]) -> Layout:
         return Layout(self.product, tuple(o.placement for o in chosen))
 

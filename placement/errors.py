@@ -8,7 +8,14 @@ PlacementError
 ├── EngineInstallFailed the engine's environment could not be made
 ├── StateLocked         another controller holds the state directory
 ├── TableUnreadable     the routing table on disk is damaged
-└── SimulatorError      a simulated machine could not be made or used
+├── SimulatorError      a simulated machine could not be made or used
+└── PartitionError      a GPU could not be cut as was asked
+    ├── NotPrivileged       only root, or who was given the right, may do or read this
+    ├── SliceInUse          something runs on what would have to go
+    ├── ModeChangeNeeded    MIG mode would have to be switched, which was not allowed
+    ├── ModeBlocked         something keeps MIG mode from being switched
+    ├── CannotBeCut         no MIG on this GPU, or not with this driver
+    └── GpuLost             the GPU has fallen off the bus
 """
 
 from __future__ import annotations
@@ -68,3 +75,45 @@ class SimulatorError(PlacementError):
     """A simulated machine could not be made, or does not allow what was asked of it."""
 
     code = "simulator_error"
+
+
+class PartitionError(PlacementError):
+    """A GPU could not be cut as was asked. What it holds afterwards is read from the driver and told with this."""
+
+    code = "partition_error"
+
+
+class NotPrivileged(PartitionError):
+    """Creating, destroying or enumerating GPU instances, or switching MIG mode, takes a right that this user lacks."""
+
+    code = "not_privileged"
+
+
+class SliceInUse(PartitionError):
+    """Something runs on an instance that would have to go. The message lists the processes."""
+
+    code = "slice_in_use"
+
+
+class ModeChangeNeeded(PartitionError):
+    """MIG mode would have to be switched (or the GPU reset), and nobody allowed it."""
+
+    code = "mode_change_needed"
+
+
+class ModeBlocked(PartitionError):
+    """MIG mode cannot be switched while something holds the GPU; the message names it."""
+
+    code = "mode_blocked"
+
+
+class CannotBeCut(PartitionError):
+    """The GPU has no MIG, or its driver is too old for it, or nobody knows where its profiles start."""
+
+    code = "cannot_be_cut"
+
+
+class GpuLost(PartitionError):
+    """The GPU does not answer any more."""
+
+    code = "gpu_lost"

@@ -10,7 +10,7 @@ from placement.cores import format_cores, parse_cores
 from placement.errors import InventoryError
 from placement.host import SHARE_FOR_SLICES, Host, cut, read_host
 from placement.nvml import NvidiaState, read_nvidia
-from placement.schema import ExplicitSlice, FleetConfig
+from placement.schema import ExplicitSlice, FleetConfig, SimulatedFleet
 from placement.slices import Inventory, Slice, SliceKind
 
 
@@ -35,6 +35,8 @@ def observe(fleet: FleetConfig, sources: Sources | None = None) -> Inventory:
     if fleet.discover == "cpu":
         return _cores(fleet, sources)
     nvidia = sources.nvidia()
+    if isinstance(fleet.discover, SimulatedFleet):
+        return _simulated(nvidia)
     if fleet.discover == "nvidia" or nvidia.slices:
         return _gpus(fleet, nvidia)
     cores = _cores(fleet, sources)
@@ -53,6 +55,17 @@ def _gpus(fleet: FleetConfig, nvidia: NvidiaState) -> Inventory:
             f"no GPU slice was found: {why}",
             where="fleet.discover",
             remedy="Check `nvidia-smi`, or use `discover: cpu`.",
+        )
+    return Inventory(nvidia.slices, notes=nvidia.notes, users=nvidia.users, gpus=nvidia.gpus, driver=nvidia.driver)
+
+
+def _simulated(nvidia: NvidiaState) -> Inventory:
+    """A simulated fleet may have no slices yet: then its notes say how to make some."""
+    if not nvidia.gpus or not all(gpu.simulated for gpu in nvidia.gpus):
+        raise InventoryError(
+            "the simulated GPUs are not what this process sees",
+            where="fleet.discover.simulate",
+            remedy="Another NVML was loaded before; this is a fault in sliceway if no driver's library is preloaded.",
         )
     return Inventory(nvidia.slices, notes=nvidia.notes, users=nvidia.users, gpus=nvidia.gpus, driver=nvidia.driver)
 

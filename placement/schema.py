@@ -6,7 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from model_registry.catalogue import load_catalogue
+from model_registry.errors import SlicewayError
 from model_registry.schema import FilePath, Section, Size
+from placement.partition.rules import LayoutRule
+from placement.simulator.machine import parse_fleet
 
 
 class CpuFleet(Section):
@@ -47,12 +51,42 @@ class ExplicitSlice(Section):
         return self
 
 
-class FleetConfig(Section):
-    """Which slices there are."""
+class SimulatedFleet(Section):
+    """GPUs that are not there, behind the same NVML: for planning, teaching and tests."""
 
-    discover: Literal["auto", "cpu", "nvidia", "none"] = Field(
+    simulate: dict[str, Annotated[int, Field(ge=1, le=32)]] = Field(
+        min_length=1, description="GPUs by product, like `{h100-sxm: 8}`; `plain` is a GPU without MIG. At most 32."
+    )
+    mig: bool = Field(default=True, description="Whether MIG is on when the machine is made.")
+
+    @field_validator("simulate")
+    @classmethod
+    def _can_be_simulated(cls, value: dict[str, int]) -> dict[str, int]:
+        try:
+            parse_fleet(load_catalogue(), _fleet_text(value))
+        except SlicewayError as error:
+            raise ValueError("\n".join(filter(None, (error.message, error.remedy)))) from error
+        return value
+
+    @property
+    def text(self) -> str:
+        """As `--simulate` takes it: `h100-sxm:8,a30:2`."""
+        return _fleet_text(self.simulate)
+
+
+def _fleet_text(fleet: dict[str, int]) -> str:
+    return ",".join(f"{product}:{count}" for product, count in fleet.items())
+
+
+class FleetConfig(Section):
+    """Which slices there are, and how GPUs are cut into them."""
+
+    discover: Literal["auto", "cpu", "nvidia", "none"] | SimulatedFleet = Field(
         default="auto",
-        description="`auto` takes the NVIDIA driver's slices where there are any, else this machine's cores.",
+        description="`auto` takes the NVIDIA driver's slices where there are any, else this machine's cores; `{simulate: {h100-sxm: 8}}` makes GPUs up.",
+    )
+    layouts: tuple[LayoutRule, ...] = Field(
+        default=(), description="MIG instances that GPUs are to hold; made by `sliceway apply`."
     )
     cpu: CpuFleet = CpuFleet()
     slices: tuple[ExplicitSlice, ...] = Field(default=(), description="An explicit list, instead of discovery.")
