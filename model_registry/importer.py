@@ -332,7 +332,7 @@ def _unchanged(path: Path, model: ImportedModel) -> bool:
 
 
 def _refuse_replacing(target: Path, source: str, *, force: bool) -> None:
-    if not target.exists() or force:
+    if force or not os.path.lexists(target):  # a dangling link is in the way as well
         return
     there = _read_record(target) if target.is_dir() else None
     what = f"a model made from {there.source}" if there else "something that is no imported model"
@@ -349,12 +349,12 @@ def _publish(built: Path, model: ImportedModel) -> None:
     del record["path"], record["name"]
     write_atomically(built / RECORD, json.dumps(record, indent=1).encode() + b"\n")
     old = built.with_name("replaced")
-    if model.path.exists():
+    if os.path.lexists(model.path):
         model.path.rename(old)
     try:
         built.rename(model.path)
     except OSError:
-        if old.exists():
+        if os.path.lexists(old):
             old.rename(model.path)
         raise
 

@@ -250,7 +250,7 @@ def parse_scalar(kind: str, text: str) -> Scalar:
         case "null":
             return None
         case "bool":
-            return text.lower() == "true"
+            return {"true": True, "false": False}.get(text.lower(), text)  # under %YAML 1.1, `yes` is tagged so as well
         case "int":
             return _number(text.replace("_", ""))
         case "float":

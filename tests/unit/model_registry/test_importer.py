@@ -114,6 +114,15 @@ def test_a_directory_of_someone_elses_is_not_replaced(gguf: Path, into: Path):
         import_model(str(gguf), into=into, convert=FakeConverter(), name="m")
 
 
+def test_a_link_that_leads_nowhere_is_in_the_way_until_forced(gguf: Path, into: Path):
+    into.mkdir()
+    (into / "m").symlink_to("/nowhere/at/all")
+    with pytest.raises(ImportFailed, match="is already there"):
+        import_model(str(gguf), into=into, convert=FakeConverter(), name="m")
+    assert import_model(str(gguf), into=into, convert=FakeConverter(), name="m", force=True).created
+    assert not (into / "m").is_symlink()
+
+
 @pytest.mark.parametrize("failure", [ImportFailed("no"), OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_conversion_that_fails_leaves_nothing_behind(gguf: Path, into: Path, failure: BaseException):
     import_model(str(gguf), into=into, convert=FakeConverter(), name="before")

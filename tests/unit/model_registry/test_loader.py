@@ -72,6 +72,14 @@ def test_yaml_1_2_words_and_numbers(write):
     }  # fmt: skip
 
 
+def test_a_directive_for_yaml_1_1_does_not_change_words(write):
+    assert tree.read_file(write("%YAML 1.1\n---\na: yes\nb: off\nc: false\n")).plain() == {
+        "a": "yes",
+        "b": "off",
+        "c": False,
+    }
+
+
 def test_anchors_and_merge_keys_work_and_the_nearer_value_wins(write):
     path = write("base: &b {x: 1, y: 2}\nother: &o {y: 3, z: 4}\nm:\n  <<: [*b, *o]\n  x: 9\n")
     assert tree.read_file(path).plain()["m"] == {"x": 9, "y": 2, "z": 4}
