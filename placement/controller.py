@@ -22,6 +22,8 @@ from pydantic import ValidationError
 
 from model_registry.atomic import write_atomically
 from model_registry.errors import RegistryError, SlicewayError
+from model_registry.sizing.calibration import CalibrationStore
+from placement.calibration import CalibratedRegistry
 from placement.clock import Clock, SystemClock
 from placement.engines import describe_engine
 from placement.errors import EngineMissing, TableUnreadable
@@ -70,6 +72,13 @@ class Sources:
     jitter: Callable[[], float] = random.random
 
 
+def calibrated_registry(
+    sources: Sources, workshop: Workshop, config: PlacementConfig, inventory: Inventory
+) -> CalibratedRegistry:
+    """The registry of `sources`, with what engines measured in this state directory."""
+    return CalibratedRegistry(sources.registry(config.engine, inventory), CalibrationStore(workshop.paths.calibration))
+
+
 def preflight(sources: Sources, workshop: Workshop, *, partial: bool = False) -> Goals:
     """What would run, without starting anything.
 
@@ -77,7 +86,7 @@ def preflight(sources: Sources, workshop: Workshop, *, partial: bool = False) ->
     """
     config = sources.load()
     inventory = sources.observe(config.fleet)
-    goals = plan_goals(config, inventory, sources.registry(config.engine, inventory), workshop)
+    goals = plan_goals(config, inventory, calibrated_registry(sources, workshop, config, inventory), workshop)
     return goals if partial and goals.replicas else goals.complete()
 
 
@@ -93,6 +102,7 @@ class Controller:
         self._clock = sources.clock
         self._started_at = sources.clock.now()
         self._goals: Goals | None = None
+        self._registry: CalibratedRegistry | None = None
         self._replicas: dict[str, Replica] = {}
         self._usage: Mapping[int, Usage] = {}
         self._table = RoutingTable(generation=0)
@@ -161,8 +171,8 @@ class Controller:
 
         def plan() -> Goals:
             inventory = self._sources.observe(config.fleet)
-            registry = self._sources.registry(config.engine, inventory)
-            return plan_goals(config, inventory, registry, self._workshop, current=current)
+            self._registry = calibrated_registry(self._sources, self._workshop, config, inventory)
+            return plan_goals(config, inventory, self._registry, self._workshop, current=current)
 
         return await asyncio.to_thread(plan)
 
@@ -237,6 +247,8 @@ class Controller:
         trace = ReplicaTrace(entry.shim_pid, arguments, self._paths.log(entry.replica), entry.log_offset)
 
         def look() -> Proof:
+            if self._registry is not None:
+                self._registry.learn(goal.model, goal.slice, self._read_log(entry))
             return prove_replica(goal.slice, trace, vllm=self._vllm_version(arguments))
 
         return await asyncio.to_thread(look)

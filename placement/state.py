@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from model_registry.sizing.calibration import CALIBRATION_FILE
 from placement.errors import PlacementError
 
 # sockaddr_un.sun_path holds 108 bytes with the closing zero (unix(7)). Engines may append to the name.
@@ -61,6 +62,11 @@ class StatePaths:
     def last_good_config(self) -> Path:
         """What a gateway falls back to that is started again while the configuration is wrong."""
         return self.root / "config.json"
+
+    @property
+    def calibration(self) -> Path:
+        """What engines said about their memory when they started; plans use it."""
+        return self.root / CALIBRATION_FILE
 
     @property
     def controller_lock(self) -> Path:

@@ -24,8 +24,6 @@ CALIBRATION_FILE = "calibration.json"
 
 _PRINTED_STEP = 0.01 * GIB
 """Sizes are printed to two decimals of a GiB."""
-_MEASURED_MARGIN = int(0.05 * GIB)
-"""From one start to the next of the same engine."""
 
 _NUMBER = r"([\d,.]+)"
 _LINES: dict[str, str] = {
@@ -171,7 +169,10 @@ def _available(footprint: Footprint, printed_gib: float, blocks: int | None) -> 
 
 
 def calibrated(footprint: Footprint, record: Calibration) -> Footprint:
-    """The footprint with measured figures in place of estimated ones; the KV layout is computed as before."""
+    """The footprint with measured figures in place of estimated ones; the KV layout is computed as before.
+
+    No margin: what started with these figures has to go on fitting.
+    """
     graphs = record.graph_bytes if footprint.graphs_charged else 0
     overhead = max(0, record.charged_bytes - record.weights_bytes - graphs)
     terms = (
@@ -186,7 +187,7 @@ def calibrated(footprint: Footprint, record: Calibration) -> Footprint:
         non_torch_bytes=0,
         cuda_graph_bytes=record.graph_bytes,
         terms=terms,
-        margin_bytes=_MEASURED_MARGIN,
+        margin_bytes=0,
         measured=True,
         weights_exact=True,
     )

@@ -235,7 +235,12 @@ def _sentence(
 def _measured(
     spec: ModelSpec, limits: EngineLimits, chosen: SliceFit, store: CalibrationStore | None
 ) -> Calibration | None:
-    return store.find(CalibrationKey.of(spec.source, chosen.memory_bytes, limits)) if store else None
+    """What an engine measured on a slice of that size: under the source as it is named, or under the directory it is."""
+    if store is None:
+        return None
+    names = [spec.source, *([str(spec.path)] if spec.path else [])]
+    found = (store.find(CalibrationKey.of(name, chosen.memory_bytes, limits)) for name in names)
+    return next((record for record in found if record is not None), None)
 
 
 def _speed(
