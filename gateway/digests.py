@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from math import ceil, log
 from typing import Literal
 
 from ddsketch import DDSketch
@@ -61,6 +63,16 @@ BUCKETS_SECONDS: tuple[float, ...] = (
         600.0,
     ),
 )
+
+
+_bucket_of = partial(bisect_left, BUCKETS_SECONDS)
+
+# DDSketch's own bins (section 2.1 of the paper): bin i holds (gamma**(i-1), gamma**i] and answers with a value that is within
+# RELATIVE_ERROR of everything in it.
+_GAMMA = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
+_PER_LOG = 1 / log(_GAMMA)
+_MIDDLE = 2 / (1 + _GAMMA)
+_ZERO_BIN = ceil(log(1e-9) * _PER_LOG)  # a clock that did not move between two samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,15 +188,17 @@ class WindowedDigest:
         return (now // seconds + 1) * seconds
 
     def _flush(self) -> None:
-        if not self._pending:
+        pending = self._pending
+        if not pending:
             return
-        add, counts, total = self._levels[0].open.add, self.bucket_counts, 0.0
-        for value in self._pending:
-            add(value)
-            counts[bisect_left(BUCKETS_SECONDS, value)] += 1
-            total += value
-        self.sum_seconds += total
-        self._pending.clear()
+        # The library takes a sample in about 0.6 us. Samples of one bin come to the same, so they are counted first and added once.
+        add = self._levels[0].open.add
+        for bin_number, count in Counter([ceil(log(v) * _PER_LOG) if v > 0 else _ZERO_BIN for v in pending]).items():
+            add(_GAMMA**bin_number * _MIDDLE, count)
+        for bucket, count in Counter(map(_bucket_of, pending)).items():
+            self.bucket_counts[bucket] += count
+        self.sum_seconds += sum(pending)
+        pending.clear()
 
     def sketches(self, window: Window, now: float) -> Iterator[DDSketch]:
         """The sketches whose samples make up `window` at `now`; they share memory with the digest and are not to be changed."""

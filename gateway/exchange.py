@@ -8,7 +8,7 @@ so that counters cannot leak. It does no I/O: a relay reads and writes, and asks
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from types import TracebackType
@@ -19,7 +19,7 @@ from gateway.digests import LatencyBook, Series
 from gateway.error_map import status_and_type
 from gateway.errors import Draining, EngineTimeout, EngineUnreachable, GatewayError, RequestTimeout, WrongTask
 from gateway.keys import Keyring, WallClock
-from gateway.request import Body, Route, check_head, header, outgoing_body, parse_body
+from gateway.request import Body, Route, check_head, outgoing_body, parse_body
 from gateway.router import Lease, Router, unknown_model
 from gateway.sse import StreamMeter, Usage
 from gateway.stats import CLIENT_LEFT, Stats
@@ -145,13 +145,13 @@ class Exchange:
 
     # ---- before an engine is asked
 
-    def admit(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def admit(self, headers: Mapping[bytes, bytes]) -> None:
         """Decide on the head alone. Raises Draining, MissingKey, InvalidKey, BodyTooLarge, MalformedRequest."""
         if self._desk.draining:
             raise Draining("The gateway is stopping.", retry_after_seconds=1.0)
         policy = self._desk.policy
         self.tenant = policy.directory.authenticate(
-            header(headers, b"authorization"), self._desk.keyring(), self._desk.wall()
+            headers.get(b"authorization"), self._desk.keyring(), self._desk.wall()
         )
         check_head(headers, max_body_bytes=policy.limits.max_body)
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from functools import partial
 from typing import Any, Protocol
 
 from gateway.error_map import ERROR_BODY_BYTES, Headers, engine_refusal, error_answer, error_event, unexpected
 from gateway.errors import EngineDied, EngineUnreachable, GatewayError
 from gateway.exchange import ClientLeft, Exchange, Exchanges
-from gateway.request import PASSED_ON, ROUTES, header, request_id, too_large
+from gateway.request import PASSED_ON, ROUTES, request_id, too_large
 from gateway.sse import DONE, USAGE_TAIL_BYTES, StreamMeter, usage_of_body
 from gateway.upstream import EngineResponse, Engines
 
@@ -79,8 +79,8 @@ class AsgiRelay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one POST to one of the routes."""
-        headers: Headers = scope["headers"]
-        with self._exchanges.open(ROUTES[scope["path"]], request_id(header(headers, b"x-request-id"))) as exchange:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        with self._exchanges.open(ROUTES[scope["path"]], request_id(headers.get(b"x-request-id"))) as exchange:
             try:
                 await self._serve(exchange, headers, scope.get(WATCHABLE), receive, send)
             except ClientLeft:
@@ -94,7 +94,12 @@ class AsgiRelay:
                 await _tell(exchange, unexpected(error), send)
 
     async def _serve(
-        self, exchange: Exchange, headers: Headers, connection: Watchable | None, receive: Receive, send: Send
+        self,
+        exchange: Exchange,
+        headers: Mapping[bytes, bytes],
+        connection: Watchable | None,
+        receive: Receive,
+        send: Send,
     ) -> None:
         exchange.admit(headers)
         exchange.take_body(await _read_body(receive, self._exchanges.policy.limits.max_body))
@@ -108,11 +113,11 @@ class AsgiRelay:
         finally:
             unwatch()
 
-    async def _ask(self, exchange: Exchange, headers: Headers) -> EngineResponse:
+    async def _ask(self, exchange: Exchange, headers: Mapping[bytes, bytes]) -> EngineResponse:
         """Send the request to one replica after another until one accepts the connection."""
         passed_on = {"content-type": "application/json", "x-request-id": exchange.request_id.decode()}
-        for name, value in headers:
-            if name in PASSED_ON:
+        for name in PASSED_ON:
+            if (value := headers.get(name)) is not None:
                 passed_on[name.decode()] = value.decode("latin-1")
         while True:
             replica = exchange.lease()
@@ -160,7 +165,7 @@ async def _wait_for_the_end(exchange: Exchange, receive: Receive) -> None:
 async def _pass_on(exchange: Exchange, response: EngineResponse, send: Send, clock: Callable[[], float]) -> None:
     if response.status >= 400:
         raise engine_refusal(response.status, await _read_at_most(response, ERROR_BODY_BYTES))
-    if (header(response.headers, b"content-type") or b"").startswith(b"text/event-stream"):
+    if dict(response.headers).get(b"content-type", b"").startswith(b"text/event-stream"):
         await _stream(exchange, response, send, clock)
     else:
         await _whole(exchange, response, send)
@@ -243,13 +248,14 @@ async def _whole(exchange: Exchange, response: EngineResponse, send: Send) -> No
         if len(held) > WHOLE_ANSWER_BYTES:
             await _large(exchange, response, held, send)
             return
-    exchange.usage = usage_of_body(bytes(held[-USAGE_TAIL_BYTES:]))
+    whole = bytes(held)
+    exchange.usage = usage_of_body(whole)
     headers = _passed_back(exchange, response)
-    headers.append((b"content-length", b"%d" % len(held)))
+    headers.append((b"content-length", b"%d" % len(whole)))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     exchange.begun(response.status)
     exchange.finished()
-    await send({"type": "http.response.body", "body": bytes(held), "more_body": False})
+    await send({"type": "http.response.body", "body": whole, "more_body": False})
 
 
 async def _large(exchange: Exchange, response: EngineResponse, held: bytearray, send: Send) -> None:

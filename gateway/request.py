@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -134,26 +134,18 @@ def request_id(offered: bytes | None) -> bytes:
     return b"req_" + secrets.token_hex(12).encode()
 
 
-def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    """The first value of a header; names are lower case, as ASGI has them."""
-    for key, value in headers:
-        if key == name:
-            return value
-    return None
-
-
-def check_head(headers: Iterable[tuple[bytes, bytes]], *, max_body_bytes: int) -> None:
-    """Refuse what can be refused before the body is read.
+def check_head(headers: Mapping[bytes, bytes], *, max_body_bytes: int) -> None:
+    """Refuse what can be refused before the body is read. Names of headers are lower case, as ASGI has them.
 
     Raises BodyTooLarge or MalformedRequest.
     """
-    for name, value in headers:
-        if name == b"content-length" and int(value) > max_body_bytes:
-            raise too_large(max_body_bytes, int(value))
-        if name == b"content-encoding" and value.lower() != b"identity":
-            raise MalformedRequest(
-                f"Request bodies must not be compressed (content-encoding {value[:40].decode('latin-1')!r})."
-            )
+    if (length := headers.get(b"content-length")) is not None and int(length) > max_body_bytes:
+        raise too_large(max_body_bytes, int(length))
+    encoding = headers.get(b"content-encoding", b"identity")
+    if encoding.lower() != b"identity":
+        raise MalformedRequest(
+            f"Request bodies must not be compressed (content-encoding {encoding[:40].decode('latin-1')!r})."
+        )
 
 
 def too_large(max_body_bytes: int, size: int | None = None) -> BodyTooLarge:

@@ -185,13 +185,28 @@ def _payload(event: bytes) -> bytes | None:
 
 
 USAGE_TAIL_BYTES = 8 * 2**10
+_SMALL_BODY_BYTES = 64 * 2**10
 
 
-def usage_of_body(tail: bytes) -> Usage | None:
-    """The usage in a whole JSON answer, of which the last USAGE_TAIL_BYTES are enough: vLLM writes it after choices and data.
+class _Body(msgspec.Struct):
+    usage: Usage | None = None
 
-    A quote inside text is escaped, so that `"usage":` can only be a key. None where there is none.
+
+_decode_small_body = msgspec.json.Decoder(_Body).decode
+
+
+def usage_of_body(body: bytes) -> Usage | None:
+    """The usage in a JSON answer: the whole of it, or of a large one at least the last USAGE_TAIL_BYTES.
+
+    vLLM writes it after choices and data, so that a large answer need not be read. A quote inside text is escaped, so that
+    `"usage":` can only be a key. None where there is none.
     """
+    if len(body) <= _SMALL_BODY_BYTES:
+        try:
+            return _decode_small_body(body).usage
+        except (msgspec.MsgspecError, RecursionError):
+            pass  # the end of a large answer, or a usage of another make
+    tail = body[-USAGE_TAIL_BYTES:]
     starts = [match.end() for match in _USAGE_KEY.finditer(tail)]
     if not starts:
         return None

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from gateway.error_map import error_answer
 from gateway.errors import MethodNotAllowed
 from gateway.relay import Receive, Scope, Send
-from gateway.request import header, request_id
+from gateway.request import request_id
 
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -53,7 +53,7 @@ class Ingress:
             await send({"type": "websocket.close", "code": 1000})
 
     async def _serve_cold(self, scope: Scope, receive: Receive, send: Send) -> None:
-        own_id = request_id(header(scope["headers"], b"x-request-id"))
+        own_id = request_id(dict(scope["headers"]).get(b"x-request-id"))
 
         async def send_with_id(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -77,7 +77,7 @@ class Ingress:
 
 async def _refuse_method(scope: Scope, send: Send) -> None:
     answer = error_answer(MethodNotAllowed(f"{scope['path']} takes POST, not {scope['method']}.", allowed=("POST",)))
-    own_id = request_id(header(scope["headers"], b"x-request-id"))
+    own_id = request_id(dict(scope["headers"]).get(b"x-request-id"))
     await send(
         {
             "type": "http.response.start",

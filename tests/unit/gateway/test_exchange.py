@@ -77,7 +77,7 @@ def desk() -> Desk:
 
 async def test_a_stream_is_measured_from_its_whole_body(desk: Desk) -> None:
     with desk.open() as exchange:
-        exchange.admit([])
+        exchange.admit({})
         desk.clock.turn(5)  # a client that sends slowly is no slowness of a slice
         exchange.take_body(BODY)
         desk.clock.turn(0.25)
@@ -117,7 +117,7 @@ async def test_a_stream_is_measured_from_its_whole_body(desk: Desk) -> None:
 @pytest.mark.parametrize(("body", "error"), [(b'{"model": "never"}', UnknownModel), (b'{"model": "e"}', WrongTask)])
 async def test_models_that_clients_invent_make_no_labels(desk: Desk, body: bytes, error: type[GatewayError]) -> None:
     with desk.open() as exchange:
-        exchange.admit([])
+        exchange.admit({})
         with pytest.raises(error) as caught:
             exchange.take_body(body)
         exchange.failed(caught.value)
@@ -126,7 +126,7 @@ async def test_models_that_clients_invent_make_no_labels(desk: Desk, body: bytes
 
 async def test_unreachable_replicas_are_tried_once_each_and_given_back(desk: Desk) -> None:
     with desk.open() as exchange:
-        exchange.admit([])
+        exchange.admit({})
         exchange.take_body(BODY)
         tried = []
         for _ in range(2):
@@ -143,7 +143,7 @@ async def test_unreachable_replicas_are_tried_once_each_and_given_back(desk: Des
 async def test_a_draining_gateway_admits_nobody(desk: Desk) -> None:
     desk.exchanges.draining = True
     with desk.open() as exchange, pytest.raises(Draining):
-        exchange.admit([])
+        exchange.admit({})
 
 
 Step = Callable[[Exchange], Any]
@@ -165,7 +165,7 @@ async def test_each_stage_has_its_own_timeout(
 
     async def serve() -> None:
         with desk.open() as exchange:
-            exchange.admit([])
+            exchange.admit({})
             for step in steps:
                 step(exchange)
             try:

@@ -118,5 +118,5 @@ def test_other_ids_are_replaced_by_fresh_ones(bad: bytes | None) -> None:
 
 def test_a_length_that_is_too_large_is_refused_with_both_numbers() -> None:
     with pytest.raises(BodyTooLarge, match=r"11 bytes .* 10 bytes"):
-        check_head([(b"content-length", b"11")], max_body_bytes=10)
-    check_head([(b"content-length", b"10"), (b"content-encoding", b"Identity")], max_body_bytes=10)
+        check_head({b"content-length": b"11"}, max_body_bytes=10)
+    check_head({b"content-length": b"10", b"content-encoding": b"Identity"}, max_body_bytes=10)
