@@ -7,6 +7,7 @@
       controller.json         what the controller does at the moment, for `up` and `status`; may be lost
       accepted.json           what the controller has last taken over of the configuration
       config.json             the last configuration that `up` could read
+      calibration.json        what engines said about their memory when they started
       controller.lock         held by the one controller of this directory; holds its pid
       up.lock, up.json        held by `sliceway up`; the processes it started
       logs/REPLICA.log        what an engine wrote; also controller.log and gateway.log
