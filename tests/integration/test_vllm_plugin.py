@@ -25,7 +25,7 @@ from placement.plugin import PLUGIN_NAME, install_plugin
 from placement.simulator import MachineOptions, Simulation
 from placement.vllm_plugin import is_tested
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
 PROBE = Path(__file__).with_name("vllm_platform_probe.py")
 TREES = ("", *filter(None, os.environ.get("SLICEWAY_VLLM_TREES", "").split(os.pathsep)))
