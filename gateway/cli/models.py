@@ -169,7 +169,8 @@ def _as_dict(model: ImportedModel) -> dict[str, object]:
 
 
 def _table(found: list[ImportedModel]) -> Table:
-    table = Table("model", "task", "architecture", "context", "size", "made from", box=None, header_style="bold")
+    table = Table("model", "task", "architecture", "context", "size", box=None, header_style="bold")
+    table.add_column("made from", overflow="fold")
     for model in found:
         spec = resolve_source(model.path)
         size = f"{model.bytes / 2**20:.0f} MiB"
