@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from model_registry.errors import ModelUnreadable
 from model_registry.model import TensorSummary
@@ -178,5 +178,5 @@ def _checked_tensor(name: str, tensor: object, path: Path) -> int:
     raise ModelUnreadable(f"the safetensors header makes no sense at tensor {name!r}", where=str(path), remedy=_BROKEN)
 
 
-def _are_counts(value: Any) -> bool:
+def _are_counts(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
