@@ -119,7 +119,11 @@ class Config(Section):
 def _named_twice(section: str, names: list[str]) -> Iterator[Problem]:
     for index, name in enumerate(names):
         if name in names[:index]:
-            yield Problem(f"the name {name!r} is taken", (section, index, "name"), f"Names under `{section}` are unique; choose another.")
+            yield Problem(
+                f"the name {name!r} is taken",
+                (section, index, "name"),
+                f"Names under `{section}` are unique; choose another.",
+            )
 
 
 def load_config(path: Path) -> Config:

@@ -145,9 +145,7 @@ def _serving(path: Path, config: Config) -> Iterator[tuple[str, Rows]]:
         return
     err.print(f"[dim]nobody serves at {url}; starting `sliceway up {path}` for the measurement[/]")
     # Its words go to standard error: standard output is the result's.
-    up = subprocess.Popen(
-        [sys.executable, "-m", "gateway.cli", "up", str(path)], stdout=sys.stderr
-    )
+    up = subprocess.Popen([sys.executable, "-m", "gateway.cli", "up", str(path)], stdout=sys.stderr)
     try:
         yield (
             url,
