@@ -8,7 +8,7 @@ import pytest
 
 from model_registry.model import EngineLimits, Footprint, ModelSpec, TensorSummary
 from model_registry.sizing import weigh
-from model_registry.sizing.quantization import quantised_bits
+from model_registry.sizing.quantization import StoredBits, quantised_bits, stored_bits
 from model_registry.sizing.units import GIB
 
 LIMITS: dict[str, Any] = {"max_model_len": 2048, "max_num_seqs": 16, "max_num_batched_tokens": 2048}
@@ -138,6 +138,27 @@ def test_a_method_that_is_not_known_is_sized_as_none_and_says_so() -> None:
 
     assert strange.weights_bytes == weighed(LLAMA).weights_bytes
     assert any("fp3-of-tomorrow" in note for note in strange.assumptions)
+
+
+def test_parts_of_a_mixed_checkpoint_have_their_own_bits() -> None:
+    wide = {"weights": {"num_bits": 8, "type": "float"}, "targets": ["model.layers.0.self_attn.q_proj"]}
+    narrow = {
+        "weights": {"num_bits": 4, "type": "float", "group_size": 16},
+        "targets": ["lm_head", "model.layers.0.mlp.experts"],
+    }
+    bits = stored_bits({"config_groups": {"a": wide, "b": narrow}}, "modelopt", 2)
+
+    assert bits == StoredBits(linear=8.0, experts=4.5, rest=16.0, output=4.5)
+    assert stored_bits({"lm_head": True, "bits": 4, "group_size": 128, "sym": True}, "gptq", 2).output == 4.125
+    assert stored_bits(None, "mxfp4", 2) == StoredBits(linear=16.0, experts=4.25, rest=16.0, output=16.0)
+
+
+def test_large_matrices_are_rounded_as_the_allocator_does() -> None:
+    # Gemma 2 2B: gate and up 81 MiB in a segment of 82, embeddings 1,125 of 1,126; down 40.5 of 42 gives the rest back.
+    gemma = {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "torch_dtype": "bfloat16"}
+
+    assert part(weighed(gemma), "allocator rounding") == 27 * 2**20
+    assert part(weighed(gemma, device="cpu"), "allocator rounding") == 0
 
 
 def test_a_gguf_file_is_sized_as_converted_where_the_engine_reads_none() -> None:
