@@ -14,6 +14,7 @@ from model_registry.sizing.footprint import Sized, size_model
 from model_registry.sizing.speed import ASSUMPTIONS, SpeedEstimate, estimate_speed, slice_roof
 from model_registry.sizing.survey import Row, smallest, survey, verdict
 
+_WORTH_SAYING = 1.05
 _FP8_METHODS = ("fp8", "fbgemm_fp8", "modelopt", "compressed-tensors")
 
 
@@ -160,7 +161,8 @@ def size(
     )
     load = workload or Workload()
     speed = _speed(sized, limits, chosen, found.product, found.profile, load) if found and chosen.fits else None
-    notes = (*footprint.assumptions, *chosen.assumptions, *why, *(ASSUMPTIONS if speed else ()))
+    twin = _faster_twin(sized, limits, found, rows, speed, load)
+    notes = (*footprint.assumptions, *chosen.assumptions, *why, *twin, *(ASSUMPTIONS if speed else ()))
     return SizeReport(
         spec=spec,
         limits=limits,
@@ -260,6 +262,34 @@ def _speed(
         roof,
         prompt_tokens=prompt,
         output_tokens=max(1, min(load.output_tokens, longest - prompt)),
+    )
+
+
+def _faster_twin(
+    sized: Sized,
+    limits: EngineLimits,
+    chosen: Row | None,
+    rows: Sequence[Row],
+    speed: SpeedEstimate | None,
+    load: Workload,
+) -> tuple[str, ...]:
+    """A profile of the same product and memory that serves more of this load: more SMs for prefill, more memory slices for decoding."""
+    if chosen is None or speed is None:
+        return ()
+    best, name = speed.requests_per_second * _WORTH_SAYING, ""
+    for row in rows:
+        same = row.product is chosen.product and row.profile.memory_bytes == chosen.profile.memory_bytes
+        if not same or not row.profile.is_base or row.fit is None or not row.fits:
+            continue
+        found = _speed(sized, limits, row.fit, row.product, row.profile, load)
+        if found and found.requests_per_second > best:
+            best, name = found.requests_per_second, row.profile.name
+    if not name:
+        return ()
+    more = best / speed.requests_per_second - 1
+    return (
+        f"{name} has the same memory and would serve {more:.0%} more requests of "
+        f"{speed.prompt_tokens} + {speed.output_tokens} tokens (estimate).",
     )
 
 

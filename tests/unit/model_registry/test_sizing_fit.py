@@ -13,7 +13,7 @@ from model_registry.model import EngineLimits, ModelSpec, TensorSummary
 from model_registry.schema import ModelConfig
 from model_registry.sizing import default_limits, engine_arguments, fit, weigh
 from model_registry.sizing.footprint import CUDA_CONTEXT_BYTES
-from model_registry.sizing.report import size
+from model_registry.sizing.report import Workload, size
 from model_registry.sizing.survey import smallest, survey
 from model_registry.sizing.units import GIB, gib
 
@@ -229,3 +229,13 @@ def test_a_configuration_that_lacks_a_dimension_is_unreadable() -> None:
 @pytest.mark.parametrize(("size_bytes", "text"), [(GIB, "1.00 GiB"), (38 * 2**20, "38 MiB"), (-2 * GIB, "-2.00 GiB")])
 def test_sizes_in_words(size_bytes: int, text: str) -> None:
     assert gib(size_bytes) == text
+
+
+def test_a_prefill_heavy_load_is_told_of_the_twin_with_more_sms() -> None:
+    product = load_catalogue().product("h100-sxm")
+    heavy = size(SPEC, LIMITS, products=(product,), workload=Workload(7000, 20))
+    light = size(SPEC, LIMITS, products=(product,), workload=Workload(50, 2000))
+
+    assert heavy.chosen.profile == light.chosen.profile == "1g.20gb"
+    assert any(note.startswith("2g.20gb has the same memory") for note in heavy.assumptions)
+    assert not any("same memory" in note for note in light.assumptions)
