@@ -5,6 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.ONESHELL:
 MAKEFLAGS += --no-print-directory
 
 VENV   ?= .venv
