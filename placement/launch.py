@@ -189,7 +189,7 @@ def _kv_pool_bytes(limits: EngineLimits, footprint: Footprint | None, target: Sl
         return None
     # A model without a KV cache (an embedding model) needs none, but without the flag vLLM refuses to start unless
     # `gpu_memory_utilization` of the machine's whole memory is free.
-    wanted = max(footprint.kv_bytes_per_request * limits.max_num_seqs, LEAST_POOL_BYTES)
+    wanted = max(footprint.kv_pool_bytes(limits.max_num_seqs), LEAST_POOL_BYTES)
     return min(wanted, fit.available_kv_bytes) if fit.available_kv_bytes > 0 else wanted
 
 
