@@ -2,9 +2,9 @@
 
 Each sample goes into a DDSketch (Masson, Rim, Lee: "DDSketch", VLDB 2019), whose quantiles are within `RELATIVE_ERROR` of a
 true sample's value, and whose merge loses nothing. One sketch covers ten seconds; finished ones are folded into sketches
-of one minute and these into sketches of five, so that a window is answered by merging a few dozen sketches at most and an
-hour takes as little memory as its resolution needs. A slice's own figures are its tenants' sketches merged, so that a sample is
-added once. See docs/adr for why this library.
+of one minute and these into sketches of ten, so that a window is answered by merging a handful of sketches and an hour takes as
+little memory as its resolution needs. A slice's own figures are its tenants' sketches merged, so that a sample is added
+once. See docs/adr for why this library.
 
 A window of W covers at least the last W and at most one of its sub-windows more. Time comes from the caller: seconds of any
 monotonic clock.
@@ -12,14 +12,13 @@ monotonic clock.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, log
-from typing import Literal
+from typing import Literal, Self
 
 from ddsketch import DDSketch
 
@@ -33,7 +32,7 @@ Window = Literal["1m", "5m", "1h"]
 WINDOWS: tuple[Window, ...] = ("1m", "5m", "1h")
 
 # Seconds of a sub-window, and how many finished ones are kept: the first level answers 1m, the second 5m, the third 1h.
-LEVELS: tuple[tuple[float, int], ...] = ((10.0, 6), (60.0, 5), (300.0, 12))
+LEVELS: tuple[tuple[float, int], ...] = ((10.0, 6), (60.0, 5), (600.0, 6))
 
 # One grid for gateway and engines (vLLM takes it by --custom-histogram-buckets); finer than vLLM's where latencies lie.
 BUCKETS_SECONDS: tuple[float, ...] = (
@@ -88,16 +87,13 @@ class Quantiles:
         return {"p50": self.p50, "p99": self.p99, "count": self.count}
 
 
-def quantiles_of(sketches: Iterable[DDSketch]) -> Quantiles:
-    """The quantiles of all samples in `sketches` together, by nearest rank, within RELATIVE_ERROR.
+def quantiles_of(sketch: DDSketch) -> Quantiles:
+    """The quantiles of a sketch by nearest rank, within RELATIVE_ERROR.
 
     The nearest rank is the smallest sample that at least the share q of all samples does not exceed: the p99 of two samples is
     the larger one.
     """
-    whole = DDSketch(RELATIVE_ERROR)
-    for sketch in sketches:
-        whole.merge(sketch)
-    return Quantiles(_nearest_rank(whole, 0.5), _nearest_rank(whole, 0.99), int(whole.count))
+    return Quantiles(_nearest_rank(sketch, 0.5), _nearest_rank(sketch, 0.99), int(sketch.count))
 
 
 def _nearest_rank(sketch: DDSketch, share: float) -> float | None:
@@ -105,14 +101,22 @@ def _nearest_rank(sketch: DDSketch, share: float) -> float | None:
     count = int(sketch.count)
     if count < 2:
         return sketch.get_quantile_value(share)
-    rank = math.ceil(share * count)
+    rank = ceil(share * count)
     return sketch.get_quantile_value(min(1.0, (rank - 0.5) / (count - 1)))
+
+
+def merged(sketches: Iterable[DDSketch]) -> DDSketch:
+    """One sketch of all samples; nothing is lost by merging."""
+    whole = DDSketch(RELATIVE_ERROR)
+    for sketch in sketches:
+        whole.merge(sketch)
+    return whole
 
 
 class _Level:
     """Sub-windows of one length: an open one and the last finished ones, oldest first, as (index, sketch)."""
 
-    __slots__ = ("finished", "index", "kept", "open", "seconds")
+    __slots__ = ("_together", "finished", "index", "kept", "open", "seconds")
 
     def __init__(self, seconds: float, kept: int, now: float) -> None:
         self.seconds = seconds
@@ -120,6 +124,7 @@ class _Level:
         self.index = int(now // seconds)
         self.open = DDSketch(RELATIVE_ERROR)
         self.finished: deque[tuple[int, DDSketch]] = deque()
+        self._together: DDSketch | None = None  # all of `finished`, until it changes
 
     def advance(self, now: float) -> DDSketch | None:
         """Close the open sub-window if its time is over, forget what is too old, and give the closed one if it has samples."""
@@ -129,16 +134,19 @@ class _Level:
             if self.open.count:
                 closed = self.open
                 self.finished.append((self.index, closed))
+                self._together = None
                 self.open = DDSketch(RELATIVE_ERROR)
             self.index = index
         while self.finished and self.finished[0][0] < index - self.kept:
             self.finished.popleft()
+            self._together = None
         return closed
 
-    def sketches(self) -> Iterator[DDSketch]:
-        yield self.open
-        for _, sketch in self.finished:
-            yield sketch
+    def sketches(self) -> tuple[DDSketch, ...]:
+        """What is open, and what is finished together."""
+        if self.finished and self._together is None:
+            self._together = merged(sketch for _, sketch in self.finished)
+        return (self.open,) if self._together is None else (self.open, self._together)
 
 
 class WindowedDigest:
@@ -200,17 +208,16 @@ class WindowedDigest:
         self.sum_seconds += sum(pending)
         pending.clear()
 
-    def sketches(self, window: Window, now: float) -> Iterator[DDSketch]:
-        """The sketches whose samples make up `window` at `now`; they share memory with the digest and are not to be changed."""
+    def window(self, window: Window, now: float) -> DDSketch:
+        """A sketch of its own with the samples of `window` at `now`."""
         self.advance(now)
         *finer, level = self._levels[: WINDOWS.index(window) + 1]
-        yield from level.sketches()
-        for unfinished in finer:  # what it holds has not been folded into `level`
-            yield unfinished.open
+        # What finer levels have open has not been folded into `level`.
+        return merged((*level.sketches(), *(unfinished.open for unfinished in finer)))
 
     def quantiles(self, window: Window, now: float) -> Quantiles:
         """Of all samples in `window` at `now`."""
-        return quantiles_of(self.sketches(window, now))
+        return quantiles_of(self.window(window, now))
 
     @property
     def empty(self) -> bool:
@@ -281,15 +288,28 @@ class LatencyBook:
                 del self._series[slice_id]
 
 
-def window_table(series: Iterable[Series], now: float) -> WindowTable:
-    """The quantiles of `series` together, for every window and metric."""
-    listed = list(series)
-    return {
-        window: {
-            metric: quantiles_of(
-                sketch for one in listed for sketch in one.digest(metric).sketches(window, now)
-            ).as_dict()
-            for metric in METRICS
+class WindowSums:
+    """Every window and metric of one series, or of several together."""
+
+    def __init__(self) -> None:
+        self._sketches = {(window, metric): DDSketch(RELATIVE_ERROR) for window in WINDOWS for metric in METRICS}
+
+    @classmethod
+    def of(cls, series: Series, now: float) -> Self:
+        """Of one series at `now`."""
+        sums = cls()
+        for window, metric in sums._sketches:
+            sums._sketches[window, metric] = series.digest(metric).window(window, now)
+        return sums
+
+    def add(self, other: WindowSums) -> None:
+        """Take in the samples of `other`."""
+        for key, sketch in self._sketches.items():
+            sketch.merge(other._sketches[key])
+
+    def table(self) -> WindowTable:
+        """The quantiles."""
+        return {
+            window: {metric: quantiles_of(self._sketches[window, metric]).as_dict() for metric in METRICS}
+            for window in WINDOWS
         }
-        for window in WINDOWS
-    }

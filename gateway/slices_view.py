@@ -3,52 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from gateway.digests import LatencyBook, window_table
+from gateway.digests import LatencyBook, WindowSums, WindowTable
 from gateway.exchange import Clock
 from gateway.routes import Routes
-from placement.table import SliceRow
+from placement.table import ReplicaRow, SliceRow
 
 CACHE_SECONDS = 1.0
 
 
-def slice_row(
-    slice_row: SliceRow, book: LatencyBook, now: float, *, model: str | None, replica: str | None, state: str
-) -> dict[str, Any]:
-    """One element of `/slices`: a slice with its replica, where it has one, and the windows of the slice and of each tenant."""
-    tenants = book.tenants(slice_row.id)
-    tables = {name: window_table([series], now) for name, series in sorted(tenants.items())}
-    return {
-        "slice": {
-            "id": slice_row.id,
-            "kind": slice_row.kind,
-            "profile": slice_row.profile,
-            "uuid": slice_row.uuid,
-            "gpu": slice_row.gpu,
-        },
-        "model": model,
-        "replica": replica,
-        "state": state,
-        # With one tenant the slice's figures are that tenant's.
-        "windows": next(iter(tables.values())) if len(tables) == 1 else window_table(tenants.values(), now),
-        "tenants": {name: {"windows": table} for name, table in tables.items()},
-    }
-
-
-def slice_rows(routes: Routes, book: LatencyBook, now: float) -> Iterator[dict[str, Any]]:
-    """Every slice of the routes, those with a replica first, in the table's order; computed one by one as they are taken."""
-    for replica in routes.replicas():
-        yield slice_row(
-            replica.slice, book, now, model=replica.model, replica=replica.replica, state=replica.state.value
-        )
-    for idle in routes.idle:
-        yield slice_row(idle, book, now, model=None, replica=None, state="idle")
-
-
 class SlicesView:
-    """`/slices` for any number of readers: computed at most once a second, and letting the streams go on between two slices."""
+    """`/slices` for any number of readers: computed at most once a second, and letting the streams go on in between.
+
+    The work grows with the tenants that were active on each slice, a few milliseconds for each; that is where it gives way.
+    """
 
     def __init__(self, routes: Callable[[], Routes], book: LatencyBook, clock: Clock) -> None:
         self._routes = routes
@@ -59,13 +29,32 @@ class SlicesView:
         self._taken_at = float("-inf")
 
     async def rows(self) -> list[dict[str, Any]]:
-        """The list, at most CACHE_SECONDS old."""
+        """Every slice of the routes, those with a replica first, in the table's order; at most CACHE_SECONDS old."""
         async with self._lock:
-            now = self._clock()
-            if now - self._taken_at >= CACHE_SECONDS:
-                rows = []
-                for row in slice_rows(self._routes(), self._book, now):
-                    rows.append(row)
-                    await asyncio.sleep(0)
-                self._rows, self._taken_at = rows, now
+            if self._clock() - self._taken_at >= CACHE_SECONDS:
+                routes = self._routes()
+                placed = [await self._row(replica.slice, replica) for replica in routes.replicas()]
+                self._rows = placed + [await self._row(idle, None) for idle in routes.idle]
+                self._taken_at = self._clock()
             return self._rows
+
+    async def _row(self, slice_row: SliceRow, replica: ReplicaRow | None) -> dict[str, Any]:
+        whole, tenants = await self._tables(slice_row.id)
+        return {
+            "slice": {name: getattr(slice_row, name) for name in ("id", "kind", "profile", "uuid", "gpu")},
+            "model": replica.model if replica else None,
+            "replica": replica.replica if replica else None,
+            "state": replica.state.value if replica else "idle",
+            "windows": whole,
+            "tenants": {name: {"windows": table} for name, table in tenants.items()},
+        }
+
+    async def _tables(self, slice_id: str) -> tuple[WindowTable, dict[str, WindowTable]]:
+        """The windows of a slice, and of each tenant on it."""
+        whole, tables = WindowSums(), {}
+        for name, series in sorted(self._book.tenants(slice_id).items()):
+            sums = WindowSums.of(series, self._clock())
+            tables[name] = sums.table()
+            whole.add(sums)
+            await asyncio.sleep(0)
+        return whole.table(), tables

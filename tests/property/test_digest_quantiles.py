@@ -7,9 +7,9 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.digests import RELATIVE_ERROR, WINDOWS, Series, WindowedDigest, window_table
+from gateway.digests import RELATIVE_ERROR, WINDOWS, Series, WindowedDigest, WindowSums
 
-SPAN = {"1m": (60.0, 10.0), "5m": (300.0, 60.0), "1h": (3600.0, 300.0)}
+SPAN = {"1m": (60.0, 10.0), "5m": (300.0, 60.0), "1h": (3600.0, 600.0)}
 
 latencies = st.floats(min_value=1e-6, max_value=600.0, allow_nan=False)
 steps = st.floats(min_value=0.0, max_value=900.0, allow_nan=False)
@@ -69,7 +69,10 @@ def test_a_slice_is_its_tenants_together(first: list[float], second: list[float]
     for series, samples in ((a, first), (b, second)):
         for sample in samples:
             series.ttft_seconds.add(sample, 1.0)
-    got = window_table([a, b], 1.0)["5m"]["ttft_seconds"]
+    whole = WindowSums()
+    for series in (a, b):
+        whole.add(WindowSums.of(series, 1.0))
+    got = whole.table()["5m"]["ttft_seconds"]
     assert got["count"] == len(first) + len(second)
     both = exact(first + second, 0.5)
     assert got["p50"] is not None
