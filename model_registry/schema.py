@@ -122,7 +122,8 @@ class ModelConfig(Section):
         default=None, description="A Jinja file that overrides the model's chat template."
     )
     trust_remote_code: bool = Field(
-        default=False, description="Run Python that comes with the model. Off: such models are refused."
+        default=False,
+        description="Run Python that comes with the model. Off: the engine refuses models that cannot do without.",
     )
     engine_args: tuple[str, ...] = Field(default=(), description="Further arguments for the engine, passed last.")
     endpoints: tuple[str, ...] = Field(
