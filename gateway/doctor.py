@@ -22,6 +22,7 @@ from model_registry.errors import SlicewayError
 from model_registry.source import resolve_source
 from placement.engines import EngineKind, describe_engine, find_engine_python
 from placement.inventory import observe
+from placement.simulate import enter
 from placement.slices import Inventory, SliceKind
 
 Verdict = Literal["ok", "warning", "problem"]
@@ -42,7 +43,11 @@ class Finding:
 
 
 def examine(config: Config, *, environ: Mapping[str, str] | None = None) -> tuple[Finding, ...]:
-    """Run every check. A check that cannot look says so as a finding; none stops the others."""
+    """Run every check. A check that cannot look says so as a finding; none stops the others.
+
+    Of a simulated fleet the simulated machine is examined.
+    """
+    enter(config.fleet, config.state)
     environment = os.environ if environ is None else environ
     findings: list[Finding] = []
     checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (

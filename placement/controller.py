@@ -44,6 +44,7 @@ from placement.schema import EngineConfig, FleetConfig
 from placement.slices import Inventory, Slice, SliceKind
 from placement.status import Refusal, write_status
 from placement.table import ReplicaState, RoutingTable, publish, read
+from placement.withheld import withheld, without
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ class Controller:
         """Blocking: reads models' files, may ask the hub."""
 
         def plan() -> Goals:
-            inventory = self._sources.observe(config.fleet)
+            inventory = without(self._sources.observe(config.fleet), withheld(self._paths))
             self._registry = calibrated_registry(self._sources, self._workshop, config, inventory)
             return plan_goals(config, inventory, self._registry, self._workshop, current=current)
 
@@ -280,7 +281,9 @@ class Controller:
         current = {r.goal.replica: r.goal.slice.id for r in self._replicas.values() if r.view.session is not None}
         try:
             config = await asyncio.to_thread(self._sources.load)
-            goals = (await self._plan(config, current)).complete()
+            goals = await self._plan(config, current)
+            if not withheld(self._paths):  # what is on slices that are to be cut anew has nowhere to go for a moment
+                goals.complete()
         except SlicewayError as error:
             log.warning("the new configuration is refused, everything goes on as before: %s", error)
             self._refuse(error)

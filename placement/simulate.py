@@ -1,6 +1,7 @@
 """A configuration's simulated GPUs, made real enough for this process and its children.
 
-The machine lies in the state directory, so every command of one configuration sees the same GPUs with the same instances.
+The machine lies in the state directory, so every command of one configuration sees the same GPUs with the same instances;
+each fleet has a machine of its own there.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ def enter(fleet: FleetConfig, state: Path) -> Simulation | None:
     """Where `fleet` is simulated: make its machine if there is none, and have this process and its children see it.
 
     Before anything loads a driver's NVML. None for a fleet that is not simulated.
-    Raises SimulatorError where the machine there has other GPUs, or cannot be made.
+    Raises SimulatorError where the machine cannot be made.
     """
     if not isinstance(fleet.discover, SimulatedFleet):
         return None
-    directory = state / "simulated"
+    directory = machine_directory(fleet.discover, state)
     try:
         machine = Simulation.ensure(directory, fleet.discover.text, MachineOptions(mig=fleet.discover.mig))
     except OSError as error:
@@ -49,6 +50,12 @@ def enter(fleet: FleetConfig, state: Path) -> Simulation | None:
         ) from error
     machine.activate()
     return machine
+
+
+def machine_directory(simulated: SimulatedFleet, state: Path) -> Path:
+    """Where the machine of this fleet lies. Removing it starts over."""
+    name = simulated.text.replace(":", "-").replace(",", "+")
+    return state / "simulated" / (name if simulated.mig else f"{name}+whole")
 
 
 def engine_environment(target: Slice, environ: Mapping[str, str]) -> dict[str, str]:

@@ -8,6 +8,8 @@
       accepted.json           what the controller has last taken over of the configuration
       config.json             the last configuration that `up` could read
       calibration.json        what engines said about their memory when they started
+      withheld.json           slices that `apply --drain` wants free; gone otherwise
+      simulated/FLEET/        the machine of a simulated fleet
       controller.lock         held by the one controller of this directory; holds its pid
       up.lock, up.json        held by `sliceway up`; the processes it started
       logs/REPLICA.log        what an engine wrote; also controller.log and gateway.log
@@ -68,6 +70,11 @@ class StatePaths:
     def calibration(self) -> Path:
         """What engines said about their memory when they started; plans use it."""
         return self.root / CALIBRATION_FILE
+
+    @property
+    def withheld(self) -> Path:
+        """Slices that the controller is to leave; see `placement.withheld`."""
+        return self.root / "withheld.json"
 
     @property
     def controller_lock(self) -> Path:

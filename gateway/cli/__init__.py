@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from gateway.cli import bench, config, doctor, engines, keys, models, profiles, serve, sizing, slices, status
+from gateway.cli import bench, config, doctor, engines, keys, layouts, models, profiles, serve, sizing, slices, status
 from gateway.cli.output import run
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for _module in (serve, config, doctor, models, slices, profiles, sizing, engines, status, keys, bench):
+for _module in (serve, layouts, config, doctor, models, slices, profiles, sizing, engines, status, keys, bench):
     _module.register(app)
 
 

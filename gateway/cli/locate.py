@@ -22,10 +22,15 @@ def required_config(*candidates: Path | None) -> Config:
 
     Raises ConfigError where there is none, or where it is wrong.
     """
+    return load_config(config_path(*candidates))
+
+
+def config_path(*candidates: Path | None) -> Path:
+    """Where that configuration lies. Raises ConfigError where none is named and there is none."""
     path = next((one for one in candidates if one is not None), None) or default_config_path()
     if path is None:
         raise ConfigError(
             "no configuration was named and there is no sliceway.yaml here",
             remedy="Name one, or write one: sliceway init",
         )
-    return load_config(path)
+    return path

@@ -25,6 +25,7 @@ from placement.controller import Controller, Sources, preflight
 from placement.goals import Goals, PlacementConfig, Workshop
 from placement.locks import exclusive
 from placement.replicas.replica import first_of
+from placement.simulate import enter
 from placement.state import StatePaths
 
 ConfigPath = Annotated[Path, typer.Argument(help="The configuration file.", exists=False, dir_okay=False)]
@@ -63,6 +64,7 @@ def up(
     """
     loaded = _with_listen(load_config(config), listen)
     view = _view(as_json=as_json)
+    enter(loaded.fleet, loaded.state)
     workshop = _workshop(loaded)
     workshop.paths.prepare(workshop.environ)
     remedy = "Use that one, or stop it: `sliceway down CONFIG`, or kill {pid}."
@@ -76,7 +78,9 @@ def up(
 def controller(config: ConfigPath, state_dir: StateDir = None) -> None:
     """Run the placement controller alone: engines on slices, and the routing table."""
     try:
-        paths = StatePaths(load_config(config).state)
+        loaded = load_config(config)
+        enter(loaded.fleet, loaded.state)
+        paths = StatePaths(loaded.state)
     except ConfigError:
         if state_dir is None:
             raise

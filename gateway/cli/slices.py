@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from gateway.cli.output import Json, out, print_json
-from gateway.config import load_config
+from gateway.cli.simulate import Simulate
+from gateway.config import Config, load_config
 from gateway.doctor import default_config_path
+from gateway.layouts import with_simulation
 from placement.cores import format_cores
 from placement.inventory import observe
-from placement.schema import FleetConfig
+from placement.simulate import enter
 from placement.slices import Inventory, Slice
+
+_WIDEST = 400
 
 
 def register(app: typer.Typer) -> None:
@@ -27,15 +32,27 @@ def slices(
     config: Annotated[
         Path | None, typer.Argument(help="Configuration whose `fleet` to use; sliceway.yaml here, or none.")
     ] = None,
+    simulate: Simulate = None,
     as_json: Json = False,
 ) -> None:
     """List the slices of this machine, and why some are missing."""
     path = config or default_config_path()
-    inventory = observe(load_config(path).fleet if path else FleetConfig())
+    loaded = with_simulation(load_config(path) if path else Config(version="v1"), simulate)
+    enter(loaded.fleet, loaded.state)
+    inventory = observe(loaded.fleet)
     if as_json:
-        print_json({"slices": [_row(one, inventory) for one in inventory.slices], "notes": list(inventory.notes)})
+        print_json(
+            {
+                "slices": [_row(one, inventory) for one in inventory.slices],
+                "gpus": [gpu.as_public() for gpu in inventory.gpus],
+                "driver": inventory.driver,
+                "notes": list(inventory.notes),
+            }
+        )
         return
-    out.print(_table(inventory))
+    table = _table(inventory)
+    # Ids are for copying, so a narrow terminal wraps lines instead of cutting them.
+    Console(width=max(out.width, out.measure(table, options=out.options.update_width(_WIDEST)).maximum)).print(table)
     for note in inventory.notes:
         out.print(f"[yellow]note[/] {escape(note)}", highlight=False)
 

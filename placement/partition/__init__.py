@@ -6,7 +6,7 @@ Observed against wanted gives ordered steps (pure); a `Driver` carries them out;
 from __future__ import annotations
 
 from placement.partition.actions import Action, Complete, Create, Destroy, SetMode
-from placement.partition.apply import Applied, Driver, GpuOutcome, Tools, apply
+from placement.partition.apply import Applied, Drain, Driver, GpuOutcome, Tools, apply
 from placement.partition.diff import Obstacle, diff
 from placement.partition.plan import GpuPlan, plan
 from placement.partition.rules import LayoutRule
@@ -18,6 +18,7 @@ __all__ = [
     "Complete",
     "Create",
     "Destroy",
+    "Drain",
     "Driver",
     "GpuOutcome",
     "GpuPlan",

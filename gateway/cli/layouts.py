@@ -1,0 +1,296 @@
+"""`sliceway plan`, `apply`, `assert`, `export` and `import`: how GPUs are cut, against how they are to be."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import typer
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from gateway.cli.layout_view import show_outcomes, show_plans, show_replicas
+from gateway.cli.locate import ConfigArgument, config_path
+from gateway.cli.output import Json, err, out, print_json
+from gateway.cli.simulate import Simulate
+from gateway.config import Config, load_config
+from gateway.doctor import default_config_path
+from gateway.drain import ControllerDrain
+from gateway.layouts import (
+    Machine,
+    ReplicaDifference,
+    machine_of,
+    one_at_a_time,
+    replica_difference,
+    tell_controller,
+    with_simulation,
+)
+from model_registry.errors import ConfigError
+from placement.exports import (
+    export_config,
+    export_labels,
+    export_mig_parted,
+    export_systemd,
+    import_mig_parted,
+)
+from placement.partition import Applied, GpuPlan, LayoutRule
+from placement.partition import apply as apply_layouts
+from placement.partition import plan as plan_layouts
+from placement.schema import SimulatedFleet
+
+_LONG_LINE = 110
+
+Format = Literal["config", "mig-parted", "labels", "systemd"]
+
+LayoutsOnly = Annotated[
+    bool, typer.Option("--layouts-only", help="GPUs only; engines are neither looked at nor told. What needs root.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command("plan")(plan)
+    app.command("apply")(apply)
+    app.command("assert")(assert_)
+    app.command("export")(export)
+    app.command("import")(import_)
+
+
+def plan(
+    config: ConfigArgument = None,
+    layouts_only: LayoutsOnly = False,
+    simulate: Simulate = None,
+    as_json: Json = False,
+) -> None:
+    """Show what `apply` would do, as a difference, and what stands in its way. Changes nothing."""
+    loaded = with_simulation(load_config(config_path(config)), simulate)
+    plans = _planned(loaded)
+    replicas = None if layouts_only else replica_difference(loaded)
+    if as_json:
+        print_json(_plan_json(plans, replicas))
+        return
+    _say_what_is_simulated(loaded)
+    if not loaded.fleet.layouts:
+        out.print("fleet.layouts names no GPU: all stay as they are")
+    show_plans(plans)
+    if replicas is not None and not replicas.same:
+        show_replicas(replicas)
+
+
+def apply(
+    config: ConfigArgument = None,
+    layouts_only: LayoutsOnly = False,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="Let the controller take its engines off slices that must go.")
+    ] = False,
+    allow_mode_change: Annotated[
+        bool, typer.Option("--allow-mode-change", help="Switch MIG on or off where a layout needs it; reset such GPUs.")
+    ] = False,
+    simulate: Simulate = None,
+    as_json: Json = False,
+) -> None:
+    """Cut GPUs as `fleet.layouts` says. Slices that stay are not touched; exits 1 if not all of it could be done."""
+    path = config_path(config)
+    loaded = with_simulation(load_config(path), simulate)
+    applied, machine = _apply(loaded, drain=drain, allow_mode_change=allow_mode_change)
+    told = not layouts_only and applied.changed and tell_controller(loaded, path)
+    if as_json:
+        print_json(
+            {
+                "ok": applied.ok,
+                "changed": applied.changed,
+                "simulated": machine.simulated if machine else False,
+                "controller_told": told,
+                "gpus": [g.as_public() for g in applied.gpus],
+            }
+        )
+    else:
+        _say_what_is_simulated(loaded)
+        show_outcomes(applied.gpus)
+        if not loaded.fleet.layouts:
+            out.print("fleet.layouts names no GPU: all stay as they are")
+        if told:
+            out.print("the controller looks at the slices again")
+    raise typer.Exit(0 if applied.ok else 1)
+
+
+def assert_(
+    config: ConfigArgument = None,
+    layouts_only: LayoutsOnly = False,
+    simulate: Simulate = None,
+    as_json: Json = False,
+) -> None:
+    """Exit 0 if everything is as the configuration says, else 1 and show the difference. Changes nothing."""
+    loaded = with_simulation(load_config(config_path(config)), simulate)
+    plans = _planned(loaded)
+    replicas = None if layouts_only else replica_difference(loaded)
+    same = not any(p.actions for p in plans) and (replicas is None or replicas.same)
+    if as_json:
+        print_json({"same": same} | _plan_json(plans, replicas))
+    elif same:
+        out.print("[green]as configured[/]")
+    else:
+        show_plans([p for p in plans if p.actions])
+        if replicas is not None:
+            show_replicas(replicas)
+    raise typer.Exit(0 if same else 1)
+
+
+def export(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FORMAT] [CONFIG]", help="config, mig-parted, labels or systemd; and a configuration."),
+    ] = None,
+    format: Annotated[
+        Format | None, typer.Option("--format", help="The same as FORMAT; `config` is this program's own.")
+    ] = None,
+    label: Annotated[
+        str, typer.Option("--label", help="What mig-parted's file and the labels call this layout.")
+    ] = "current",
+    simulate: Simulate = None,
+    as_json: Json = False,
+) -> None:
+    """Write how the GPUs are cut: as a configuration, for mig-parted, as node labels, or as a unit that restores it."""
+    chosen, path = _words(words or [], format)
+    if chosen == "systemd":
+        _export_systemd(path, as_json=as_json)
+        return
+    loaded = with_simulation(load_config(path) if path else Config(version="v1"), simulate)
+    gpus = machine_of(loaded).driver.observe()
+    if chosen == "labels":
+        labels = export_labels(gpus, label)
+        if as_json:
+            print_json(labels.as_public())
+        else:
+            sys.stdout.write("".join(f"{name}={value}\n" for name, value in labels.labels.items()))
+        return
+    content = export_mig_parted(gpus, label) if chosen == "mig-parted" else _with_discovery(export_config(gpus), loaded)
+    if as_json:
+        print_json(content)
+    else:
+        sys.stdout.write(_yaml(content))
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(help="A configuration file of NVIDIA's mig-parted.")],
+    label: Annotated[
+        str | None, typer.Option("--label", help="Which of its configurations, if there are several.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a mig-parted file into `fleet.layouts` with the same meaning."""
+    rules = import_mig_parted(file, label)
+    content = {"version": "v1", "fleet": {"layouts": [_rule(r) for r in rules]}}
+    if as_json:
+        print_json(content)
+    else:
+        sys.stdout.write(_yaml(content))
+
+
+def _planned(config: Config) -> tuple[GpuPlan, ...]:
+    """One plan per GPU; none, and no driver asked, where no layout is configured."""
+    if not config.fleet.layouts:
+        return ()
+    machine = machine_of(config)
+    return plan_layouts(machine.driver.observe(), config.fleet.layouts, clients=machine.tools().clients)
+
+
+def _apply(config: Config, *, drain: bool, allow_mode_change: bool) -> tuple[Applied, Machine | None]:
+    if not config.fleet.layouts:
+        return Applied(()), None
+    machine = machine_of(config)
+    with one_at_a_time(config, machine), ControllerDrain(config) as controller:
+        tools = machine.tools(controller if drain else None)
+        applied = apply_layouts(machine.driver, config.fleet.layouts, allow_mode_change=allow_mode_change, tools=tools)
+    return applied, machine
+
+
+def _plan_json(plans: tuple[GpuPlan, ...], replicas: ReplicaDifference | None) -> dict[str, object]:
+    return {
+        "changes": any(p.actions for p in plans),
+        "blocked": any(p.obstacles for p in plans),
+        "simulated": any(p.gpu.simulated for p in plans),
+        "gpus": [p.as_public() for p in plans],
+        "replicas": replicas.as_public() if replicas is not None else None,
+    }
+
+
+def _say_what_is_simulated(config: Config) -> None:
+    if isinstance(config.fleet.discover, SimulatedFleet):
+        err.print(
+            f"[yellow]simulated[/]: {config.fleet.discover.text}; no GPU of this machine is touched", highlight=False
+        )
+
+
+def _words(words: list[str], chosen: Format | None) -> tuple[Format, Path | None]:
+    """A format and a configuration, in any order; a file of that name is a file."""
+    path: Path | None = None
+    for word in words:
+        if word in get_args(Format) and not Path(word).exists() and chosen is None:
+            chosen = word  # type: ignore[assignment]
+        elif path is None:
+            path = Path(word)
+        else:
+            raise ConfigError(
+                f"{word!r} is one word too many",
+                remedy=f"Formats are {', '.join(get_args(Format))}; then one configuration.",
+            )
+    return chosen or "config", path or default_config_path()
+
+
+def _export_systemd(path: Path | None, *, as_json: bool) -> None:
+    if path is None:
+        raise ConfigError(
+            "a unit needs a configuration to apply at boot",
+            remedy="Write one first: sliceway export > sliceway.yaml; then: sliceway export systemd sliceway.yaml",
+        )
+    loaded = load_config(path)
+    if not loaded.fleet.layouts:
+        raise ConfigError("fleet.layouts is empty, so there is nothing to bring back at boot", where=str(path))
+    script = shutil.which("sliceway")
+    command = [script] if script else [sys.executable, "-m", "gateway.cli"]
+    unit = export_systemd(command, path.absolute())
+    if as_json:
+        print_json({"unit": unit})
+    else:
+        sys.stdout.write(unit)
+
+
+def _with_discovery(content: dict[str, object], config: Config) -> dict[str, object]:
+    """Of simulated GPUs the configuration must say so, or it would mean others."""
+    discover = config.fleet.discover
+    if isinstance(discover, SimulatedFleet) and isinstance(content["fleet"], dict):
+        content["fleet"] = {"discover": discover.model_dump()} | content["fleet"]
+    return content
+
+
+def _rule(rule: LayoutRule) -> dict[str, object]:
+    told = rule.model_dump(exclude_defaults=True, mode="json")
+    return (
+        {"gpus": rule.model_dump(mode="json")["gpus"]} | told | ({"layout": {}} if rule.mig and not rule.layout else {})
+    )
+
+
+def _yaml(content: object) -> str:
+    yaml, text = YAML(), StringIO()
+    yaml.width = _LONG_LINE
+    yaml.dump(_styled(content), text)
+    return text.getvalue()
+
+
+def _styled(content: object) -> object:
+    """Short lists and mappings of plain values on one line, everything else in blocks."""
+    if isinstance(content, Mapping):
+        styled: CommentedMap | CommentedSeq = CommentedMap((k, _styled(v)) for k, v in content.items())
+        inside: Iterable[object] = content.values()
+    elif isinstance(content, (list, tuple)):
+        styled, inside = CommentedSeq(map(_styled, content)), content
+    else:
+        return content
+    if not any(isinstance(v, (Mapping, list, tuple)) for v in inside) and len(str(content)) <= _LONG_LINE:
+        styled.fa.set_flow_style()
+    return styled

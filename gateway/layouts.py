@@ -1,0 +1,142 @@
+"""What `plan`, `apply`, `assert` and `export` work with: a machine (real or simulated), its GPUs, and what runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from gateway.config import Config
+from placement.assign import wanted_replicas
+from placement.errors import PartitionError, SimulatorError
+from placement.gpus import GpuState
+from placement.locks import exclusive, holder
+from placement.nvml.partition import NvmlPartitioner
+from placement.partition import Drain, Tools
+from placement.partition.host import holders, reset
+from placement.simulate import enter, simulated_fleet
+from placement.simulator import Simulation
+from placement.state import StatePaths
+from placement.status import ControllerStatus, read_status
+from placement.table import ReplicaState
+
+_LOCKS = Path("/run/lock")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Whose GPUs are meant. `simulation` is None on real ones."""
+
+    driver: NvmlPartitioner
+    simulation: Simulation | None
+
+    @property
+    def simulated(self) -> bool:
+        """Whether every number of it is made up."""
+        return self.simulation is not None
+
+    def tools(self, drain: Drain | None = None) -> Tools:
+        """What applying may call on this machine."""
+        if self.simulation is None:
+            return Tools(drain=drain, reset=reset, clients=holders)
+        return Tools(drain=drain, reset=partial(_reset_simulated, self.simulation), clients=holders)
+
+
+def _reset_simulated(simulation: Simulation, gpu: GpuState) -> None:
+    try:
+        simulation.reset(gpu.index)
+    except SimulatorError as error:
+        raise PartitionError(f"the GPU could not be reset: {error.message}", where=gpu.label) from error
+
+
+def with_simulation(config: Config, fleet: str | None) -> Config:
+    """`config` on the GPUs that `--simulate` names; as it is without."""
+    if fleet is None:
+        return config
+    return config.model_copy(update={"fleet": simulated_fleet(fleet, config.fleet)})
+
+
+def machine_of(config: Config) -> Machine:
+    """The machine that `config` is for; a simulated one is entered by this process."""
+    simulation = enter(config.fleet, config.state)
+    return Machine(NvmlPartitioner(), simulation)
+
+
+@contextlib.contextmanager
+def one_at_a_time(config: Config, machine: Machine) -> Iterator[None]:
+    """Keep a second `apply` off this machine. Raises StateLocked if one is at work."""
+    base = (
+        machine.simulation.directory if machine.simulation else _LOCKS if os.access(_LOCKS, os.W_OK) else config.state
+    )
+    path = base / "sliceway-apply.lock"
+    with contextlib.ExitStack() as held:
+        # Another user's file may be closed to this one. The driver still refuses what collides, and that is found.
+        with contextlib.suppress(PermissionError):
+            held.enter_context(exclusive(path, what="apply", remedy="Wait until it is done (pid {pid})."))
+            with contextlib.suppress(OSError):
+                path.chmod(0o666)
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaDifference:
+    """Replicas that the configuration asks for against those that the controller runs."""
+
+    controller: bool
+    missing: tuple[str, ...] = ()
+    superfluous: tuple[str, ...] = ()
+    not_ready: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Whether all that is wanted is ready and nothing else runs."""
+        return not (self.missing or self.superfluous or self.not_ready)
+
+    def as_public(self) -> dict[str, object]:
+        """The stable JSON shape."""
+        return {
+            "controller": self.controller,
+            "same": self.same,
+            "missing": list(self.missing),
+            "superfluous": list(self.superfluous),
+            "not_ready": dict(self.not_ready),
+        }
+
+
+def replica_difference(config: Config) -> ReplicaDifference:
+    """By name and state only, from what the controller last wrote: cheap, and it reads no model."""
+    wanted = {w.replica for w in wanted_replicas(config.models)}
+    status = running_controller(config)
+    there = {r.replica: r.state for r in status.replicas} if status else {}
+    return ReplicaDifference(
+        controller=status is not None,
+        missing=tuple(sorted(wanted - set(there))),
+        superfluous=tuple(sorted(set(there) - wanted)),
+        not_ready=tuple(
+            (name, state.value)
+            for name, state in sorted(there.items())
+            if name in wanted and state is not ReplicaState.READY
+        ),
+    )
+
+
+def running_controller(config: Config) -> ControllerStatus | None:
+    """What the controller of this state directory tells; None if none runs."""
+    paths = StatePaths(config.state)
+    pid, status = holder(paths.controller_lock), read_status(paths.controller_status)
+    return status if status is not None and status.pid == pid else None
+
+
+def tell_controller(config: Config, path: Path) -> bool:
+    """Have a controller that runs this very configuration look at the slices again. Whether there is one."""
+    status = running_controller(config)
+    if status is None or status.config != str(path.absolute()):
+        return False
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(status.pid, signal.SIGHUP)
+        return True
+    return False
