@@ -58,12 +58,13 @@ def diff(gpu: GpuState, wanted: Wanted) -> tuple[Action, ...]:
         return _unseen(gpu, wanted)
     then = set(resolve(gpu, wanted).placements)
     mode = () if gpu.mode and gpu.mode.current and gpu.mode.pending else (SetMode(gpu.uuid, on=True),)
-    there = {i.placement: i for i in gpu.instances}
+    instances = sorted(gpu.instances, key=lambda i: (i.start or 0, i.id))
+    there = {i.placement for i in instances}
     return (
         *mode,
-        *(Destroy(gpu.uuid, i) for i in gpu.instances if i.placement not in then),
-        *(Complete(gpu.uuid, i) for i in gpu.instances if i.placement in then and not i.complete),
-        *(Create(gpu.uuid, p) for p in sorted(then - set(there))),
+        *(Destroy(gpu.uuid, i) for i in instances if i.placement not in then),
+        *(Complete(gpu.uuid, i) for i in instances if i.placement in then and not i.complete),
+        *(Create(gpu.uuid, p) for p in sorted(then - there)),
     )
 
 

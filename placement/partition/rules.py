@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from model_registry.catalogue import Catalogue, Product, load_catalogue
 from model_registry.errors import SlicewayError, UnknownProfile
+from model_registry.geometry import Placement
 from model_registry.schema import Section
 from placement.partition.wanted import Wanted, check_possible, wanted_on
 
@@ -78,6 +79,9 @@ def _check_products(names: tuple[str, ...]) -> None:
 
 def _check_layout(rule: LayoutRule, catalogue: Catalogue) -> None:
     """Refuse what no GPU that the rule can mean could hold. What a GPU really is, only the machine tells."""
+    for entry, _ in rule.entries:
+        if "@" in entry:
+            _check_form(entry)
     candidates = tuple(_candidates(rule, catalogue))
     errors: list[SlicewayError] = []
     for product in candidates:
@@ -98,6 +102,13 @@ def _check_layout(rule: LayoutRule, catalogue: Catalogue) -> None:
         if (name := entry.partition("@")[0]) not in known:
             raise ValueError(_in_one(_unknown(name, known)))
     raise ValueError(f"no GPU product has all of {', '.join(e for e, _ in rule.entries)}; sliceway profiles lists them")
+
+
+def _check_form(entry: str) -> None:
+    try:
+        Placement.parse(entry)
+    except SlicewayError as error:
+        raise ValueError(_in_one(error)) from error
 
 
 def _candidates(rule: LayoutRule, catalogue: Catalogue) -> Iterator[Product]:
