@@ -114,6 +114,7 @@ def wait_until_ready(up: subprocess.Popen[bytes], url: str) -> None:
         if time.monotonic() > deadline:
             raise DemoFailed(f"not ready after {START_SECONDS:.0f} s; `sliceway status` shows why")
         time.sleep(0.5)
+    time.sleep(0.5)  # `sliceway up` looks a few times a second; its last word comes before the first answer
 
 
 def chat(client: openai.OpenAI, model: str, tenant: str, console: Console) -> None:

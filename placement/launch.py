@@ -223,7 +223,13 @@ def _environment(target: Slice, engine: EngineConfig, cache: Path) -> dict[str, 
     if target.cores:
         environment |= {"OMP_NUM_THREADS": str(len(target.cores)), "RAYON_NUM_THREADS": str(len(target.cores))}
     if target.kind is SliceKind.CPU:
-        return environment | {"CUDA_VISIBLE_DEVICES": "", "VLLM_CPU_OMP_THREADS_BIND": format_cores(target.cores)}
+        return environment | {
+            "CUDA_VISIBLE_DEVICES": "",
+            "VLLM_CPU_OMP_THREADS_BIND": format_cores(target.cores),
+            # vLLM 0.32's ahead-of-time cache fails to load on a CPU ("'function' object has no attribute
+            # 'finalize_loading'") and every start compiles for over a minute; without it the other caches serve.
+            "VLLM_USE_AOT_COMPILE": "0",
+        }
     return environment | {"CUDA_VISIBLE_DEVICES": str(target.uuid), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
