@@ -6,7 +6,7 @@ Values only, read by `placement.nvml` and by nothing else. What could not be rea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from model_registry.catalogue import Product
@@ -116,7 +116,7 @@ class GpuState:
     pci_device_id: int = 0
     minor: int | None = None
     numa_node: int | None = None
-    geometry: Product | None = None
+    geometry: Product | None = field(default=None, repr=False)
     differences: tuple[str, ...] = ()
     mode: MigMode | None = None
     instances: tuple[GpuInstance, ...] = ()

@@ -150,7 +150,7 @@ def test_gpus_that_cannot_be_cut_say_why() -> None:
 
 
 def test_what_cannot_be_together_is_drawn() -> None:
-    with pytest.raises(IllegalLayout, match="(?s)finds no room.*memory slice"):
+    with pytest.raises(IllegalLayout, match=r"(?s)finds no room.*memory slice"):
         diff(gpu(), want(**{"3g_40gb": 2, "1g_10gb": 1}))
 
 

@@ -58,7 +58,7 @@ PLAIN = GpuState("GPU-9", 9, "NVIDIA L4", "NVIDIA L4", 24_000 * MIB, 23_000 * MI
     ],
 )
 def test_what_cannot_be_is_refused_with_what_was_meant(rule: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError, match="(?s).*") as refused:
+    with pytest.raises(ValidationError) as refused:
         LayoutRule.model_validate(rule)
     assert told in str(refused.value)
 
