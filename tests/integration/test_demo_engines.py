@@ -241,10 +241,9 @@ def test_chat_in_one_piece_says_the_same(service: Service) -> None:
 
 
 def test_a_small_model_still_knows_something(service: Service) -> None:
-    answer = service.client().completions.create(
-        model=CHAT, prompt="The capital of France is", max_tokens=8, temperature=0
-    )
-    assert "Paris" in answer.choices[0].text
+    days = "Monday, Tuesday, Wednesday, Thursday,"
+    answer = service.client().completions.create(model=CHAT, prompt=days, max_tokens=4, temperature=0)
+    assert "Friday" in answer.choices[0].text
 
 
 def test_embeddings_mean_something(service: Service) -> None:
@@ -371,10 +370,9 @@ def test_a_killed_engine_ends_its_streams_and_no_others(service: Service) -> Non
     finally:
         stop.set()
         beside.join(60)
+    until(lambda: service.engine_pids()[CHAT] != before[CHAT], seconds=60, what="another engine for the chat model")
     service.ensure_ready()
-    after = service.engine_pids()
-    assert after[CHAT] != before[CHAT]
-    assert after[EMBED] == before[EMBED]
+    assert service.engine_pids()[EMBED] == before[EMBED]
     assert text_of(stream_chat(client, max_tokens=8))
 
 
