@@ -76,7 +76,7 @@ def one_at_a_time(config: Config, machine: Machine) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         # Another user's file may be closed to this one. The driver still refuses what collides, and that is found.
         with contextlib.suppress(PermissionError):
-            held.enter_context(exclusive(path, what="apply", remedy="Wait until it is done (pid {pid})."))
+            held.enter_context(exclusive(path, what="change of layouts", remedy="Wait until it is done (pid {pid})."))
             with contextlib.suppress(OSError):
                 path.chmod(0o666)
         yield

@@ -172,7 +172,7 @@ def export(
     if as_json:
         print_json(content)
     else:
-        sys.stdout.write(_yaml(content))
+        sys.stdout.write(yaml_text(content))
 
 
 def import_(
@@ -188,7 +188,7 @@ def import_(
     if as_json:
         print_json(content)
     else:
-        sys.stdout.write(_yaml(content))
+        sys.stdout.write(yaml_text(content))
 
 
 def _planned(config: Config) -> tuple[GpuPlan, ...]:
@@ -275,7 +275,8 @@ def _rule(rule: LayoutRule) -> dict[str, object]:
     )
 
 
-def _yaml(content: object) -> str:
+def yaml_text(content: object) -> str:
+    """`content` as YAML that people read: short lists on one line."""
     yaml, text = YAML(), StringIO()
     yaml.width = _LONG_LINE
     yaml.dump(_styled(content), text)
