@@ -14,9 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from placement.errors import SimulatorError
 from placement.fake_engine.engine import Behaviour, FakeEngine, listening
+from placement.simulator import join
 
 log = logging.getLogger("fake_engine")
+
+_DEVICE_BYTES = 2**30
+"""What it takes of a simulated device, so that it does not look idle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,7 @@ async def _run(behaviour: Behaviour, start: Start) -> int:
     if start.fail_at_start is not None:
         log.error("EngineCore failed to start.\n%s", start.fail_at_start)
         return start.exit_code
+    join(_DEVICE_BYTES, name="simulated-engine")  # on a simulated GPU it is seen, as CUDA would see to on a real one
     async with listening(
         FakeEngine(behaviour),
         uds=start.uds,
@@ -133,6 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     behaviour, start = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         return asyncio.run(_run(behaviour, start))
+    except SimulatorError as error:
+        log.error("simulated engine: cannot take its slice: %s", error)
+        return 1
     except OSError as error:
         log.error("simulated engine: cannot listen: %s", error)
         return 1
