@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from model_registry.catalogue import Catalogue, load_catalogue
-from model_registry.errors import ConfigError, SlicewayError
+from model_registry.errors import SlicewayError
 from model_registry.geometry import Placement
 from placement.gpus import GpuProcess, GpuState
 from placement.partition.actions import Action, SetMode
 from placement.partition.diff import Obstacle, after, diff, obstacles
-from placement.partition.rules import PCI, UUID, LayoutRule, Selector
+from placement.partition.rules import LayoutRule
+from placement.partition.select import selected
 from placement.partition.wanted import Wanted, wanted_on
 
 Clients = Callable[[GpuState], Sequence[GpuProcess]]
@@ -125,31 +126,8 @@ def _wanted(gpu: GpuState, rule: LayoutRule, where: str) -> Wanted:
 
 
 def _named(gpus: Sequence[GpuState], rule: LayoutRule, where: str, catalogue: Catalogue) -> list[GpuState]:
-    of_product = [g for g in gpus if not rule.products or any(_is_product(g, p, catalogue) for p in rule.products)]
-    if rule.gpus == "all":
-        return [g for g in of_product if g.geometry is not None or rule.products]
-    for selector in rule.gpus:
-        if not any(_matches(g, selector, catalogue) for g in gpus) and not _is_kind(selector):
-            raise ConfigError(
-                f"there is no GPU {selector}",
-                where=f"{where}.gpus",
-                remedy=f"There are: {', '.join(f'{g.index} = {g.uuid} ({g.product})' for g in gpus) or 'none'}.",
-            )
-    return [g for g in of_product if any(_matches(g, selector, catalogue) for selector in rule.gpus)]
-
-
-def _is_kind(selector: Selector) -> bool:
-    """Whether it names GPUs of a kind, of which a machine may have none, rather than one GPU."""
-    return isinstance(selector, str) and not UUID.fullmatch(selector)
-
-
-def _matches(gpu: GpuState, selector: Selector, catalogue: Catalogue) -> bool:
-    if isinstance(selector, int):
-        return gpu.index == selector
-    return gpu.uuid == selector if UUID.fullmatch(selector) else _is_product(gpu, selector, catalogue)
-
-
-def _is_product(gpu: GpuState, name: str, catalogue: Catalogue) -> bool:
-    if PCI.fullmatch(name):
-        return gpu.pci_device_id >> 16 == int(name[2:6], 16)
-    return gpu.product == catalogue.product(name).name
+    """`all` are those that can be cut; whatever is named is meant, and refused if it cannot."""
+    named = selected(gpus, rule, where, catalogue)
+    if rule.gpus == "all" and not rule.products:
+        return [g for g in named if g.geometry is not None]
+    return named

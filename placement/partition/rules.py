@@ -2,54 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from model_registry.catalogue import Catalogue, Product, load_catalogue
 from model_registry.errors import SlicewayError, UnknownProfile
 from model_registry.geometry import Placement
-from model_registry.schema import Section
+from placement.partition.select import PCI, UUID, GpuSelection, in_one
 from placement.partition.wanted import Wanted, check_possible, wanted_on
 
-UUID = re.compile(r"GPU-[0-9A-Za-z-]+")
-PCI = re.compile(r"0x[0-9A-Fa-f]{4}(10[dD][eE])?")
-Selector = Annotated[int, Field(ge=0, strict=True)] | str
 
-
-class LayoutRule(Section):
+class LayoutRule(GpuSelection):
     """What some GPUs are to hold. A GPU that several rules name follows the last of them; one that none names stays."""
 
-    gpus: Literal["all"] | tuple[Selector, ...] = Field(
-        default="all",
-        description="`all` that can be cut, or a list of indices, UUIDs, products (`h100-sxm`) and PCI ids (`0x2330`).",
-    )
-    products: tuple[str, ...] = Field(
-        default=(), description="Of those, only GPUs of these products or PCI ids. Every one if unset."
-    )
     mig: bool = Field(default=True, description="false: MIG off, the GPU is one slice.")
     layout: dict[str, Annotated[int, Field(ge=0, le=64)]] | tuple[str, ...] = Field(
         default_factory=dict,
         description="By count, `{1g.10gb: 4, 3g.40gb: 1}`, or a list like `[3g.40gb@4, 1g.10gb]`; empty: no instances.",
     )
-
-    @field_validator("gpus")
-    @classmethod
-    def _known_selectors(cls, value: Literal["all"] | tuple[Selector, ...]) -> Literal["all"] | tuple[Selector, ...]:
-        names = tuple(s for s in value if isinstance(s, str)) if value != "all" else ()
-        _check_products(tuple(n for n in names if not UUID.fullmatch(n)))
-        if value == ():
-            raise ValueError("name at least one GPU, or `all`")
-        return value
-
-    @field_validator("products")
-    @classmethod
-    def _known_products(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        _check_products(value)
-        return value
 
     @model_validator(mode="after")
     def _possible(self) -> LayoutRule:
@@ -65,16 +38,6 @@ class LayoutRule(Section):
         if isinstance(self.layout, Mapping):
             return tuple((name, count) for name, count in self.layout.items() if count)
         return tuple((entry, 1) for entry in self.layout)
-
-
-def _check_products(names: tuple[str, ...]) -> None:
-    catalogue = load_catalogue()
-    for name in names:
-        try:
-            if not PCI.fullmatch(name):
-                catalogue.product(name)
-        except SlicewayError as error:
-            raise ValueError(_in_one(error)) from error
 
 
 def _check_layout(rule: LayoutRule, catalogue: Catalogue) -> None:
@@ -94,13 +57,13 @@ def _check_layout(rule: LayoutRule, catalogue: Catalogue) -> None:
             errors.append(error)
     impossible = [e for e in errors if not isinstance(e, UnknownProfile)]
     if impossible:
-        raise ValueError(_in_one(impossible[0]))
+        raise ValueError(in_one(impossible[0]))
     if len(candidates) == 1:
-        raise ValueError(_in_one(errors[0]))
+        raise ValueError(in_one(errors[0]))
     known = {p.name for product in candidates for p in product.profiles}
     for entry, _ in rule.entries:
         if (name := entry.partition("@")[0]) not in known:
-            raise ValueError(_in_one(_unknown(name, known)))
+            raise ValueError(in_one(_unknown(name, known)))
     raise ValueError(f"no GPU product has all of {', '.join(e for e, _ in rule.entries)}; sliceway profiles lists them")
 
 
@@ -108,13 +71,13 @@ def _check_form(entry: str) -> None:
     try:
         Placement.parse(entry)
     except SlicewayError as error:
-        raise ValueError(_in_one(error)) from error
+        raise ValueError(in_one(error)) from error
 
 
 def _candidates(rule: LayoutRule, catalogue: Catalogue) -> Iterator[Product]:
-    names = rule.products or tuple(g for g in (() if rule.gpus == "all" else rule.gpus) if isinstance(g, str))
+    names = rule.products or tuple(g for g in rule.selectors if isinstance(g, str))
     named = [n for n in names if not UUID.fullmatch(n)]
-    only_named = bool(rule.products) or (bool(named) and rule.gpus != "all" and len(named) == len(rule.gpus))
+    only_named = bool(rule.products) or (bool(named) and len(named) == len(rule.selectors))
     if not only_named:
         yield from catalogue.products
         return
@@ -129,7 +92,3 @@ def _unknown(name: str, known: set[str]) -> UnknownProfile:
     return UnknownProfile(
         f"no GPU product has a profile {name!r}", remedy=f"{advice}`sliceway profiles` lists them by product."
     )
-
-
-def _in_one(error: SlicewayError) -> str:
-    return "\n".join(filter(None, (error.message, error.remedy)))
