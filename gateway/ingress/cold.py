@@ -45,7 +45,11 @@ class Backstage(Protocol):
 def cold_app(backstage: Backstage, *, version: str) -> FastAPI:
     """The application for every path that is not relayed."""
     app = FastAPI(
-        title="sliceway", version=version, description="OpenAI-compatible inference on GPU slices.", redoc_url=None
+        title="sliceway",
+        version=version,
+        description="OpenAI-compatible inference on GPU slices.",
+        redoc_url=None,
+        redirect_slashes=False,
     )
     _handle_errors(app)
     _add_models(app, backstage)
@@ -55,7 +59,7 @@ def cold_app(backstage: Backstage, *, version: str) -> FastAPI:
 
 
 def _add_models(app: FastAPI, backstage: Backstage) -> None:
-    def tenant(request: Request) -> Tenant:
+    async def tenant(request: Request) -> Tenant:
         given = request.headers.get("authorization")
         return backstage.authenticate(given.encode("latin-1") if given else None)
 

@@ -124,10 +124,11 @@ def test_an_engine_killed_in_the_middle_ends_its_stream_with_an_error_and_no_oth
 def test_the_official_client_raises_on_a_stream_that_broke(plain: Bench) -> None:
     plain.fleet.script("m-0", "m", writes(EVENT, EVENT, end=False))
     plain.know()
-    client = openai.OpenAI(base_url=plain.url + "/v1", api_key="none", max_retries=0)
     got = []
-    with pytest.raises(openai.APIError, match="stopped before"):
-        got.extend(client.chat.completions.create(**chat_body()))
+    with openai.OpenAI(base_url=plain.url + "/v1", api_key="none", max_retries=0) as client:
+        stream = client.chat.completions.create(**chat_body())
+        with pytest.raises(openai.APIError, match="stopped before"):
+            got.extend(stream)
     assert len(got) == 2
 
 

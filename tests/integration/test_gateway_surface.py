@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,17 @@ class System:
 
     def __init__(self, gateway: RunningGateway, fleet: FakeFleet, keys: dict[str, str], state: Path) -> None:
         self.gateway, self.fleet, self.keys, self.state = gateway, fleet, keys, state
+        self._open = ExitStack()
 
     def client(self, tenant: str = "acme", **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(
+        client = openai.OpenAI(
             base_url=f"{self.gateway.url}/v1", api_key=self.keys[tenant], **{"max_retries": 0} | options
         )
+        self._open.enter_context(client)
+        return client
+
+    def close(self) -> None:
+        self._open.close()
 
     def async_client(self, tenant: str = "acme") -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(base_url=f"{self.gateway.url}/v1", api_key=self.keys[tenant], max_retries=0)
@@ -61,7 +68,9 @@ def system(relay: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sys
         fleet.start("embed-0", "embed", task="embed")
         fleet.start("idle-0", "idle")
         with running_gateway(config, relay=relay) as gateway:
-            yield System(gateway, fleet, keys, state)
+            made = System(gateway, fleet, keys, state)
+            yield made
+            made.close()
             wait_until(lambda: gateway.idle, what="all counters are back at zero")
 
 
