@@ -334,6 +334,7 @@ class Controller:
         self._changed.set()
         hurried = asyncio.create_task(self._hurry_when_asked_again())
         await asyncio.gather(*stops, *self._strays)
+        await asyncio.to_thread(self._launcher.end_cards)
         hurried.cancel()
 
     async def _hurry_when_asked_again(self) -> None:

@@ -21,6 +21,7 @@ from placement.errors import PlacementError
 from placement.launch import SizedModel, build_launch
 from placement.replicas.replica import Goal
 from placement.schema import EngineConfig, FleetConfig
+from placement.sharing import share_environment
 from placement.simulate import engine_environment
 from placement.slices import Inventory, Slice, SliceKind
 from placement.state import StatePaths
@@ -139,6 +140,9 @@ def _goal(
         vllm_python=vllm,
         own_python=workshop.own_python,
         cache=cache,
-        extra_environment=engine_environment(target, workshop.environ),
+        extra_environment={
+            **engine_environment(target, workshop.environ),
+            **share_environment(target, workshop.paths.runtime(workshop.environ)),
+        },
     )
     return Goal(replica, sized.config.name, sized.task, target, sized.config.max_num_seqs, spec)

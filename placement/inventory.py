@@ -11,6 +11,7 @@ from placement.errors import InventoryError
 from placement.host import SHARE_FOR_SLICES, Host, cut, read_host
 from placement.nvml import NvidiaState, read_nvidia
 from placement.schema import ExplicitSlice, FleetConfig, SimulatedFleet
+from placement.sharing import share
 from placement.slices import Inventory, Slice, SliceKind
 
 
@@ -36,7 +37,7 @@ def observe(fleet: FleetConfig, sources: Sources | None = None) -> Inventory:
         return _cores(fleet, sources)
     nvidia = sources.nvidia()
     if isinstance(fleet.discover, SimulatedFleet):
-        return _simulated(nvidia)
+        return _simulated(fleet, nvidia)
     if fleet.discover == "nvidia" or nvidia.slices:
         return _gpus(fleet, nvidia)
     cores = _cores(fleet, sources)
@@ -56,10 +57,15 @@ def _gpus(fleet: FleetConfig, nvidia: NvidiaState) -> Inventory:
             where="fleet.discover",
             remedy="Check `nvidia-smi`, or use `discover: cpu`.",
         )
-    return Inventory(nvidia.slices, notes=nvidia.notes, users=nvidia.users, gpus=nvidia.gpus, driver=nvidia.driver)
+    return _of(fleet, nvidia)
 
 
-def _simulated(nvidia: NvidiaState) -> Inventory:
+def _of(fleet: FleetConfig, nvidia: NvidiaState) -> Inventory:
+    found = Inventory(nvidia.slices, notes=nvidia.notes, users=nvidia.users, gpus=nvidia.gpus, driver=nvidia.driver)
+    return share(found, fleet.sharing)
+
+
+def _simulated(fleet: FleetConfig, nvidia: NvidiaState) -> Inventory:
     """A simulated fleet may have no slices yet: then its notes say how to make some."""
     if not nvidia.gpus or not all(gpu.simulated for gpu in nvidia.gpus):
         raise InventoryError(
@@ -67,7 +73,7 @@ def _simulated(nvidia: NvidiaState) -> Inventory:
             where="fleet.discover.simulate",
             remedy="Another NVML was loaded before; this is a fault in sliceway if no driver's library is preloaded.",
         )
-    return Inventory(nvidia.slices, notes=nvidia.notes, users=nvidia.users, gpus=nvidia.gpus, driver=nvidia.driver)
+    return _of(fleet, nvidia)
 
 
 def _explicit(listed: tuple[ExplicitSlice, ...], sources: Sources) -> Inventory:

@@ -20,6 +20,7 @@ from model_registry.model import EngineLimits, Footprint, SliceFit, Task
 from model_registry.schema import ModelConfig
 from placement.cores import format_cores
 from placement.schema import EngineConfig
+from placement.sharing import utilization_of_card
 from placement.slices import Slice, SliceKind
 
 _TOKEN = re.compile(r"\{([a-z_]+)\}")
@@ -158,6 +159,9 @@ def _vllm_argv(
     # The sizing's own arguments are for exactly these limits, so they win where both name one.
     sized_flags, switches = _flags(fit.engine_args)
     flags |= sized_flags
+    if target.sharers > 1:
+        share_ratio = float(flags["--gpu-memory-utilization"])
+        flags["--gpu-memory-utilization"] = f"{utilization_of_card(target, share_ratio):g}"
     flags |= {"--shutdown-timeout": "{drain_seconds}"}
     if model.revision:
         flags["--revision"] = model.revision

@@ -10,6 +10,7 @@ from model_registry.catalogue import load_catalogue
 from model_registry.errors import SlicewayError
 from model_registry.schema import FilePath, Section, Size
 from placement.partition.rules import LayoutRule
+from placement.sharing import SharingRule
 from placement.simulator.machine import parse_fleet
 
 
@@ -87,6 +88,9 @@ class FleetConfig(Section):
     )
     layouts: tuple[LayoutRule, ...] = Field(
         default=(), description="MIG instances that GPUs are to hold; made by `sliceway apply`."
+    )
+    sharing: tuple[SharingRule, ...] = Field(
+        default=(), description="GPUs without MIG that several engines use at once; they are not isolated."
     )
     cpu: CpuFleet = CpuFleet()
     slices: tuple[ExplicitSlice, ...] = Field(default=(), description="An explicit list, instead of discovery.")

@@ -23,11 +23,14 @@ from pathlib import Path
 
 from placement.errors import PlacementError
 from placement.launch import Endpoint, LaunchSpec
+from placement.mps import end_servers, ensure_server
 from placement.plugin import plugin_environment
 from placement.replicas import shim
 from placement.replicas.journal import ExitRecord, Journal, JournalEntry
 from placement.replicas.procfs import ProcessIdentity, boot_id, sessions
 from placement.schema import EngineConfig
+from placement.sharing import mps_directory
+from placement.slices import Slice, SliceKind
 from placement.state import StatePaths, socket_name
 
 LOG_LIMIT_BYTES = 16 * 2**20
@@ -110,11 +113,22 @@ class LocalLauncher:
     environ: Mapping[str, str]
     python: Path = Path(sys.executable)
 
+    def _ready_card(self, target: Slice) -> None:
+        """A card that MPS shares needs its server before the first engine; a simulated one has none."""
+        if target.kind is SliceKind.MPS and target.gpu is not None and not target.simulated:
+            directory = mps_directory(target.gpu.uuid, self.paths.runtime(self.environ))
+            ensure_server(target.gpu.uuid, directory, self.environ)
+
+    def end_cards(self) -> None:
+        """Take down what was started for shared cards. Only when no engine is left."""
+        end_servers(self.paths.runtime(self.environ), self.environ)
+
     def start(self, spec: LaunchSpec, config: EngineConfig) -> EngineProcess:
         """Start `spec`'s engine. Returns as soon as it runs, long before it is ready.
 
         Raises PlacementError where it cannot be started at all.
         """
+        self._ready_card(spec.slice)
         endpoint = self._endpoint(spec.replica, config)
         home = self.paths.replica(spec.replica)
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
