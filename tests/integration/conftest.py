@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+HERE = Path(__file__).parent
 
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Whatever stands in this folder starts processes, so it is no fast test."""
-    if not item.get_closest_marker("engine"):
-        item.add_marker(pytest.mark.integration)
+    """Whatever lies here starts processes: `integration`, unless it starts real engines."""
+    if item.path.is_relative_to(HERE) and not item.get_closest_marker("engine"):
+        item.add_marker("integration")
 
 
 @pytest.hookimpl(trylast=True)
