@@ -20,7 +20,7 @@ say = printf '%s\n' "==> $(1)"
 # goes to standard output, which stays as it is.
 pip = $(BIN)/python -m pip --disable-pip-version-check $(1) 2> >(grep --line-buffered -v "^WARNING: Location .* is ignored" >&2)
 
-.PHONY: help demo test test-fast test-integration test-engines check format lock bench-isolation engine models clean distclean
+.PHONY: help demo test test-fast test-engines check format lock bench-isolation engine models clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
