@@ -12,7 +12,7 @@ GatewayError
 │   ├── NoReadyReplica
 │   └── Draining
 ├── EngineError               an engine failed the request
-│   ├── EngineUnreachable     nothing was sent to it
+│   ├── EngineUnreachable     nothing came from it, and another replica may be asked; 503
 │   ├── EngineDied            it ended in the middle
 │   ├── EngineTimeout
 │   └── EngineRefused         it answered with an error of its own
@@ -140,7 +140,7 @@ class EngineError(GatewayError):
 
 
 class EngineUnreachable(EngineError):
-    """No connection to the engine: the request was not sent, another replica may take it."""
+    """No replica took the request: connections were refused, or ended before an answer began."""
 
     code = "engine_unreachable"
 

@@ -17,7 +17,15 @@ from typing import Self
 from gateway.config import GatewayConfig
 from gateway.digests import LatencyBook, Series
 from gateway.error_map import status_and_type
-from gateway.errors import Draining, EngineTimeout, EngineUnreachable, GatewayError, RequestTimeout, WrongTask
+from gateway.errors import (
+    Draining,
+    EngineDied,
+    EngineTimeout,
+    EngineUnreachable,
+    GatewayError,
+    RequestTimeout,
+    WrongTask,
+)
 from gateway.keys import Keyring, WallClock
 from gateway.request import Body, Route, check_head, outgoing_body, parse_body
 from gateway.router import Lease, Router, unknown_model
@@ -27,6 +35,9 @@ from gateway.tenants import UNKNOWN, Directory, Tenant
 from placement.table import ReplicaRow
 
 Clock = Callable[[], float]
+
+# A request that two engines died of may be what kills them; it gets no third.
+DEATHS_PER_REQUEST = 2
 
 
 class ClientLeft(Exception):
@@ -98,12 +109,13 @@ class Exchanges:
 
 
 class Exchange:
-    """See the module. The order of calls is: enter, `admit`, `take_body`, `lease` (again after EngineUnreachable),
-    `dispatched`, then `stream_meter` or `whole`, `complete`, exit; `failed` or `client_left` may come at any time.
+    """See the module. The order of calls is: enter, `admit`, `take_body`, `lease` (again after EngineUnreachable, and after an
+    EngineDied that `died` lets pass), `dispatched`, then `stream_meter` or `whole`, `complete`, exit; `failed` or
+    `client_left` may come at any time.
     """
 
     __slots__ = (
-        *("_avoided", "_body", "_desk", "_interruption", "_lease", "_raw", "_series", "_stage", "_task"),
+        *("_body", "_deaths", "_desk", "_interruption", "_lease", "_raw", "_refused", "_series", "_stage", "_task"),
         *(
             "answering",
             "complete",
@@ -126,7 +138,8 @@ class Exchange:
         self._interruption: GatewayError | ClientLeft | None = None
         self._lease: Lease | None = None
         self._series: Series | None = None
-        self._avoided: frozenset[str] = frozenset()
+        self._refused: frozenset[str] = frozenset()  # replicas that accepted no connection
+        self._deaths: frozenset[str] = frozenset()  # replicas whose connection ended before the client had a byte
         self._raw = b""
         self._body = Body()
         self._stage = Stage.BODY
@@ -173,7 +186,7 @@ class Exchange:
     def lease(self) -> ReplicaRow:
         """The replica to try next. Raises NoReadyReplica or EngineUnreachable."""
         self._give_back()
-        self._lease = self._desk.router.lease(self.model, avoid=self._avoided)
+        self._lease = self._desk.router.lease(self.model, avoid=self._refused, rather_not=self._deaths)
         self._wait(Stage.FIRST_BYTE, self._desk.policy.limits.first_byte_timeout_seconds)
         return self._lease.replica
 
@@ -181,12 +194,30 @@ class Exchange:
         """The replica last leased accepts no connection; `lease` will give another."""
         assert self._lease is not None
         replica = self._lease.replica
-        self._avoided |= {replica.replica}
+        self._refused |= {replica.replica}
         self._desk.stats.connect_failures[replica.replica] += 1
         self._desk.on_unreachable(replica, error.message)
 
+    def died(self, error: EngineDied) -> None:
+        """The replica last leased ended its connection. `lease` will give another, or the same once more, if that is safe.
+
+        It is while the client has not had a byte: a completion leaves nothing behind in an engine. A kept connection
+        that the engine closed at the same moment looks the same. Raises `error` where the answer has begun, and
+        EngineUnreachable after `DEATHS_PER_REQUEST`.
+        """
+        if self.answering:
+            raise error
+        assert self._lease is not None
+        replica = self._lease.replica
+        self._desk.stats.connect_failures[replica.replica] += 1
+        if len(self._deaths) + 1 >= DEATHS_PER_REQUEST or replica.replica in self._deaths:
+            raise EngineUnreachable(
+                "The engine stopped before it answered, and so did the next one.", replica=replica.replica
+            ) from error
+        self._deaths |= {replica.replica}
+
     def outgoing(self, replica: ReplicaRow) -> bytes:
-        """The body for this replica. The client's own bytes are let go when it has been sent (`dispatched`)."""
+        """The body for this replica. The client's own bytes are let go when its answer begins (`begun`)."""
         return outgoing_body(self._raw, self._body, engine_model=replica.engine_model)
 
     # ---- while an engine answers
@@ -195,7 +226,6 @@ class Exchange:
         """The engine took the request, sent to it at `sent_at`."""
         assert self._lease is not None
         replica, tenant = self._lease.replica, self.tenant
-        self._raw = b""
         self._series = self._desk.book.series(replica.slice.id, tenant.name if tenant else UNKNOWN, sent_at)
         self._series.queue_seconds.add(sent_at - self.received_at, sent_at)
         self._desk.on_served(replica.replica)
@@ -216,6 +246,7 @@ class Exchange:
         """The status line is out."""
         self.answering = True
         self.status = status
+        self._raw = b""
         self._wait(Stage.STREAM, self._desk.policy.limits.idle_timeout_seconds)
 
     @property

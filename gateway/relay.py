@@ -4,7 +4,7 @@ It knows no framework. What a request is allowed and how it is measured is `gate
 `gateway.sse`; how an engine is reached is `gateway.upstream`. What is left here is the order of reads and writes:
 
 1. the head decides, then the body is read, bounded in size and time;
-2. an engine is chosen and asked, the next one if it accepts no connection;
+2. an engine is chosen and asked, the next one if it accepts no connection or dies before the client has a byte;
 3. the first bytes of its answer are awaited before the client gets a status line, so that early failures keep their status;
 4. bytes are passed on as they come. `await send` is the back-pressure: while the client does not read, nothing is read from the engine;
 5. a client that leaves closes the engine's connection at once; an engine that dies ends the stream with an error event and `[DONE]`.
@@ -105,20 +105,27 @@ class AsgiRelay:
         exchange.take_body(await _read_body(receive, self._exchanges.policy.limits.max_body))
         unwatch = _watch(exchange, connection, receive)
         try:
-            response = await self._ask(exchange, headers)
+            passed_on = _passed_on(exchange, headers)
+            while not await self._served(exchange, passed_on, send):
+                pass
+        finally:
+            unwatch()
+
+    async def _served(self, exchange: Exchange, passed_on: Mapping[str, str], send: Send) -> bool:
+        """Whether the client has its answer. False if the engine died and another is to be asked, which the exchange decides."""
+        try:
+            response = await self._ask(exchange, passed_on)
             try:
                 await _pass_on(exchange, response, send, self._exchanges.clock)
             finally:
                 response.close()
-        finally:
-            unwatch()
+        except EngineDied as error:
+            exchange.died(error)
+            return False
+        return True
 
-    async def _ask(self, exchange: Exchange, headers: Mapping[bytes, bytes]) -> EngineResponse:
+    async def _ask(self, exchange: Exchange, passed_on: Mapping[str, str]) -> EngineResponse:
         """Send the request to one replica after another until one accepts the connection."""
-        passed_on = {"content-type": "application/json", "x-request-id": exchange.request_id.decode()}
-        for name in PASSED_ON:
-            if (value := headers.get(name)) is not None:
-                passed_on[name.decode()] = value.decode("latin-1")
         while True:
             replica = exchange.lease()
             sent_at = self._exchanges.clock()
@@ -129,6 +136,15 @@ class AsgiRelay:
                 continue
             exchange.dispatched(sent_at)
             return response
+
+
+def _passed_on(exchange: Exchange, headers: Mapping[bytes, bytes]) -> dict[str, str]:
+    """What the engine gets of the request's head."""
+    passed_on = {"content-type": "application/json", "x-request-id": exchange.request_id.decode()}
+    for name in PASSED_ON:
+        if (value := headers.get(name)) is not None:
+            passed_on[name.decode()] = value.decode("latin-1")
+    return passed_on
 
 
 async def _read_body(receive: Receive, limit: int) -> bytes:

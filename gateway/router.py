@@ -93,9 +93,12 @@ class Router:
             raise unknown_model(name)
         return model
 
-    def lease(self, name: str, *, avoid: frozenset[str] = frozenset()) -> Lease:
+    def lease(
+        self, name: str, *, avoid: frozenset[str] = frozenset(), rather_not: frozenset[str] = frozenset()
+    ) -> Lease:
         """A place on a ready replica of model `name`, none of `avoid` (those that this request could not connect to).
 
+        One of `rather_not` only if there is no other.
         Raises UnknownModel, NoReadyReplica (none is ready, or all are full), or EngineUnreachable if only `avoid` is left.
         """
         model = self.model(name)
@@ -107,6 +110,8 @@ class Router:
                 f"Model {name!r} takes no requests at the moment: {model.why_not_ready()}.",
                 retry_after_seconds=model.retry_after_seconds(),
             )
+        if rather_not:
+            ready = [replica for replica in ready if replica.replica not in rather_not] or ready
         chosen = ready[0]
         if len(ready) > 1:
             self._turn += 1

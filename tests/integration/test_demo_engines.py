@@ -74,6 +74,7 @@ class Service:
         self.config = directory / "config.yaml"
         YAML().dump(self._configuration(port), self.config)
         self._key: str | None = None
+        self._clients: list[openai.OpenAI] = []
         self.up: subprocess.Popen[bytes] | None = None
 
     def _configuration(self, port: int) -> Any:
@@ -178,7 +179,13 @@ class Service:
         return self._key
 
     def client(self, **settings: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key(), timeout=120, **settings)
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key(), timeout=120, **settings)
+        self._clients.append(client)
+        return client
+
+    def close_clients(self) -> None:
+        while self._clients:
+            self._clients.pop().close()
 
 
 @pytest.fixture(scope="module")
@@ -205,9 +212,10 @@ def with_suppressed_kill(process: psutil.Process) -> None:
 
 
 @pytest.fixture
-def service(running: Service) -> Service:
+def service(running: Service) -> Iterator[Service]:
     running.ensure_ready()
-    return running
+    yield running
+    running.close_clients()
 
 
 def stream_chat(client: openai.OpenAI, *, max_tokens: int, **extra: Any) -> openai.Stream[Any]:

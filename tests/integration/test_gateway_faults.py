@@ -75,6 +75,22 @@ def writes(*parts: bytes, end: bool = True) -> Any:
     return answer
 
 
+HALF_AN_ANSWER = (
+    b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{"id": "x", "choices": ['
+)
+
+
+def dies_after(said: bytes) -> tuple[Any, list[None]]:
+    """A script that says this much and closes, and the list that grows with each request it saw."""
+    asked: list[None] = []
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(None)
+        writer.write(said)
+
+    return answer, asked
+
+
 @contextmanager
 def engine_process(path: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "placement.fake_engine", "--uds", str(path), "--model", "m", *options]
@@ -170,27 +186,48 @@ def test_a_stream_that_ends_early_but_properly_is_an_error_too(plain: Bench) -> 
     ],
 )
 def test_a_death_before_the_first_byte_has_a_status(plain: Bench, stream: bool, said: bytes) -> None:
-    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(said)
-
+    answer, asked = dies_after(said)
     plain.fleet.script("m-0", "m", answer)
     plain.know()
     refused = plain.ask(chat_body(stream=stream))
-    assert refused.status_code == 502
-    assert refused.json()["error"]["code"] == "engine_died"
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "engine_unreachable"
     assert refused.headers["retry-after"]
+    assert len(asked) == 2, (
+        "a kept connection may have been closed in the same moment, so the only replica is asked twice"
+    )
 
 
-def test_a_death_in_the_middle_of_a_whole_answer_is_502(plain: Bench) -> None:
-    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(
-            b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{"id": "x", "choices": ['
-        )
-
+def test_a_death_in_the_middle_of_a_whole_answer_is_503(plain: Bench) -> None:
+    answer, _ = dies_after(HALF_AN_ANSWER)
     plain.fleet.script("m-0", "m", answer)
     plain.know()
     refused = plain.ask(chat_body(stream=False))
-    assert (refused.status_code, refused.json()["error"]["code"]) == (502, "engine_died")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unreachable")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("said", [b"", HALF_AN_ANSWER], ids=["nothing", "half an answer"])
+def test_a_death_before_the_first_byte_is_no_loss_while_another_replica_serves(
+    plain: Bench, stream: bool, said: bytes
+) -> None:
+    answer, asked = dies_after(said)
+    plain.fleet.script("m-0", "m", answer)
+    plain.fleet.start("m-1", "m", output_tokens=3)
+    plain.know()
+    answers = [plain.ask(chat_body(stream=stream)) for _ in range(4)]
+    assert {(a.status_code, a.headers["x-sliceway-replica"]) for a in answers} == {(200, "m-1")}
+    assert asked
+    assert plain.gateway.gateway.exchanges.router.in_flight == 0
+
+
+def test_a_request_that_two_engines_died_of_gets_no_third(plain: Bench) -> None:
+    answer, asked = dies_after(b"")
+    for replica in ("m-0", "m-1", "m-2"):
+        plain.fleet.script(replica, "m", answer)
+    plain.know()
+    assert plain.ask().status_code == 503
+    assert len(asked) == 2
 
 
 def test_what_is_not_http_is_502(plain: Bench) -> None:
