@@ -22,6 +22,17 @@ class TenantConfig(Section):
 
     name: Name
     models: tuple[Name, ...] | Literal["all"] = Field(default="all", description="Models this tenant may use.")
+    isolation: Literal["shared", "dedicated"] = Field(
+        default="shared", description="`dedicated`: replicas of its own, on slices that serve no other tenant."
+    )
+    demand: dict[Name, Annotated[float, Field(gt=0, le=1e6)]] = Field(
+        default_factory=dict,
+        description="Its part of the models' demands in requests per second, like `{chat-small: 2}`; planning and cost.",
+    )
+
+    def may_use(self, model: str) -> bool:
+        """Whether its requests may name `model`."""
+        return self.models == "all" or model in self.models
 
 
 class GatewayConfig(Section):
@@ -77,6 +88,8 @@ class Config(Section):
             *_named_twice("tenants", [t.name for t in self.tenants]),
             *self._unknown_models(),
             *self._shared_slices(),
+            *self._tenants_demands(),
+            *self._dedicated_without_slices(),
         ]
         if problems:
             raise Inconsistent(*problems)
@@ -106,6 +119,57 @@ class Config(Section):
                         f"It already belongs to model {owners[slice_id]!r}; name another slice here.",
                     )
                 owners.setdefault(slice_id, model.name)
+
+    def _tenants_demands(self) -> Iterator[Problem]:
+        models = {model.name: model for model in self.models}
+        asked: dict[str, float] = {}
+        for index, tenant in enumerate(self.tenants):
+            for name, rate in tenant.demand.items():
+                at = ("tenants", index, "demand", name)
+                model = models.get(name)
+                if model is None or not tenant.may_use(name):
+                    yield Problem(
+                        f"tenant {tenant.name!r} has a demand for {name!r}, which it may not use",
+                        at,
+                        "Add it to the tenant's `models`, or take this line out.",
+                    )
+                elif model.demand is None:
+                    yield Problem(
+                        f"model {name!r} has no demand of which this could be a part",
+                        at,
+                        f"Add `demand` to models.{name}: it says how long requests are, too.",
+                    )
+                else:
+                    asked[name] = asked.get(name, 0.0) + rate
+                    if asked[name] > model.demand.requests_per_second * (1 + 1e-9):
+                        yield Problem(
+                            f"the tenants' demands for {name!r} come to {asked[name]:g} requests per second, "
+                            f"the model's is {model.demand.requests_per_second:g}",
+                            at,
+                            f"Raise models.{name}.demand.requests_per_second to at least {asked[name]:g}.",
+                        )
+
+    def _dedicated_without_slices(self) -> Iterator[Problem]:
+        """A dedicated tenant must get a replica of something, and a pinned model cannot be split between tenants."""
+        for index, tenant in enumerate(self.tenants):
+            if tenant.isolation != "dedicated":
+                continue
+            usable = [m for m in self.models if m.source and m.most_replicas != 0 and tenant.may_use(m.name)]
+            if not usable:
+                yield Problem(
+                    f"tenant {tenant.name!r} asks for dedicated slices, and no model of it has a replica",
+                    ("tenants", index, "isolation"),
+                    "Give one of its models replicas, or set isolation: shared.",
+                )
+            for model in usable:
+                others = [t.name for t in self.tenants if t is not tenant and t.may_use(model.name)]
+                if model.slices and others:
+                    yield Problem(
+                        f"tenant {tenant.name!r} asks for dedicated slices, and {model.name!r} is pinned to slices "
+                        f"that {', '.join(map(repr, others))} may use too",
+                        ("tenants", index, "isolation"),
+                        f"Take models.{model.name}.slices out, or give the other tenants another model.",
+                    )
 
     @property
     def state(self) -> Path:

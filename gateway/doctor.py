@@ -89,7 +89,7 @@ def _system() -> Iterator[Finding]:
 
 def _slices(config: Config) -> Iterator[Finding]:
     inventory = observe(config.fleet)
-    wanted = sum(model.replicas for model in config.models if model.source)
+    wanted = sum(model.least_replicas for model in config.models if model.source)
     count = len(inventory.slices)
     kinds = ", ".join(
         f"{sum(s.kind is kind for s in inventory.slices)} {kind}"

@@ -1,17 +1,27 @@
 """The `models:` section of the configuration, and what every section shares.
 
 All sections are closed (an unknown key is an error), frozen and bounded. Values with a unit are written with it
-(`1.5GiB`); inside, they are base units.
+(`1.5GiB`, `500ms`); inside, they are base units.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 _UNITS = {
     "B": 1,
@@ -24,6 +34,8 @@ _UNITS = {
     "GB": 10**9,
     "TB": 10**12,
 }
+_TIMES = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600)}
+_NUMBER_AND_UNIT = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*")
 _SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]+)\s*")
 _MAX_BYTES = 2**60
 
@@ -74,6 +86,35 @@ def parse_size(value: object) -> object:
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, le=_MAX_BYTES)]
 """Bytes; in YAML a number with a unit."""
 
+
+def parse_duration(value: object) -> float:
+    """Seconds from `500ms`, `2s`, `5m` or `1h`. A bare number is refused: nobody can tell what it was meant in."""
+    units = ", ".join(_TIMES)
+    match = _NUMBER_AND_UNIT.fullmatch(str(value)) if not isinstance(value, bool) else None
+    if match is None:
+        raise ValueError(f"{value!r} is no duration; write a number and one of {units}, like 500ms")
+    number, unit = match.groups()
+    if not unit:
+        raise ValueError(f"{value!r} has no unit; did you mean {number}ms or {number}s?")
+    if unit not in _TIMES:
+        meant = [number + known for known in _TIMES if known[0] == unit[0].lower()]
+        advice = f"did you mean {' or '.join(meant)}?" if meant else f"units are {units}"
+        raise ValueError(f"{value!r} has no known unit; {advice}")
+    return float(Decimal(number) * _TIMES[unit])
+
+
+def _duration_text(seconds: float) -> str:
+    return f"{seconds:.9f}s"
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration),
+    PlainSerializer(_duration_text, return_type=str, when_used="json"),
+    Field(gt=0, le=7 * 24 * 3600),
+]
+"""Seconds; in YAML a number with a unit."""
+
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$")]
 """A name that is safe in URLs, labels and file names after quoting."""
 
@@ -82,6 +123,40 @@ class Section(BaseModel):
     """The base of every part of the configuration."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DemandConfig(Section):
+    """The traffic that a model is to bear, at its peak. Lengths are means over requests."""
+
+    requests_per_second: float = Field(gt=0, le=1e6, description="Of all tenants together.")
+    prompt_tokens: int = Field(ge=1, le=10_000_000, description="Tokens of a prompt, in the mean.")
+    output_tokens: int = Field(ge=1, le=10_000_000, description="Tokens of an answer, in the mean.")
+
+
+class SloConfig(Section):
+    """The latencies that clients bear. What is left out is not limited."""
+
+    ttft: Duration | None = Field(default=None, description="Time to the first token, like 500ms.")
+    itl: Duration | None = Field(default=None, description="Time from one token to the next, like 50ms.")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> SloConfig:
+        if self.ttft is None and self.itl is None:
+            raise ValueError("an slo limits `ttft`, `itl` or both, like {ttft: 500ms, itl: 50ms}")
+        return self
+
+
+class ReplicaRange(Section):
+    """How many replicas there may be; between the two, demand decides."""
+
+    min: int = Field(default=1, ge=0, le=10_000, description="0: the model sleeps until a request wakes it.")
+    max: int = Field(ge=1, le=10_000)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ReplicaRange:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}; swap them")
+        return self
 
 
 class ModelConfig(Section):
@@ -113,9 +188,25 @@ class ModelConfig(Section):
     gpu_memory_utilization: float = Field(
         default=0.92, gt=0, le=1, description="Share of the slice the engine may plan with."
     )
-    replicas: int = Field(default=1, ge=0, le=10_000)
+    replicas: Annotated[int, Field(ge=0, le=10_000)] | ReplicaRange | None = Field(
+        default=None,
+        description="A number, or `{min: 1, max: 4}`. Unset: as many as `demand` takes, one where there is none.",
+    )
+    demand: DemandConfig | None = Field(
+        default=None, description="`{requests_per_second: 6, prompt_tokens: 800, output_tokens: 200}`."
+    )
+    slo: SloConfig | None = Field(default=None, description="`{ttft: 500ms, itl: 50ms}`, kept at `demand`.")
+    priority: int = Field(
+        default=0, ge=-1000, le=1000, description="Where there is not room for all, the higher is placed first."
+    )
+    spread: Literal["none", "gpus", "nodes"] = Field(
+        default="none", description="No two replicas on one GPU, or on one node, so that not all fail together."
+    )
     profile: str | None = Field(
         default=None, description="Only slices of this profile (`1g.10gb`); the smallest that fits if unset."
+    )
+    profiles: tuple[str, ...] = Field(
+        default=(), description="Only slices of these profiles; which of them, the plan decides."
     )
     slices: tuple[str, ...] = Field(default=(), description="Pin the replicas to these slice ids, in this order.")
     chat_template: Annotated[str | None, FilePath()] = Field(
@@ -137,6 +228,83 @@ class ModelConfig(Section):
         for endpoint in self.endpoints:
             if not re.fullmatch(r"http://[^/\s]+/?|unix:/\S+", endpoint):
                 raise ValueError(f"endpoint {endpoint!r} is neither http://host:port nor unix:/path")
-        if self.slices and len(self.slices) != self.replicas:
-            raise ValueError(f"{len(self.slices)} slices are named for {self.replicas} replicas")
         return self
+
+    @field_validator("profiles")
+    @classmethod
+    def _named_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({name for name in value if value.count(name) > 1})
+        if twice:
+            raise ValueError(f"{twice[0]!r} stands here twice; name it once")
+        return value
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> ModelConfig:
+        problems = [*self._replica_problems(), *self._demand_problems()]
+        if problems:
+            raise Inconsistent(*problems)
+        return self
+
+    def _replica_problems(self) -> Iterator[Problem]:
+        if self.slices and isinstance(self.replicas, ReplicaRange):
+            yield Problem(
+                "pinned replicas are a fixed number, not a range",
+                ("replicas",),
+                f"Write replicas: {len(self.slices)}, or take `slices` out.",
+            )
+        elif self.slices and len(self.slices) != self.least_replicas:
+            yield Problem(f"{len(self.slices)} slices are named for {self.least_replicas} replicas", ("slices",))
+        if self.profile and self.profiles:
+            yield Problem(
+                "`profile` and `profiles` say the same thing twice",
+                ("profiles",),
+                "Keep one: `profile` for exactly one, `profiles` for a choice.",
+            )
+
+    def _demand_problems(self) -> Iterator[Problem]:
+        if self.endpoints and (self.demand or self.slo or isinstance(self.replicas, ReplicaRange)):
+            yield Problem(
+                "the engines of `endpoints` are run by something else, so no replica is planned for them",
+                ("endpoints",),
+                "Take `demand`, `slo` and the range of `replicas` out, or name a `source`.",
+            )
+        if self.slo and not self.demand:
+            yield Problem(
+                "an slo holds at a demand, and none is named",
+                ("slo",),
+                "Add demand: {requests_per_second: 6, prompt_tokens: 800, output_tokens: 200}.",
+            )
+        if self.demand and self.replicas == 0:
+            yield Problem(
+                "a demand with replicas: 0 cannot be served",
+                ("replicas",),
+                "Take `replicas` out, or write {min: 0, max: N} for a model that sleeps without requests.",
+            )
+        asked = self.demand.prompt_tokens + self.demand.output_tokens if self.demand else 0
+        if self.max_model_len and asked > self.max_model_len:
+            yield Problem(
+                f"demand asks for {asked:,} tokens per request, prompt and answer together; max_model_len is {self.max_model_len:,}",
+                ("demand",),
+                f"Raise max_model_len to at least {asked}, or shorten the requests.",
+            )
+
+    @property
+    def least_replicas(self) -> int:
+        """Replicas that run whatever the demand: the number, the range's `min`, or one where nothing is said."""
+        if isinstance(self.replicas, ReplicaRange):
+            return self.replicas.min
+        return 1 if self.replicas is None else self.replicas
+
+    @property
+    def most_replicas(self) -> int | None:
+        """Replicas that there may be at most; None where demand alone decides."""
+        if isinstance(self.replicas, ReplicaRange):
+            return self.replicas.max
+        if self.replicas is None:
+            return None if self.demand else 1
+        return self.replicas
+
+    @property
+    def accepted_profiles(self) -> tuple[str, ...]:
+        """The only profiles its replicas may have; empty where any that fits will do."""
+        return (self.profile,) if self.profile else self.profiles

@@ -25,13 +25,13 @@ Fits = Mapping[tuple[str, str], SliceFit]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One replica that should run. `pin` is the slice it must have, `profile` the only profile it may have."""
+    """One replica that should run. `pin` is the slice it must have, `profiles` the only profiles it may have; empty: any."""
 
     replica: str
     model: str
     ordinal: int
     pin: str | None = None
-    profile: str | None = None
+    profiles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,11 @@ def wanted_replicas(models: Iterable[ModelConfig]) -> tuple[Wanted, ...]:
             model=model.name,
             ordinal=i,
             pin=model.slices[i] if model.slices else None,
-            profile=model.profile,
+            profiles=model.accepted_profiles,
         )
         for model in sorted(models, key=lambda m: m.name)
         if model.source
-        for i in range(model.replicas)
+        for i in range(model.least_replicas)
     )
 
 
@@ -156,9 +156,11 @@ def natural(slice_id: str) -> tuple[tuple[int, int | str], ...]:
 def _accepts(wanted: Wanted, candidate: Slice, fits: Fits) -> bool:
     if wanted.pin is not None and wanted.pin != candidate.id:
         return False
-    if wanted.profile is not None and wanted.profile != candidate.profile:
-        return False
-    return fits[wanted.model, candidate.id].fits
+    return _of_profile(wanted, candidate) and fits[wanted.model, candidate.id].fits
+
+
+def _of_profile(wanted: Wanted, candidate: Slice) -> bool:
+    return not wanted.profiles or candidate.profile in wanted.profiles
 
 
 def _pinned_twice(order: Sequence[Wanted]) -> dict[str, PlacementError]:
@@ -189,12 +191,12 @@ def _reason(
         return NoFreeSlice(
             f"there is no slice {wanted.pin!r}", where=f"{where}.slices", remedy=f"There are {_listed(inventory)}."
         )
-    eligible = [s for s in inventory.slices if wanted.pin in (None, s.id) and wanted.profile in (None, s.profile)]
+    eligible = [s for s in inventory.slices if wanted.pin in (None, s.id) and _of_profile(wanted, s)]
     if not eligible:
         profiles = sorted({s.profile for s in inventory.slices if s.profile})
         return NoFreeSlice(
-            f"no slice has the profile {wanted.profile!r}",
-            where=f"{where}.profile",
+            f"no slice has the profile {' or '.join(map(repr, wanted.profiles))}",
+            where=f"{where}.profile{'s' * (len(wanted.profiles) > 1)}",
             remedy=f"There are {', '.join(profiles)}."
             if profiles
             else "The slices here have no profiles; leave `profile` out.",

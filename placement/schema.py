@@ -10,6 +10,7 @@ from model_registry.catalogue import load_catalogue
 from model_registry.errors import SlicewayError
 from model_registry.schema import FilePath, Section, Size
 from placement.partition.rules import LayoutRule
+from placement.policy import PlanningConfig
 from placement.sharing import SharingRule
 from placement.simulator.machine import parse_fleet
 
@@ -79,7 +80,7 @@ def _fleet_text(fleet: dict[str, int]) -> str:
     return ",".join(f"{product}:{count}" for product, count in fleet.items())
 
 
-class FleetConfig(Section):
+class FleetConfig(PlanningConfig):
     """Which slices there are, and how GPUs are cut into them."""
 
     discover: Literal["auto", "cpu", "nvidia", "none"] | SimulatedFleet = Field(
@@ -91,6 +92,10 @@ class FleetConfig(Section):
     )
     sharing: tuple[SharingRule, ...] = Field(
         default=(), description="GPUs without MIG that several engines use at once; they are not isolated."
+    )
+    pin_cores: bool = Field(
+        default=True,
+        description="Give each GPU slice's engine cores of its own on the GPU's NUMA node. Off where something else pins.",
     )
     cpu: CpuFleet = CpuFleet()
     slices: tuple[ExplicitSlice, ...] = Field(default=(), description="An explicit list, instead of discovery.")

@@ -24,7 +24,7 @@ class Case:
     def accepts(self, wanted: Wanted, target: Slice) -> bool:
         return (
             wanted.pin in (None, target.id)
-            and wanted.profile in (None, target.profile)
+            and (not wanted.profiles or wanted.profiles[0] == target.profile)
             and self.fits[wanted.model, target.id].fits
         )
 
@@ -60,7 +60,7 @@ def cases(draw: st.DrawFn) -> Case:
         model = draw(st.sampled_from(sorted(needs)))
         pin = pins[i] if i < len(pins) and draw(st.booleans()) and draw(st.booleans()) else None
         profile = draw(st.one_of(st.none(), st.none(), st.sampled_from(sorted(PROFILES.values()))))
-        wanted.append(Wanted(f"{model}-{i}", model, i, pin=pin, profile=profile))
+        wanted.append(Wanted(f"{model}-{i}", model, i, pin=pin, profiles=(profile,) if profile else ()))
     fits = {(m, s.id): fit(need <= s.memory_bytes) for m, need in needs.items() for s in slices}
     return Case(slices, tuple(wanted), fits)
 

@@ -110,7 +110,7 @@ def test_a_model_that_is_too_large_for_every_slice_says_by_how_much() -> None:
     [
         (Wanted("m-0", "m", 0, pin="cpu-7"), "there is no slice 'cpu-7'", "There are cpu-0, cpu-1."),
         (
-            Wanted("m-0", "m", 0, profile="1g.10gb"),
+            Wanted("m-0", "m", 0, profiles=("1g.10gb",)),
             "no slice has the profile '1g.10gb'",
             "The slices here have no profiles",
         ),
