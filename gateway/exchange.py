@@ -109,8 +109,8 @@ class Exchanges:
 
 
 class Exchange:
-    """See the module. The order of calls is: enter, `admit`, `take_body`, `lease` (again after EngineUnreachable, and after an
-    EngineDied that `died` lets pass), `dispatched`, then `stream_meter` or `whole`, `complete`, exit; `failed` or
+    """See the module. The order of calls is: enter, `admit`, `take_body`, `place` (again after EngineUnreachable, and after an
+    EngineDied that `died` lets pass) and, where it gave none, `placed`; `dispatched`, then `stream_meter` or `whole`, `complete`, exit; `failed` or
     `client_left` may come at any time.
     """
 
@@ -183,15 +183,24 @@ class Exchange:
             raise WrongTask(f"The model {body.model!r} {does}.", param="model")
         self.model = body.model
 
-    def lease(self) -> ReplicaRow:
-        """The replica to try next. Raises NoReadyReplica or EngineUnreachable."""
+    def place(self, on_placed: Callable[[], None]) -> ReplicaRow | None:
+        """The replica to try next, or None where the request has to wait for one.
+
+        After None, `on_placed` is called once, in the event loop, when the wait is over, and `placed` tells how it ended.
+        It is not called after the exchange has ended. What is refused at once is raised here: NoReadyReplica, EngineUnreachable.
+        """
         self._give_back()
-        self._lease = self._desk.router.lease(self.model, avoid=self._refused, rather_not=self._deaths)
+        self._lease = lease = self._desk.router.lease(self.model, avoid=self._refused, rather_not=self._deaths)
         self._wait(Stage.FIRST_BYTE, self._desk.policy.limits.first_byte_timeout_seconds)
+        return lease.replica
+
+    def placed(self) -> ReplicaRow:
+        """The replica that `place` had to wait for. Raises the GatewayError that ended the wait."""
+        assert self._lease is not None
         return self._lease.replica
 
     def unreachable(self, error: EngineUnreachable) -> None:
-        """The replica last leased accepts no connection; `lease` will give another."""
+        """The replica last leased accepts no connection; `place` will give another."""
         assert self._lease is not None
         replica = self._lease.replica
         self._refused |= {replica.replica}
@@ -199,7 +208,7 @@ class Exchange:
         self._desk.on_unreachable(replica, error.message)
 
     def died(self, error: EngineDied) -> None:
-        """The replica last leased ended its connection. `lease` will give another, or the same once more, if that is safe.
+        """The replica last leased ended its connection. `place` will give another, or the same once more, if that is safe.
 
         It is while the client has not had a byte: a completion leaves nothing behind in an engine. A kept connection
         that the engine closed at the same moment looks the same. Raises `error` where the answer has begun, and

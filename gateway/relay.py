@@ -24,6 +24,7 @@ from gateway.exchange import ClientLeft, Exchange, Exchanges
 from gateway.request import PASSED_ON, ROUTES, request_id, too_large
 from gateway.sse import DONE, USAGE_TAIL_BYTES, StreamMeter, usage_of_body
 from gateway.upstream import EngineResponse, Engines
+from placement.table import ReplicaRow
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -127,7 +128,7 @@ class AsgiRelay:
     async def _ask(self, exchange: Exchange, passed_on: Mapping[str, str]) -> EngineResponse:
         """Send the request to one replica after another until one accepts the connection."""
         while True:
-            replica = exchange.lease()
+            replica = await _place(exchange)
             sent_at = self._exchanges.clock()
             try:
                 response = await self._engines.post(replica, exchange.route.path, passed_on, exchange.outgoing(replica))
@@ -136,6 +137,16 @@ class AsgiRelay:
                 continue
             exchange.dispatched(sent_at)
             return response
+
+
+async def _place(exchange: Exchange) -> ReplicaRow:
+    """The replica to ask, at once or when it is this request's turn. Raises what `Exchange.place` and `placed` raise."""
+    turn = asyncio.Event()
+    replica = exchange.place(turn.set)
+    if replica is None:
+        await turn.wait()
+        replica = exchange.placed()
+    return replica
 
 
 def _passed_on(exchange: Exchange, headers: Mapping[bytes, bytes]) -> dict[str, str]:

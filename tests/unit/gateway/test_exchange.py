@@ -28,7 +28,7 @@ from gateway.routes import build_routes
 from gateway.stats import Stats
 from gateway.tenants import Directory
 from gateway.testing import FakeClock, replica_row
-from placement.table import ModelRow, RoutingTable
+from placement.table import ModelRow, ReplicaRow, RoutingTable
 
 CONFIG = Config.model_validate(
     {
@@ -42,6 +42,16 @@ CONFIG = Config.model_validate(
     }
 )
 BODY = b'{"model": "m", "stream": true}'
+
+
+def never() -> None:
+    raise AssertionError("nothing had to wait")
+
+
+def placed_at_once(exchange: Exchange) -> ReplicaRow:
+    replica = exchange.place(never)
+    assert replica is not None
+    return replica
 
 
 class Desk:
@@ -82,7 +92,7 @@ async def test_a_stream_is_measured_from_its_whole_body(desk: Desk) -> None:
         exchange.take_body(BODY)
         desk.clock.turn(0.25)
         sent_at = desk.clock()
-        replica = exchange.lease()
+        replica = placed_at_once(exchange)
         exchange.dispatched(sent_at)
         meter = exchange.stream_meter()
         desk.clock.turn(1)
@@ -130,11 +140,11 @@ async def test_unreachable_replicas_are_tried_once_each_and_given_back(desk: Des
         exchange.take_body(BODY)
         tried = []
         for _ in range(2):
-            tried.append(exchange.lease().replica)
+            tried.append(placed_at_once(exchange).replica)
             assert desk.in_flight.total() == 1
             exchange.unreachable(EngineUnreachable("refused"))
         with pytest.raises(EngineUnreachable):
-            exchange.lease()
+            exchange.place(never)
         assert desk.in_flight.total() == 0
     assert sorted(tried) == sorted(desk.unreachable) == ["m-0", "m-1"]
     assert desk.stats.connect_failures == {"m-0": 1, "m-1": 1}
@@ -153,8 +163,8 @@ Step = Callable[[Exchange], Any]
     ("steps", "seconds", "error"),
     [
         ([], 10, RequestTimeout),
-        ([lambda e: e.take_body(BODY), lambda e: e.lease()], 20, EngineTimeout),
-        ([lambda e: e.take_body(BODY), lambda e: e.lease(), lambda e: e.begun(200)], 30, EngineTimeout),
+        ([lambda e: e.take_body(BODY), lambda e: e.place(never)], 20, EngineTimeout),
+        ([lambda e: e.take_body(BODY), lambda e: e.place(never), lambda e: e.begun(200)], 30, EngineTimeout),
     ],
     ids=["body", "first byte", "stream"],
 )
