@@ -92,9 +92,12 @@ class Exchanges:
         self.draining = False
         self.active: set[Exchange] = set()
 
-    def open(self, route: Route, request_id: bytes) -> Exchange:
-        """A new exchange, to be entered by the task that serves it."""
-        return Exchange(self, route, request_id)
+    def open(self, route: Route, request_id: bytes, on_interrupt: Callable[[], None] | None = None) -> Exchange:
+        """A new exchange, to be entered by the task that serves it.
+
+        `on_interrupt` is called instead of cancelling that task, for a relay that serves without one; `interruption` then tells why.
+        """
+        return Exchange(self, route, request_id, on_interrupt)
 
     def expire(self) -> None:
         """Interrupt every exchange whose deadline has passed."""
@@ -115,7 +118,19 @@ class Exchange:
     """
 
     __slots__ = (
-        *("_body", "_deaths", "_desk", "_interruption", "_lease", "_raw", "_refused", "_series", "_stage", "_task"),
+        *(
+            "_body",
+            "_deaths",
+            "_desk",
+            "_interruption",
+            "_lease",
+            "_on_interrupt",
+            "_raw",
+            "_refused",
+            "_series",
+            "_stage",
+            "_task",
+        ),
         *(
             "answering",
             "complete",
@@ -132,9 +147,12 @@ class Exchange:
         ),
     )
 
-    def __init__(self, desk: Exchanges, route: Route, request_id: bytes) -> None:
+    def __init__(
+        self, desk: Exchanges, route: Route, request_id: bytes, on_interrupt: Callable[[], None] | None
+    ) -> None:
         self._desk = desk
         self._task: asyncio.Task[None] | None = None
+        self._on_interrupt = on_interrupt
         self._interruption: GatewayError | ClientLeft | None = None
         self._lease: Lease | None = None
         self._series: Series | None = None
@@ -288,8 +306,13 @@ class Exchange:
         self._desk.stats.disconnects[self.model] += 1
 
     def interrupt(self, reason: GatewayError | ClientLeft) -> None:
-        """Cancel the task that serves this exchange; `interruption` tells it why. The first reason stands."""
-        if self._interruption is None and self._task is not None:
+        """Stop whoever serves this exchange; `interruption` tells it why. The first reason stands."""
+        if self._interruption is not None:
+            return
+        if self._on_interrupt is not None:
+            self._interruption = reason
+            self._on_interrupt()
+        elif self._task is not None:
             self._interruption = reason
             self._task.cancel()
 
@@ -320,7 +343,8 @@ class Exchange:
         return self._lease.replica if self._lease else None
 
     def __enter__(self) -> Self:
-        self._task = asyncio.current_task()
+        if self._on_interrupt is None:
+            self._task = asyncio.current_task()
         self._desk.active.add(self)
         return self
 
@@ -328,7 +352,7 @@ class Exchange:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._desk.active.discard(self)
-        self._task = None
+        self._task = self._on_interrupt = None
         tenant = self.tenant.name if self.tenant else UNKNOWN
         model, stats = self.model, self._desk.stats
         stats.requests[model, tenant, self.status] += 1
