@@ -9,39 +9,36 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from gateway.errors import BodyTooLarge, MalformedRequest
+from gateway.forms import Part, field, new_boundary, read_form, write_form
+from gateway.surface import ROUTES, Route, Task
+
+__all__ = [
+    "PASSED_ON",
+    "ROUTES",
+    "Body",
+    "Form",
+    "Route",
+    "Task",
+    "check_head",
+    "credentials",
+    "outgoing_body",
+    "parse_body",
+    "read_request",
+    "request_id",
+    "too_large",
+]
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:+/=~-]{0,127}")
 # Client headers that engines get. A list of what passes, not of what does not: credentials and hop-by-hop headers stay out by themselves.
 PASSED_ON = (b"traceparent", b"tracestate")
 
 _SEVERAL_PROMPTS = re.compile(rb'\s*\[\s*[\["]')
-
-Task = Literal["generate", "embed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One path that is relayed to engines, and the kind of model that serves it."""
-
-    path: str
-    task: Task
-
-
-ROUTES: Mapping[str, Route] = {
-    route.path: route
-    for route in (
-        Route("/v1/chat/completions", "generate"),
-        Route("/v1/completions", "generate"),
-        Route("/v1/embeddings", "embed"),
-    )
-}
 
 
 class Body(msgspec.Struct, frozen=True):
@@ -52,6 +49,15 @@ class Body(msgspec.Struct, frozen=True):
     stream_options: dict[str, Any] | UnsetType | None = UNSET
     n: Any = 1
     prompt: msgspec.Raw = msgspec.Raw(b"")
+    previous_response_id: Any = None
+    request_id: Any = UNSET
+    cache_salt: Any = UNSET
+    priority: Any = UNSET
+
+    @property
+    def content_type(self) -> str:
+        """What the engine is told of the body's type."""
+        return "application/json"
 
     @property
     def wants_usage(self) -> bool:
@@ -109,22 +115,85 @@ def _groups(pattern: re.Pattern[str], text: str) -> tuple[str, str | None]:
     return (match.group(1), match.group(2)) if match else (text, None)
 
 
-def outgoing_body(raw: bytes, body: Body, *, engine_model: str) -> bytes:
+class Form(Body, frozen=True):
+    """A multipart form, with what a JSON body has in fields of its own."""
+
+    parts: tuple[Part, ...] = ()
+    boundary: bytes = b""
+
+    @property
+    def content_type(self) -> str:
+        """Its boundary is the gateway's own."""
+        return f"multipart/form-data; boundary={self.boundary.decode()}"
+
+
+_TRUE = frozenset(("true", "1", "yes", "on"))  # as pydantic, which reads it in the engine, has it
+_FORM_USAGE = "stream_include_usage"  # vLLM's flat form of stream_options (0.32.0, speech_to_text/*/protocol.py)
+
+
+def read_request(route: Route, raw: bytes, content_type: bytes | None) -> Body:
+    """Read the body of a request to `route`. Raises MalformedRequest."""
+    if route.body == "json":
+        return parse_body(raw)
+    if route.body == "none":
+        return Body()
+    parts = read_form(raw, content_type)
+    if not (model := field(parts, "model")):
+        raise MalformedRequest(
+            "The field `model` is missing; GET /v1/models lists the models you may use.", param="model"
+        )
+    asked = (field(parts, _FORM_USAGE) or "").lower() in _TRUE
+    streams = (field(parts, "stream") or "").lower() in _TRUE
+    return Form(
+        model=model, stream=streams, stream_options={"include_usage": asked}, parts=parts, boundary=new_boundary()
+    )
+
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+def outgoing_body(
+    raw: bytes, body: Body, *, engine_model: str, sets: Mapping[str, Any] = _NOTHING, ask_usage: bool = True
+) -> bytes:
     """The body as the engine gets it: its own name for the model, and for streams the usage chunk that metering needs.
 
-    Everything else passes byte for byte.
+    `sets` are further fields, whatever the client sent under these names. `ask_usage` is false for streams whose usage comes by itself.
+    Everything else passes byte for byte, unless a field that the client sent has to be replaced.
     """
-    needs_usage = bool(body.stream) and not body.wants_usage
-    if body.model == engine_model:
-        if not needs_usage:
-            return raw
-        if body.stream_options is UNSET:
-            return b'{"stream_options":{"include_usage":true},' + raw[raw.index(b"{") + 1 :]
-    fields: dict[str, Any] = dict(_decode_fields(raw))
-    fields["model"] = engine_model
-    if needs_usage:
+    if isinstance(body, Form):
+        return _outgoing_form(body, engine_model)
+    fields: dict[str, Any] = {}
+    if body.model != engine_model:
+        if body.model is None:
+            return raw  # nothing was sent
+        fields["model"] = engine_model
+    if ask_usage and body.stream and not body.wants_usage:
         fields["stream_options"] = (body.stream_options or {}) | {"include_usage": True}
-    return msgspec.json.encode(fields)
+    if sets:
+        fields |= sets
+    if not fields:
+        return raw
+    if all(getattr(body, name, None) is UNSET for name in fields):
+        return msgspec.json.encode(fields)[:-1] + b"," + raw[raw.index(b"{") + 1 :]
+    known: dict[str, Any] = dict(_decode_fields(raw))
+    return msgspec.json.encode(known | fields)
+
+
+def _outgoing_form(form: Form, engine_model: str) -> bytes:
+    """The form anew, with the engine's name for the model."""
+    own = [Part("model", engine_model.encode())]
+    if form.stream:
+        own.append(Part(_FORM_USAGE, b"true"))
+    written = {part.name for part in own}
+    return write_form((*own, *(part for part in form.parts if part.name not in written)), form.boundary)
+
+
+def credentials(headers: Mapping[bytes, bytes]) -> bytes | None:
+    """The value of `Authorization`, or what stands for it: Anthropic's clients send the key as `x-api-key`."""
+    if (given := headers.get(b"authorization")) is not None:
+        return given
+    key = headers.get(b"x-api-key")
+    return b"Bearer " + key if key else None
 
 
 def request_id(offered: bytes | None) -> bytes:
