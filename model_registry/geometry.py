@@ -240,6 +240,12 @@ class Geometry:
         keep = tuple(option_of(self.product, p) for p in present)
         return tuple(self._layout(c) for c in self._walk(keep, 0) if c and not self._addable(c))
 
+    def additions(self, occupied: Iterable[Placement] = ()) -> Iterator[tuple[Placement, ...]]:
+        """Every set of placements that can be added to `occupied`, each once; the first is the empty one."""
+        keep = tuple(option_of(self.product, p) for p in occupied)
+        for chosen in self._walk(keep, 0):
+            yield tuple(o.placement for o in chosen[len(keep) :])
+
     def place(self, counts: Mapping[str, int], occupied: Iterable[Placement] = ()) -> Layout | None:
         """A layout that keeps `occupied` and adds `counts`; None if there is none.
 

@@ -9,6 +9,8 @@ PlacementError
 ├── StateLocked         another controller holds the state directory
 ├── TableUnreadable     the routing table on disk is damaged
 ├── SimulatorError      a simulated machine could not be made or used
+├── PlanError           a fleet could not be planned
+│   └── StalePlan           the fleet is no longer the one that the plan was made from
 └── PartitionError      a GPU could not be cut as was asked
     ├── NotPrivileged       only root, or who was given the right, may do or read this
     ├── SliceInUse          something runs on what would have to go
@@ -75,6 +77,18 @@ class SimulatorError(PlacementError):
     """A simulated machine could not be made, or does not allow what was asked of it."""
 
     code = "simulator_error"
+
+
+class PlanError(PlacementError):
+    """A fleet could not be planned: the question contradicts itself, or no answer was found in the time allowed."""
+
+    code = "plan_error"
+
+
+class StalePlan(PlanError):
+    """The fleet is not the one that the plan was made from. The message names what is different."""
+
+    code = "stale_plan"
 
 
 class PartitionError(PlacementError):

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import typer
 
-from gateway.cli import bench, config, doctor, engines, keys, layouts, models, profiles, serve, sizing, slices, status
+from gateway.cli import (
+    bench,
+    config,
+    doctor,
+    engines,
+    keys,
+    layouts,
+    models,
+    pack,
+    profiles,
+    serve,
+    sizing,
+    slices,
+    status,
+)
 from gateway.cli.output import run
 
 app = typer.Typer(
@@ -14,7 +28,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for _module in (serve, layouts, config, doctor, models, slices, profiles, sizing, engines, status, keys, bench):
+for _module in (serve, layouts, config, doctor, models, slices, profiles, pack, sizing, engines, status, keys, bench):
     _module.register(app)
 
 

@@ -1,0 +1,186 @@
+"""Integer programs, solved by HiGHS. The only module that knows the solver.
+
+One thread and a fixed seed: the same program gives the same answer, as long as no time limit cuts it short.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+INFINITY = math.inf
+_INTEGRAL = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a search may end before its proof is complete.
+
+    `seconds` bounds one search; what was found by then is the answer, and its bound says how good that is.
+    `gap_ratio` ends it when the best found is proven to be within that share of the optimum; 0 asks for the optimum.
+    `nodes` bounds the search tree: unlike time, it ends every run of the same search at the same place.
+    """
+
+    seconds: float = 10.0
+    gap_ratio: float = 0.0
+    nodes: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise ValueError(f"a limit of {self.seconds} seconds")
+        if not 0 <= self.gap_ratio < 1:
+            raise ValueError(f"a gap of {self.gap_ratio}")
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """An answer: the value of every variable, what the objective comes to, and the least that it could be."""
+
+    values: tuple[float, ...]
+    objective: float
+    lower_bound: float
+
+    def count(self, variable: int) -> int:
+        """The value of an integer variable."""
+        return round(self.values[variable])
+
+
+@dataclass(slots=True)
+class Program:
+    """A linear program over integers and reals, under construction: variables first, then rows, then `minimise`.
+
+    Variables and rows are added in an order that depends on nothing but the input: that makes the answer repeatable.
+    """
+
+    _lower: list[float] = field(default_factory=list)
+    _upper: list[float] = field(default_factory=list)
+    _integer: list[bool] = field(default_factory=list)
+    _row_lower: list[float] = field(default_factory=list)
+    _row_upper: list[float] = field(default_factory=list)
+    _starts: list[int] = field(default_factory=lambda: [0])
+    _indices: list[int] = field(default_factory=list)
+    _coefficients: list[float] = field(default_factory=list)
+
+    @property
+    def variables(self) -> int:
+        """How many variables there are."""
+        return len(self._lower)
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return len(self._row_lower)
+
+    def variable(self, upper: float = INFINITY, *, integer: bool = True) -> int:
+        """A new variable between 0 and `upper`; returns its number."""
+        self._lower.append(0.0)
+        self._upper.append(upper)
+        self._integer.append(integer)
+        return len(self._lower) - 1
+
+    def row(self, terms: Mapping[int, float], lower: float = -INFINITY, upper: float = INFINITY) -> None:
+        """`lower` <= sum of coefficient x variable <= `upper`. A row that can never bind is left out."""
+        if lower == -INFINITY and upper == INFINITY:
+            return
+        for variable, coefficient in terms.items():
+            if coefficient:
+                self._indices.append(variable)
+                self._coefficients.append(coefficient)
+        self._starts.append(len(self._indices))
+        self._row_lower.append(lower)
+        self._row_upper.append(upper)
+
+    def minimise(
+        self, objective: Mapping[int, float], limits: Limits, *, start: tuple[float, ...] | None = None
+    ) -> Solved | None:
+        """The best answer within the limits; None where there is none, or none was found in time.
+
+        `start` is an answer that is known to be possible: the result is never worse.
+        """
+        if not self.variables:
+            return Solved((), 0.0, 0.0) if all(a <= 0 <= b for a, b in self._bounds()) else None
+        highs = _highs(limits, step=_step(objective, self._integer))
+        highs.passModel(self._model(objective))
+        if start is not None:
+            import highspy  # costs a tenth of a second, and most commands never plan
+
+            known = highspy.HighsSolution()
+            known.col_value = list(start)
+            highs.setSolution(known)
+        highs.run()
+        info = highs.getInfo()
+        if info.primal_solution_status != 2:  # HiGHS: kSolutionStatusFeasible
+            return None
+        values = tuple(float(v) for v in highs.getSolution().col_value)
+        found = float(info.objective_function_value)
+        bound = float(info.mip_dual_bound) if any(self._integer) else found
+        return _rounded(Solved(values, found, min(bound, found)), objective, self._integer)
+
+    def relaxed(self) -> Program:
+        """The same program with every variable real: its optimum bounds this one's."""
+        return replace(self, _integer=[False] * self.variables)
+
+    def _bounds(self) -> list[tuple[float, float]]:
+        return list(zip(self._row_lower, self._row_upper, strict=True))
+
+    def _model(self, objective: Mapping[int, float]) -> Any:
+        import highspy
+        import numpy as np
+
+        model = highspy.HighsLp()
+        model.num_col_, model.num_row_ = self.variables, self.rows
+        costs = np.zeros(self.variables)
+        for variable, cost in objective.items():
+            costs[variable] = cost
+        model.col_cost_ = costs
+        model.col_lower_, model.col_upper_ = np.array(self._lower), np.array(self._upper)
+        model.row_lower_, model.row_upper_ = np.array(self._row_lower), np.array(self._row_upper)
+        model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+        model.a_matrix_.start_ = np.array(self._starts, dtype=np.int32)
+        model.a_matrix_.index_ = np.array(self._indices, dtype=np.int32)
+        model.a_matrix_.value_ = np.array(self._coefficients)
+        kinds = highspy.HighsVarType
+        model.integrality_ = [kinds.kInteger if i else kinds.kContinuous for i in self._integer]
+        return model
+
+
+def _highs(limits: Limits, *, step: float) -> Any:
+    import highspy
+
+    highs = highspy.Highs()
+    for option, value in (
+        ("output_flag", False),
+        ("threads", 1),
+        ("random_seed", 0),
+        ("time_limit", limits.seconds),
+        ("mip_rel_gap", limits.gap_ratio),
+        # An objective that only moves in whole steps is optimal when the bound is less than one step away.
+        ("mip_abs_gap", max(1e-9, step * (1 - 1e-6))),
+        ("mip_feasibility_tolerance", 1e-7),
+        ("primal_feasibility_tolerance", 1e-8),
+    ):
+        highs.setOptionValue(option, value)
+    if limits.nodes is not None:
+        highs.setOptionValue("mip_max_nodes", limits.nodes)
+    return highs
+
+
+def _step(objective: Mapping[int, float], integer: list[bool]) -> float:
+    """The least by which two values of the objective can differ, where that is plain to see; 0 elsewhere."""
+    costs = [c for v, c in objective.items() if c]
+    if not costs or not all(integer[v] for v, c in objective.items() if c):
+        return 0.0
+    smallest = min(abs(c) for c in costs)
+    return smallest if all(abs(c / smallest - round(c / smallest)) < 1e-9 for c in costs) else 0.0
+
+
+def _rounded(solved: Solved, objective: Mapping[int, float], integer: list[bool]) -> Solved:
+    """Integers made whole, the objective added up again, and the bound lifted to the next value that can be had."""
+    values = tuple(float(round(v)) if whole else v for v, whole in zip(solved.values, integer, strict=True))
+    found = sum(cost * values[variable] for variable, cost in objective.items())
+    bound = solved.lower_bound
+    if step := _step(objective, integer):
+        bound = math.ceil(bound / step - _INTEGRAL) * step
+    return Solved(values, found, min(bound, found))
