@@ -1,8 +1,12 @@
-"""Core lists as Linux writes them (cpuset(7), "List format"): `0-3,8`."""
+"""Cores as Linux names and groups them: lists such as `0-3,8` (cpuset(7), "List format"), and NUMA nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+_NODES = Path("/sys/devices/system/node")
 
 
 def parse_cores(text: str) -> tuple[int, ...]:
@@ -31,3 +35,18 @@ def format_cores(cores: Iterable[int]) -> str:
         else:
             ranges.append((core, core))
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
+
+
+def numa_nodes(directory: Path = _NODES) -> Mapping[int, tuple[int, ...]]:
+    """Cores by NUMA node, in order of nodes; nodes without cores are left out.
+
+    A machine that tells of no node is one node with all cores.
+    """
+    found: dict[int, tuple[int, ...]] = {}
+    for path in directory.glob("node[0-9]*"):
+        try:
+            found[int(path.name.removeprefix("node"))] = parse_cores((path / "cpulist").read_text())
+        except (OSError, ValueError):
+            continue
+    with_cores = {node: cores for node, cores in sorted(found.items()) if cores}
+    return with_cores or {0: tuple(range(os.cpu_count() or 1))}

@@ -11,6 +11,7 @@ from typing import Literal
 
 from model_registry.catalogue import Product
 from model_registry.geometry import Placement
+from placement.cores import format_cores
 
 How = Literal["compute", "graphics", "mps", "open"]
 ComputeMode = Literal["default", "exclusive-thread", "prohibited", "exclusive-process"]
@@ -104,6 +105,7 @@ class GpuState:
     the catalogue's figures that the driver contradicts. `mode` is None where the driver offers no MIG.
     `instances_known` is False without the privilege to enumerate: starts and instances without compute instance are
     missing then. `usable_bytes` is what an engine on the whole GPU may use. `processes` are those on the GPU itself.
+    `cpus` are the host's hardware threads next to it and `numa_node` the host's memory node; empty and None where untold.
     """
 
     uuid: str
@@ -116,6 +118,7 @@ class GpuState:
     pci_device_id: int = 0
     minor: int | None = None
     numa_node: int | None = None
+    cpus: tuple[int, ...] = ()
     geometry: Product | None = field(default=None, repr=False)
     differences: tuple[str, ...] = ()
     mode: MigMode | None = None
@@ -176,6 +179,7 @@ class GpuState:
             "uncorrected_errors": self.uncorrected_errors,
             "recovery": self.recovery,
             "numa_node": self.numa_node,
+            "cpus": format_cores(self.cpus),
             "differences": list(self.differences),
             "simulated": self.simulated,
         }

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from placement.cgroup import ControlGroup
-from placement.cores import format_cores, parse_cores
+from placement.cores import format_cores, numa_nodes, parse_cores
 from placement.errors import InventoryError
 from placement.schema import CpuFleet
 from placement.slices import Slice, SliceKind
@@ -139,7 +139,7 @@ def _memory_per_slice(host: Host, fleet: CpuFleet, count: int) -> int:
 
 
 def _physical_cores(threads: frozenset[int], system: Path) -> tuple[tuple[int, ...], ...]:
-    nodes = dict(_numa_nodes(system / "node"))
+    nodes = {core: node for node, cores in numa_nodes(system / "node").items() for core in cores}
     groups = {_siblings(thread, system) & threads or frozenset({thread}) for thread in threads}
     return tuple(sorted((tuple(sorted(g)) for g in groups), key=lambda group: (nodes.get(group[0], 0), group)))
 
@@ -151,15 +151,6 @@ def _siblings(thread: int, system: Path) -> frozenset[int]:
         )
     except (OSError, ValueError):
         return frozenset({thread})
-
-
-def _numa_nodes(directory: Path) -> Iterator[tuple[int, int]]:
-    for path in sorted(directory.glob("node[0-9]*")):
-        try:
-            cores = parse_cores((path / "cpulist").read_text())
-        except (OSError, ValueError):
-            continue
-        yield from ((core, int(path.name.removeprefix("node"))) for core in cores)
 
 
 def _memory_total(meminfo: Path) -> int:

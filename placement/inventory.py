@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from model_registry.errors import ConfigError
+from placement.core_shares import share_cores
 from placement.cores import format_cores, parse_cores
 from placement.errors import InventoryError
 from placement.host import SHARE_FOR_SLICES, Host, cut, read_host
@@ -30,16 +31,16 @@ def observe(fleet: FleetConfig, sources: Sources | None = None) -> Inventory:
     """
     sources = sources or Sources()
     if fleet.slices:
-        return _explicit(fleet.slices, sources)
+        return _with_cores(_explicit(fleet.slices, sources), fleet, sources)
     if fleet.discover == "none":
         return Inventory((), notes=("Discovery is off and fleet.slices lists none.",))
     if fleet.discover == "cpu":
         return _cores(fleet, sources)
     nvidia = sources.nvidia()
     if isinstance(fleet.discover, SimulatedFleet):
-        return _simulated(fleet, nvidia)
+        return _simulated(fleet, nvidia, sources)
     if fleet.discover == "nvidia" or nvidia.slices:
-        return _gpus(fleet, nvidia)
+        return _gpus(fleet, nvidia, sources)
     cores = _cores(fleet, sources)
     return replace(cores, notes=(*nvidia.notes, *cores.notes))
 
@@ -49,7 +50,7 @@ def _cores(fleet: FleetConfig, sources: Sources) -> Inventory:
     return Inventory(slices, notes=notes)
 
 
-def _gpus(fleet: FleetConfig, nvidia: NvidiaState) -> Inventory:
+def _gpus(fleet: FleetConfig, nvidia: NvidiaState, sources: Sources) -> Inventory:
     if fleet.discover == "nvidia" and not nvidia.slices:
         why = "; ".join(nvidia.notes) or "no NVIDIA driver answers"
         raise InventoryError(
@@ -57,15 +58,26 @@ def _gpus(fleet: FleetConfig, nvidia: NvidiaState) -> Inventory:
             where="fleet.discover",
             remedy="Check `nvidia-smi`, or use `discover: cpu`.",
         )
-    return _of(fleet, nvidia)
+    return _of(fleet, nvidia, sources)
 
 
-def _of(fleet: FleetConfig, nvidia: NvidiaState) -> Inventory:
+def _of(fleet: FleetConfig, nvidia: NvidiaState, sources: Sources) -> Inventory:
     found = Inventory(nvidia.slices, notes=nvidia.notes, users=nvidia.users, gpus=nvidia.gpus, driver=nvidia.driver)
-    return share(found, fleet.sharing)
+    return _with_cores(share(found, fleet.sharing), fleet, sources)
 
 
-def _simulated(fleet: FleetConfig, nvidia: NvidiaState) -> Inventory:
+def _with_cores(inventory: Inventory, fleet: FleetConfig, sources: Sources) -> Inventory:
+    """GPU slices with their share of the host's cores. A host that does not tell its cores costs no slice."""
+    if not fleet.pin_cores or all(s.kind is SliceKind.CPU for s in inventory.slices):
+        return inventory
+    try:
+        return share_cores(inventory, sources.host())
+    except InventoryError as error:
+        note = f"Engines are not pinned to cores: {error.message}."
+        return replace(inventory, notes=(*inventory.notes, note))
+
+
+def _simulated(fleet: FleetConfig, nvidia: NvidiaState, sources: Sources) -> Inventory:
     """A simulated fleet may have no slices yet: then its notes say how to make some."""
     if not nvidia.gpus or not all(gpu.simulated for gpu in nvidia.gpus):
         raise InventoryError(
@@ -73,7 +85,7 @@ def _simulated(fleet: FleetConfig, nvidia: NvidiaState) -> Inventory:
             where="fleet.discover.simulate",
             remedy="Another NVML was loaded before; this is a fault in sliceway if no driver's library is preloaded.",
         )
-    return _of(fleet, nvidia)
+    return _of(fleet, nvidia, sources)
 
 
 def _explicit(listed: tuple[ExplicitSlice, ...], sources: Sources) -> Inventory:
@@ -122,11 +134,13 @@ def _gpu_slice(wanted: ExplicitSlice, known: dict[str | None, Slice], where: str
             remedy=f"`sliceway slices` lists them ({len(known)} found). A slice the driver cannot see needs `memory`.",
         )
     if found is None:
-        return Slice(wanted.id or str(wanted.uuid), SliceKind(wanted.kind), None, wanted.memory or 0, uuid=wanted.uuid)
+        cores = parse_cores(wanted.cores or "")
+        kind, memory = SliceKind(wanted.kind), wanted.memory or 0
+        return Slice(wanted.id or str(wanted.uuid), kind, None, memory, uuid=wanted.uuid, cores=cores)
     if found.kind.value != wanted.kind:
         raise ConfigError(f"{wanted.uuid} is a {found.kind} slice, not {wanted.kind}", where=f"{where}.kind")
     memory = min(wanted.memory, found.memory_bytes) if wanted.memory else found.memory_bytes
-    return replace(found, id=wanted.id or found.id, memory_bytes=memory)
+    return replace(found, id=wanted.id or found.id, memory_bytes=memory, cores=parse_cores(wanted.cores or ""))
 
 
 def _refuse_overlaps(slices: list[Slice]) -> None:

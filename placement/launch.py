@@ -91,8 +91,9 @@ class LaunchSpec:
 
     @property
     def spec_hash(self) -> str:
-        """16 hex digits over arguments, environment and slice."""
-        content = [self.argv, sorted(self.environment.items()), self.slice.id, self.slice.uuid, self.slice.cores]
+        """16 hex digits over arguments, environment and slice. A GPU slice's cores are changed under a running engine."""
+        cores = self.slice.cores if self.slice.kind is SliceKind.CPU else ()
+        content = [self.argv, sorted(self.environment.items()), self.slice.id, self.slice.uuid, cores]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def command(self, endpoint: Endpoint, *, drain_seconds: float) -> list[str]:
@@ -107,7 +108,15 @@ class LaunchSpec:
     def full_environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
         """The engine's whole environment: the controller's, less what would unpin it, and ours on top."""
         kept = {k: v for k, v in inherited.items() if k not in DROPPED and not k.startswith(DROPPED_PREFIXES)}
-        return kept | dict(self.environment)
+        return kept | thread_environment(self.slice) | dict(self.environment)
+
+
+def thread_environment(target: Slice) -> dict[str, str]:
+    """As many threads as the slice has cores of its own, so that an engine does not start one per core of the machine."""
+    if not target.cores:
+        return {}
+    threads = str(1 if target.shared_cores else len(target.cores))
+    return {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
 
 
 def build_launch(
@@ -224,8 +233,6 @@ def _environment(target: Slice, engine: EngineConfig, cache: Path) -> dict[str, 
     }
     if not engine.usage_reporting:
         environment |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    if target.cores:
-        environment |= {"OMP_NUM_THREADS": str(len(target.cores)), "RAYON_NUM_THREADS": str(len(target.cores))}
     if target.kind is SliceKind.CPU:
         return environment | {
             "CUDA_VISIBLE_DEVICES": "",

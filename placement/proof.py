@@ -230,7 +230,11 @@ def _limits(expected: Expectation, seen: Observation) -> Iterator[Finding]:
 
 
 def _cores(target: Slice, seen: Observation) -> Iterator[Finding]:
-    """Every process may run on the slice's cores only. Not checked where no cores are set apart."""
+    """Every process may run on the slice's cores only. Not checked where no cores are set apart.
+
+    A `cpu` slice is its cores. On a GPU they are for the neighbours' sake, and an engine that takes more of them (vLLM's
+    --numa-bind does) is in the right place nevertheless.
+    """
     if not target.cores or not seen.affinity:
         return
     expected = f"cores {format_cores(target.cores)} only"
@@ -239,7 +243,8 @@ def _cores(target: Slice, seen: Observation) -> Iterator[Finding]:
     if astray:
         pid, cores = min(astray.items())
         many = f"{len(astray)} of {len(seen.affinity)} processes"
-        yield Finding("cores", Verdict.REFUTED, expected, f"{many} elsewhere, pid {pid} on {format_cores(cores)} too")
+        verdict = Verdict.REFUTED if target.kind is SliceKind.CPU else Verdict.WARNING
+        yield Finding("cores", verdict, expected, f"{many} elsewhere, pid {pid} on {format_cores(cores)} too")
     else:
         yield Finding("cores", Verdict.PROVEN, expected, f"so for {len(seen.affinity)} processes")
 

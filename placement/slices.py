@@ -51,7 +51,8 @@ class Slice:
     `id` is the slice's identity and outlives restarts: `cpu-0`; a GPU's UUID; for MIG `<GPU UUID>/<profile>@<start>`.
     `uuid` is what `CUDA_VISIBLE_DEVICES` takes and may change when the slice is made again; None on a CPU.
     `memory_bytes` is what an engine may use, as the driver or the budget says, never a profile's name.
-    `cores` are the CPU cores of its engine; empty where none are set apart. `sharers` counts the slices that use one
+    `cores` are the CPU cores of its engine; empty where none are set apart. They are its own, unless `shared_cores` says
+    that there were too few and other slices use them as well. `sharers` counts the slices that use one
     card together without isolation, itself included.
     """
 
@@ -64,6 +65,7 @@ class Slice:
     cores: tuple[int, ...] = ()
     simulated: bool = False
     sharers: int = 1
+    shared_cores: bool = False
 
     def __post_init__(self) -> None:
         if self.memory_bytes <= 0:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -58,6 +58,7 @@ class FakeProcess:
     stubborn: bool = False
     received: list[str] = field(default_factory=list)
     record: ExitRecord | None = None
+    pinned: list[tuple[int, ...]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._over = asyncio.Event()
@@ -97,6 +98,10 @@ class FakeProcess:
         """SIGKILL."""
         self.received.append("kill")
         self.end(signal=9)
+
+    def pin(self, cores: Sequence[int]) -> None:
+        """Move it to these cores."""
+        self.pinned.append(tuple(cores))
 
     def mark_ready(self, at: datetime) -> None:
         """Write down that it is ready."""

@@ -61,6 +61,8 @@ def _row(one: Slice, inventory: Inventory) -> dict[str, object]:
     return one.as_public() | {
         "memory_bytes": one.memory_bytes,
         "cores": list(one.cores),
+        "cores_shared": one.shared_cores,
+        "numa_node": one.gpu.numa_node if one.gpu else None,
         "product": one.gpu.product if one.gpu else None,
         "isolation": one.kind.isolation,
         "simulated": one.simulated,
@@ -83,7 +85,7 @@ def _table(inventory: Inventory) -> Table:
             one.kind.value + (" (simulated)" if one.simulated else ""),
             one.profile or "",
             f"{one.memory_bytes / 2**30:.1f} GiB",
-            format_cores(one.cores),
+            format_cores(one.cores) + (" (shared)" if one.shared_cores else ""),
             escape(one.gpu.product) if one.gpu else "",
             one.kind.isolation,
             escape(users),

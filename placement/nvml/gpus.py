@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from model_registry.catalogue import Catalogue, Product, differences
+from placement.cores import parse_cores
 from placement.gpus import (
     ComputeInstance,
     ComputeMode,
@@ -16,7 +18,7 @@ from placement.gpus import (
     MigMode,
     Recovery,
 )
-from placement.nvml.access import bare_profile_name, mig_handles, mig_mode, or_none, processes, profile_name
+from placement.nvml.access import bare_profile_name, mig_handles, mig_mode, or_none, processes, profile_name, text
 from placement.nvml.product import drivers_product, known_product
 
 _COMPUTE_MODES: Mapping[int, ComputeMode] = {
@@ -28,6 +30,9 @@ _COMPUTE_MODES: Mapping[int, ComputeMode] = {
 _RECOVERY: Mapping[int, Recovery] = {0: "none", 1: "reset", 2: "reboot", 3: "drain", 4: "drain-and-reset", 7: "reboot"}
 # More than any GPU holds: the count that NVML gives for a profile is wrong on some products.
 _MOST_INSTANCES = 16
+_CPU_WORDS = 128  # 8192 hardware threads, the most that Linux is built for on common machines (CONFIG_MAXSMP)
+_NODE_WORDS = 16
+_PCI_DEVICES = Path("/sys/bus/pci/devices")
 
 
 def is_simulated(nvml: Any) -> bool:
@@ -55,7 +60,8 @@ def read_gpu(nvml: Any, index: int, handle: Any, catalogue: Catalogue, driver: s
         driver=driver,
         pci_device_id=read(lambda: int(nvml.nvmlDeviceGetPciInfo(handle).pciDeviceId)) or 0,
         minor=read(lambda: int(nvml.nvmlDeviceGetMinorNumber(handle))),
-        numa_node=read(lambda: int(nvml.nvmlDeviceGetNumaNodeId(handle))),
+        numa_node=_numa_node(nvml, handle),
+        cpus=_cpus_nearby(nvml, handle),
         geometry=geometry,
         differences=differences(table, geometry) if table and geometry else (),
         mode=MigMode(*mode) if mode else None,
@@ -163,6 +169,32 @@ def _canonical(geometry: Product | None, profile: str) -> str:
         if profile == known.name or profile in known.alternate_names:
             return known.name
     return profile
+
+
+def _numa_node(nvml: Any, handle: Any) -> int | None:
+    """The host's node next to the GPU. Not nvmlDeviceGetNumaNodeId: that is the node which a GPU's own memory makes up."""
+    near = or_none(
+        nvml,
+        lambda: _bits(nvml.nvmlDeviceGetMemoryAffinity(handle, _NODE_WORDS, nvml.NVML_AFFINITY_SCOPE_NODE)),
+    )
+    return near[0] if near else None
+
+
+def _cpus_nearby(nvml: Any, handle: Any) -> tuple[int, ...]:
+    """The host's hardware threads next to the GPU, as the driver tells it, else as the kernel does."""
+    told = or_none(nvml, lambda: _bits(nvml.nvmlDeviceGetCpuAffinity(handle, _CPU_WORDS)))
+    if told:
+        return told
+    bus = or_none(nvml, lambda: text(nvml.nvmlDeviceGetPciInfo(handle).busId)) or ""
+    try:
+        return parse_cores((_PCI_DEVICES / bus[-12:].lower() / "local_cpulist").read_text())
+    except (OSError, ValueError):
+        return ()
+
+
+def _bits(words: Iterable[int]) -> tuple[int, ...]:
+    """The numbers of the bits that are set, over 64-bit words."""
+    return tuple(64 * i + bit for i, word in enumerate(words) for bit in range(64) if word >> bit & 1)
 
 
 def _needs_reset(nvml: Any, handle: Any, table: Product | None) -> bool | None:

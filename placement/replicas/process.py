@@ -16,7 +16,7 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from placement.mps import end_servers, ensure_server
 from placement.plugin import plugin_environment
 from placement.replicas import shim
 from placement.replicas.journal import ExitRecord, Journal, JournalEntry
-from placement.replicas.procfs import ProcessIdentity, boot_id, sessions
+from placement.replicas.procfs import ProcessIdentity, boot_id, sessions, threads_of
 from placement.schema import EngineConfig
 from placement.sharing import mps_directory
 from placement.slices import Slice, SliceKind
@@ -77,6 +77,16 @@ class EngineProcess:
     def kill(self) -> None:
         """End all of it now."""
         self._signal(signal.SIGUSR1)
+
+    def pin(self, cores: Sequence[int]) -> None:
+        """Move all of it to these hardware threads. What may not be moved stays where it is."""
+        with contextlib.suppress(OSError):  # it ended
+            if os.sched_getaffinity(self.session) == frozenset(cores):
+                return
+        for pid in sessions([self.session])[self.session]:
+            for thread in threads_of(pid):
+                with contextlib.suppress(OSError):  # it ended, or the cores are not this process's to give
+                    os.sched_setaffinity(thread, cores)
 
     def mark_ready(self, at: datetime) -> None:
         """Write down that it has answered a real request."""

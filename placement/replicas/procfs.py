@@ -60,6 +60,14 @@ def sessions(wanted: Iterable[int]) -> Mapping[int, Sequence[int]]:
     return members
 
 
+def threads_of(pid: int) -> Sequence[int]:
+    """Its threads' ids; empty if it has ended."""
+    try:
+        return [int(task.name) for task in (PROC / str(pid) / "task").iterdir()]
+    except OSError:
+        return []
+
+
 def resident_bytes(pids: Iterable[int]) -> int:
     """Resident memory, summed. Pages that several processes share are counted once for each: an upper bound, cheap to read."""
     page = os.sysconf("SC_PAGE_SIZE")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from placement.replicas.liveness import Liveness
 from placement.replicas.probe import Activity
 from placement.replicas.progress import stage
 from placement.schema import EngineConfig
-from placement.slices import Slice
+from placement.slices import Slice, SliceKind
 from placement.table import ReplicaState
 
 _log = logging.getLogger(__name__)
@@ -64,6 +64,9 @@ class Process(Protocol):
 
     def kill(self) -> None:
         """End it now."""
+
+    def pin(self, cores: Sequence[int]) -> None:
+        """Move all of it to these hardware threads."""
 
     def mark_ready(self, at: datetime) -> None:
         """Write down that it has answered a real request."""
@@ -160,6 +163,8 @@ class Replica:
     def begin(self, found: Process | None = None) -> None:
         """Start the engine, or go on with `found`, which runs this goal's specification already."""
         self._process = found
+        if found is not None:
+            self._pin(found)
         self._task = asyncio.create_task(self._live(), name=f"replica {self.goal.replica}")
 
     @property
@@ -168,9 +173,19 @@ class Replica:
         return self._process.entry.spec_hash if self._process is not None else self.goal.spec_hash
 
     def reconfigure(self, goal: Goal, config: EngineConfig) -> None:
-        """Go on with the same engine under a new goal that its specification still meets, and other timings."""
+        """Go on with the same engine under a new goal that its specification still meets, and other timings.
+
+        A GPU slice's cores may be others than before: what is around it on the host has changed.
+        """
+        moved = goal.slice.cores != self.goal.slice.cores
         self.goal = goal
         self._config = config
+        if moved and self._process is not None:
+            self._pin(self._process)
+
+    def _pin(self, process: Process) -> None:
+        if self.goal.slice.cores and self.goal.slice.kind is not SliceKind.CPU:
+            process.pin(self.goal.slice.cores)
 
     def hurry(self) -> None:
         """End the engine without waiting for anything."""

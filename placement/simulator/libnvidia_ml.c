@@ -1060,7 +1060,7 @@ DEVICE_NUMBER(nvmlDeviceGetDisplayMode, unsigned, GPU_ONLY, 1, OK, t.gpu->displa
 DEVICE_NUMBER(nvmlDeviceGetDisplayActive, unsigned, GPU_ONLY, 1, OK, t.gpu->display)
 DEVICE_NUMBER(nvmlDeviceGetPowerUsage, unsigned, GPU_ONLY, 1, OK, t.gpu->power_mw)
 DEVICE_NUMBER(nvmlDeviceGetNumGpuCores, unsigned, GPU_ONLY, !t.gpu->mig_current && t.product->cores, NOT_SUPPORTED, t.product->cores)
-DEVICE_NUMBER(nvmlDeviceGetNumaNodeId, unsigned, GPU_ONLY, t.gpu->numa != NO_INSTANCE, NOT_SUPPORTED, t.gpu->numa)
+DEVICE_NUMBER(nvmlDeviceGetNumaNodeId, unsigned, GPU_ONLY, 0, NOT_SUPPORTED, NO_INSTANCE) /* for GPUs that are nodes themselves */
 DEVICE_NUMBER(nvmlDeviceGetSupportedEventTypes, unsigned long long, GPU_ONLY, 1, OK, EVENTS_SUPPORTED)
 
 API ret_t nvmlDeviceSetPersistenceMode(nvmlDevice_t device, unsigned mode)
@@ -1128,6 +1128,24 @@ API ret_t nvmlDeviceGetCpuAffinity(nvmlDevice_t device, unsigned words, unsigned
     REQUIRE(set && words, INVALID_ARGUMENT);
     for (unsigned i = 0; i < words; i++)
         set[i] = i < CPU_WORDS ? (unsigned long)t.gpu->cpus[i] : 0;
+    return end(OK);
+}
+
+/* A node is a socket here, so both scopes have one answer. */
+API ret_t nvmlDeviceGetCpuAffinityWithinScope(nvmlDevice_t device, unsigned words, unsigned long *set, unsigned scope)
+{
+    return scope <= 1 ? nvmlDeviceGetCpuAffinity(device, words, set) : INVALID_ARGUMENT;
+}
+
+/* The host's memory node next to the GPU; no GPU here is a node itself. */
+API ret_t nvmlDeviceGetMemoryAffinity(nvmlDevice_t device, unsigned words, unsigned long *set, unsigned scope)
+{
+    BEGIN(device, ANY_DEVICE);
+    REQUIRE(set && words && scope <= 1, INVALID_ARGUMENT);
+    REQUIRE(t.gpu->numa != NO_INSTANCE, NOT_SUPPORTED);
+    REQUIRE(t.gpu->numa / 64 < words, INVALID_ARGUMENT);
+    memset(set, 0, words * sizeof(*set));
+    set[t.gpu->numa / 64] = 1ul << t.gpu->numa % 64;
     return end(OK);
 }
 

@@ -44,7 +44,8 @@ class MachineOptions:
     `gi_ids`: `tree` numbers GPU instances as published transcripts show, `sequential` never the same way twice.
     `uuids`: whether a MIG device made again gets a `fresh` UUID, or the `same` one at the same place: both are reported.
     `memory_bytes` overrides single placements (`{"3g.20gb@0": ...}`): on real GPUs two slices of one profile may differ.
-    `cpus` are the cores next to each GPU, one set for all if there is one.
+    `cpus` are the cores next to each GPU and `numa_nodes` the host's memory nodes; GPUs take them in turn, so one of each
+    stands for all.
     """
 
     driver: str = "610.43.02"
@@ -56,6 +57,7 @@ class MachineOptions:
     seed: str = "sliceway"
     persistence: bool = True
     cpus: Sequence[Sequence[int]] = ()
+    numa_nodes: Sequence[int] = ()
     memory_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -178,8 +180,9 @@ def supports_mig(product: Product, driver: str) -> bool:
 def _gpu(index: int, number: int, product: Product | PlainGpu, options: MachineOptions) -> Iterator[str]:
     identity = uuid.uuid5(uuid.NAMESPACE_URL, f"sliceway-simulator/{options.seed}/{index}")
     mig = options.mig and isinstance(product, Product) and supports_mig(product, options.driver)
+    node = options.numa_nodes[index % len(options.numa_nodes)] if options.numa_nodes else _NO_NUMA_NODE
     yield (
-        f"gpu {number} GPU-{identity} {1_320_000_000_000 + index} {index} 0 {4 + 7 * index:x} {_NO_NUMA_NODE} {int(mig)} "
+        f"gpu {number} GPU-{identity} {1_320_000_000_000 + index} {index} 0 {4 + 7 * index:x} {node} {int(mig)} "
         f"{int(options.persistence)} {30 + index % 8} {70_000 + 1_000 * index}"
     )
     if options.cpus:

@@ -14,6 +14,7 @@ from typing import Literal, Self
 
 from model_registry.atomic import write_atomically
 from model_registry.catalogue import load_catalogue
+from placement.cores import numa_nodes
 from placement.errors import SimulatorError
 from placement.simulator.build import Libraries, libraries
 from placement.simulator.machine import PRIVILEGES, MachineOptions, Privilege, describe, parse_fleet
@@ -246,4 +247,6 @@ def join(memory_bytes: int, environ: Mapping[str, str] = os.environ, *, name: st
 
 
 def _on_this_host(options: MachineOptions) -> MachineOptions:
-    return replace(options, cpus=(tuple(range(os.cpu_count() or 1)),))
+    """GPUs beside this machine's own cores, so that engines can really be pinned to them."""
+    nodes = numa_nodes()
+    return replace(options, cpus=tuple(nodes.values()), numa_nodes=tuple(nodes))

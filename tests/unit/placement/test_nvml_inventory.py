@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -196,3 +197,23 @@ def test_no_driver_is_no_news_and_a_broken_one_is(monkeypatch: pytest.MonkeyPatc
 )
 def test_profile_names_follow_from_memory(slices: int, memory_mib: int, total_mib: int, name: str) -> None:
     assert profile_name(slices, memory_mib, total_mib * MIB) == name
+
+
+def test_each_gpu_tells_the_cores_and_the_memory_node_next_to_it(nvml: Callable[..., Any]) -> None:
+    n = nvml("h100-sxm:3", mig=True, cpus=((0, 1, 64, 65), (130, 131)), numa_nodes=(0, 1))
+    assert [(g.cpus, g.numa_node) for g in read_nvidia(n).gpus] == [
+        ((0, 1, 64, 65), 0),
+        ((130, 131), 1),
+        ((0, 1, 64, 65), 0),
+    ]
+    device = n.nvmlDeviceGetHandleByIndex(1)
+    assert list(n.nvmlDeviceGetCpuAffinityWithinScope(device, 3, n.NVML_AFFINITY_SCOPE_SOCKET)) == [0, 0, 12]
+    with pytest.raises(n.NVMLError, match="Not Supported"):
+        n.nvmlDeviceGetNumaNodeId(device)
+
+
+def test_a_simulated_gpu_is_next_to_cores_that_this_machine_has(nvml: Callable[..., Any]) -> None:
+    (gpu,) = read_nvidia(nvml("h100-sxm")).gpus
+    assert gpu.cpus
+    assert set(gpu.cpus) <= set(range(os.cpu_count() or 1))
+    assert gpu.numa_node is not None

@@ -157,9 +157,16 @@ def test_a_limit_that_nothing_tells_of_is_unseen() -> None:
     assert verdicts(proof)["limits"] is Verdict.UNSEEN
 
 
-def test_cores_of_others_are_refused_and_named() -> None:
+def test_cores_of_others_are_named_and_refused_where_cores_are_the_slice() -> None:
     seen = replace(GOOD, affinity={100: frozenset({2, 3}), 101: frozenset({3, 4, 5})})
-    assert "expected cores 2-3 only; saw 1 of 2 processes elsewhere, pid 101 on 4-5 too" in refusal(seen)
+    on_gpu = prove(TESTED, seen)
+    assert on_gpu.ok
+    assert verdicts(on_gpu)["cores"] is Verdict.WARNING
+    cpu = Slice("cpu-0", SliceKind.CPU, None, 2**30, cores=(2, 3))
+    on_cores = prove(Expectation(cpu), seen)
+    words = "expected cores 2-3 only; saw 1 of 2 processes elsewhere, pid 101 on 4-5 too"
+    assert words in str(on_gpu.findings[-1])
+    assert words in (on_cores.reason or "")
 
 
 def test_a_stranger_on_the_slice_is_told_and_does_not_stop_the_engine() -> None:

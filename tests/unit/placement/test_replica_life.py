@@ -330,3 +330,25 @@ async def test_a_fault_of_ours_is_shown_and_not_lost(caplog: pytest.LogCaptureFi
     assert "ZeroDivisionError" in str(one.view.reason)
     assert world.started[0].received == ["kill"]
     assert "a fault of sliceway itself" in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "moved"), [(SliceKind.MIG, [(2, 3), (4, 5)]), (SliceKind.CPU, [])])
+async def test_cores_of_a_gpu_slice_change_under_a_running_engine(
+    kind: SliceKind, moved: list[tuple[int, ...]]
+) -> None:
+    world = FakeWorld()
+    before, after = (
+        Slice("one", kind, None, 2**30, uuid=None if kind is SliceKind.CPU else "MIG-1", gpu=GPU, cores=cores)
+        for cores in ((2, 3), (4, 5))
+    )
+    old, new = goal(target=before), goal(target=after)
+    assert (old.spec_hash == new.spec_hash) is bool(moved), "a cpu slice with other cores is another slice"
+    assert old.spec
+    process = FakeProcess(fake_entry(old.spec).model_copy(update={"ready_at": world.clock.now()}))
+    one = replica(world, old)
+    one.begin(process)
+    await until(lambda: one.view.state is ReplicaState.READY)
+    one.reconfigure(old, EngineConfig())
+    one.reconfigure(new, EngineConfig())
+    assert process.pinned == moved
+    await one.stop()
