@@ -25,7 +25,7 @@ from model_registry.errors import RegistryError, SlicewayError
 from model_registry.sizing.calibration import CalibrationStore
 from placement.calibration import CalibratedRegistry
 from placement.clock import Clock, SystemClock
-from placement.engines import describe_engine
+from placement.engines import EngineKind
 from placement.errors import EngineMissing, TableUnreadable
 from placement.evidence import ReplicaTrace, prove_replica
 from placement.goals import Goals, PlacementConfig, Registry, Workshop, plan_goals
@@ -56,9 +56,8 @@ _ADOPTION_SECONDS = 10.0
 
 def make_registry(engine: EngineConfig, inventory: Inventory) -> Registry:
     """The real registry, for the engine that is installed."""
-    cuda = any(s.kind is not SliceKind.CPU for s in inventory.slices)
-    version = installed_vllm(engine, cuda=cuda)
-    return ModelRegistry(engine, vllm_version=version, device="cuda" if cuda else "cpu")
+    kind: EngineKind = "cuda" if any(s.kind is not SliceKind.CPU for s in inventory.slices) else "cpu"
+    return ModelRegistry(engine, vllm_version=installed_vllm(engine, kind), device=kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,10 +257,7 @@ class Controller:
         """The version that these arguments start; None for another engine."""
         if self._goals is None or self._goals.config.engine.command or not arguments:
             return None
-        try:
-            return describe_engine(Path(arguments[0])).vllm
-        except EngineMissing:  # removed under the running engine: then as little is known of it as of another's
-            return None
+        return self._workshop.versions.of(Path(arguments[0]))
 
     def _read_log(self, entry: JournalEntry) -> str:
         return read_log(self._paths.log(entry.replica), entry.log_offset)

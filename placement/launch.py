@@ -16,21 +16,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from model_registry.errors import ConfigError
-from model_registry.model import EngineLimits, Footprint, SliceFit, Task
+from model_registry.model import EngineLimits, Footprint, ModelSpec, SliceFit, Task
 from model_registry.schema import ModelConfig
 from placement.cores import format_cores
 from placement.schema import EngineConfig
 from placement.sharing import utilization_of_card
+from placement.simulated_engine import simulated_argv
 from placement.slices import Slice, SliceKind
 
 _TOKEN = re.compile(r"\{([a-z_]+)\}")
 TOKENS = ("model", "served_name", "uds", "port", "max_model_len", "max_num_seqs", "task", "cores", "python")
 _LATE = ("uds", "port")
 LEAST_POOL_BYTES = 2**20
+_VLLM = ("-m", "vllm.entrypoints.openai.api_server")
 
 # What must not leak from the controller's environment into an engine: it would unpin it, or mix two environments.
 DROPPED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "LD_PRELOAD")
 DROPPED_PREFIXES = ("OMP_", "GOMP_", "KMP_", "VLLM_CPU_", "SLICEWAY_")
+
+# Where engines keep what they compile; each library has a variable of its own. vLLM's holds its start-up plans too, which
+# know a slice by its GPU's memory, so profiles must not share it (VLLM_ENABLE_STARTUP_PLAN).
+_CACHES = {"VLLM_CACHE_ROOT": "vllm", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+_GPU_CACHES = {
+    "CUDA_CACHE_PATH": "cuda",
+    "TORCH_EXTENSIONS_DIR": "torch_extensions",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "DG_JIT_CACHE_DIR": "deep_gemm",
+    "TILELANG_CACHE_DIR": "tilelang",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +75,8 @@ class Endpoint:
 class SizedModel:
     """A model of the configuration with what the registry knows of it.
 
-    `source` is what the engine is told: a directory, file or hub id. `limits` and `footprint` are None where only the
-    engine behind `engine.command` knows what the model is.
+    `source` is what the engine is told: a directory, file or hub id. `limits`, `footprint` and `spec` are None where only
+    the engine behind `engine.command` knows what the model is.
     """
 
     config: ModelConfig
@@ -72,12 +85,14 @@ class SizedModel:
     max_model_len: int | None
     limits: EngineLimits | None = None
     footprint: Footprint | None = None
+    spec: ModelSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
     """Everything that makes one engine process what it is, but where it listens.
 
+    `cache` is the directory of its compilation caches, which replicas of the same kind share; None if it compiles nothing.
     `argv` may hold `{uds}`, `{port}` and `{drain_seconds}`, filled in at every start. `environment` is laid over what is inherited;
     `spec_hash` is equal exactly if an engine that runs need not be restarted.
     """
@@ -88,6 +103,7 @@ class LaunchSpec:
     slice: Slice
     argv: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
+    cache: Path | None = None
 
     @property
     def spec_hash(self) -> str:
@@ -133,22 +149,29 @@ def build_launch(
 ) -> LaunchSpec:
     """Arguments and environment for `sized` on `target`.
 
-    `vllm_python` is the interpreter with vLLM, needed unless `engine.command` names another engine; `own_python` the one that
-    runs sliceway; `cache` the slice's cache directory. `extra_environment` comes below `engine.environment`.
+    `vllm_python` is the interpreter with vLLM, needed unless `engine.command` names another engine or the slice is
+    simulated; `own_python` the one that runs sliceway; `cache` the directory for compilation caches.
+    `extra_environment` comes below `engine.environment`.
     Raises ConfigError where `engine.command` is not usable.
     """
+    compiles = False
     if engine.command:
         argv = _custom_argv(sized, target, engine, own_python)
+    elif target.simulated and sized.limits is not None:
+        argv = simulated_argv(own_python, _vllm_arguments(sized, sized.limits, target, fit, engine), sized, target, fit)
     elif vllm_python is None or sized.limits is None:
         raise ValueError(f"{replica}: vLLM needs an interpreter and limits")
     else:
-        argv = _vllm_argv(sized, sized.limits, target, fit, engine, vllm_python)
+        compiles = True
+        argv = [str(vllm_python), *_VLLM, *_vllm_arguments(sized, sized.limits, target, fit, engine)]
     environment = {**_environment(target, engine, cache), **(extra_environment or {}), **engine.environment}
-    return LaunchSpec(replica, sized.config.name, sized.task, target, tuple(argv), environment)
+    return LaunchSpec(
+        replica, sized.config.name, sized.task, target, tuple(argv), environment, cache if compiles else None
+    )
 
 
-def _vllm_argv(
-    sized: SizedModel, limits: EngineLimits, target: Slice, fit: SliceFit, engine: EngineConfig, python: Path
+def _vllm_arguments(
+    sized: SizedModel, limits: EngineLimits, target: Slice, fit: SliceFit, engine: EngineConfig
 ) -> list[str]:
     model = sized.config
     flags = {
@@ -180,9 +203,6 @@ def _vllm_argv(
         flags["--runner"] = "pooling"
     listen = ["--uds", "{uds}"] if engine.transport == "unix" else ["--host", "127.0.0.1", "--port", "{port}"]
     return [
-        str(python),
-        "-m",
-        "vllm.entrypoints.openai.api_server",
         *("--model", sized.source),
         *("--served-model-name", model.name),
         *listen,
@@ -225,12 +245,7 @@ def _flags(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _environment(target: Slice, engine: EngineConfig, cache: Path) -> dict[str, str]:
-    environment = {
-        "PYTHONUNBUFFERED": "1",
-        "VLLM_CACHE_ROOT": str(cache / "vllm"),
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
-        "TRITON_CACHE_DIR": str(cache / "triton"),
-    }
+    environment = {"PYTHONUNBUFFERED": "1"} | {name: str(cache / place) for name, place in _CACHES.items()}
     if not engine.usage_reporting:
         environment |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if target.kind is SliceKind.CPU:
@@ -241,7 +256,8 @@ def _environment(target: Slice, engine: EngineConfig, cache: Path) -> dict[str, 
             # 'finalize_loading'") and every start compiles for over a minute; without it the other caches serve.
             "VLLM_USE_AOT_COMPILE": "0",
         }
-    return environment | {"CUDA_VISIBLE_DEVICES": str(target.uuid), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    on_gpu = {name: str(cache / place) for name, place in _GPU_CACHES.items()}
+    return environment | on_gpu | {"CUDA_VISIBLE_DEVICES": str(target.uuid), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def _custom_argv(sized: SizedModel, target: Slice, engine: EngineConfig, own_python: Path) -> list[str]:

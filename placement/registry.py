@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from model_registry.errors import RegistryError
 from model_registry.model import ModelSpec, SliceFit
 from model_registry.schema import ModelConfig
 from model_registry.sizing import default_limits, fit, weigh
 from model_registry.source import resolve_source
-from placement.engines import describe_engine, find_engine_python
+from placement.engines import INSTALLED_VERSIONS, EngineKind, describe_engine, find_engine_python
 from placement.errors import EngineMissing
 from placement.launch import SizedModel
 from placement.schema import EngineConfig
 from placement.slices import Slice, SliceKind
-
-# What vLLM is sized as where none is installed yet: the version that `sliceway engine install` brings.
-DEFAULT_VLLM = "0.32.0"
 
 
 class ModelRegistry:
@@ -29,12 +26,12 @@ class ModelRegistry:
         self,
         engine: EngineConfig,
         *,
-        vllm_version: str = DEFAULT_VLLM,
-        device: Literal["cuda", "cpu"] = "cuda",
+        vllm_version: str | None = None,
+        device: EngineKind = "cuda",
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self._engine = engine
-        self._vllm_version = vllm_version
+        self._vllm_version = vllm_version or INSTALLED_VERSIONS[device]
         self._device = device
         self._environ = os.environ if environ is None else environ
         self._specs: dict[str, ModelSpec | None] = {}
@@ -48,7 +45,7 @@ class ModelRegistry:
         limits = default_limits(model, spec, self._vllm_version, device=self._device)
         task = spec.task if model.task == "auto" else model.task
         source = str(spec.path) if Path(str(model.source)).exists() and spec.path else str(model.source)
-        return SizedModel(model, source, task, limits.max_model_len, limits, weigh(spec, limits))
+        return SizedModel(model, source, task, limits.max_model_len, limits, weigh(spec, limits), spec)
 
     def fit(self, sized: SizedModel, target: Slice) -> SliceFit:
         """Whether the model fits the slice, by the bytes it takes there."""
@@ -68,23 +65,25 @@ class ModelRegistry:
     def _spec(self, model: ModelConfig) -> ModelSpec | None:
         if model.name not in self._specs:
             try:
-                self._specs[model.name] = resolve_source(
-                    str(model.source), revision=model.revision, environ=self._environ
-                )
+                self._specs[model.name] = self._read(model)
             except RegistryError as error:
                 if not self._engine.command:
                     raise _named(error, model.name) from error
                 self._specs[model.name] = None
         return self._specs[model.name]
 
+    def _read(self, model: ModelConfig) -> ModelSpec:
+        if model.metadata is None:
+            return resolve_source(str(model.source), revision=model.revision, environ=self._environ)
+        return replace(resolve_source(model.metadata), source=str(model.source), path=None)
 
-def installed_vllm(engine: EngineConfig, *, cuda: bool) -> str:
-    """The version of the vLLM that would be started; the one that would be installed where there is none yet."""
+
+def installed_vllm(engine: EngineConfig, kind: EngineKind) -> str:
+    """The version of the vLLM that would be started; the one that `sliceway engine install` brings where there is none."""
     try:
-        python = find_engine_python("cuda" if cuda else "cpu", engine.python)
-        return describe_engine(python).vllm or DEFAULT_VLLM
+        return describe_engine(find_engine_python(kind, engine.python)).vllm or INSTALLED_VERSIONS[kind]
     except EngineMissing:
-        return DEFAULT_VLLM
+        return INSTALLED_VERSIONS[kind]
 
 
 def _taken_on_trust(target: Slice) -> SliceFit:

@@ -17,9 +17,9 @@
         journal.json          which process runs for this replica, for the next controller to adopt
         exit.json             how the last one ended; written by the shim
       run/                    0700: Unix sockets, unless the path would be too long for one
-      cache/SLICE/            engines' compilation caches
+      cache/MODEL/PROFILE/ENGINE/   engines' compilation caches
 
-REPLICA and SLICE are percent-encoded, because model names and slice ids may hold slashes.
+Names are percent-encoded, because those of models and slices may hold slashes.
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ class StatePaths:
         """How its last process ended."""
         return self.replica(replica) / "exit.json"
 
-    def cache(self, slice_id: str) -> Path:
-        """Compilation caches of engines on this slice."""
-        return self.root / "cache" / file_name(slice_id)
+    def cache(self, model: str, profile: str, engine: str) -> Path:
+        """Compilation caches of one model's engines, of one version, on slices of one kind."""
+        return self.root / "cache" / file_name(model) / file_name(profile) / file_name(engine)
 
     def runtime(self, environ: Mapping[str, str]) -> Path:
         """Where sockets go: `run/` here, or a short directory of this user's where that path is too long for a socket."""

