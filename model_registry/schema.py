@@ -45,10 +45,11 @@ class FilePath:
     """Marks a text field as a path: a relative value means relative to the file that names it.
 
     `path` is one always. `source` may be a hub id instead: a path is what starts with `./`, `../`, `/` or `~`, ends with
-    `.gguf`, or exists beside the file. `command` may be a bare name that is looked up in PATH: a path has a `/`.
+    `.gguf`, or exists beside the file. `command` may be a bare name that is looked up in PATH: a path has a `/`. `secret` is
+    a reference to a secret: a path is what follows `file:`.
     """
 
-    kind: Literal["path", "source", "command"] = "path"
+    kind: Literal["path", "source", "command", "secret"] = "path"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,10 @@ class ModelConfig(Section):
         default=None, min_length=1, description="Hub id (`org/name`), directory, or GGUF file."
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit on the hub.")
+    metadata: Annotated[str | None, FilePath()] = Field(
+        default=None,
+        description="A config.json to plan with in place of the hub's: no network, no weights. The engine still gets `source`.",
+    )
     task: Literal["auto", "generate", "embed"] = Field(
         default="auto", description="`auto` decides by the model's architecture."
     )

@@ -249,8 +249,7 @@ def _speed(
     sized: Sized, limits: EngineLimits, chosen: SliceFit, product: Product, profile: ProfileInfo, load: Workload
 ) -> SpeedEstimate | None:
     """None for encoders, and where the product's peaks are not known."""
-    method = limits.quantization or ""
-    roof = slice_roof(product, profile, fp8=method.startswith(_FP8_METHODS))
+    roof = slice_roof(product, profile, fp8=fp8_compute(limits))
     if roof is None or sized.architecture.encoder_only or not chosen.kv_blocks:
         return None
     longest = limits.max_model_len
@@ -291,6 +290,12 @@ def _faster_twin(
         f"{name} has the same memory and would serve {more:.0%} more requests of "
         f"{speed.prompt_tokens} + {speed.output_tokens} tokens (estimate).",
     )
+
+
+def fp8_compute(limits: EngineLimits, spec: ModelSpec | None = None) -> bool:
+    """Whether matrices are multiplied in FP8: by a method applied at load, or, given `spec`, by the checkpoint's own."""
+    own = (spec.quant_config or {}).get("quant_method") if spec else None
+    return str(limits.quantization or own or "").startswith(_FP8_METHODS)
 
 
 def _public_limits(limits: EngineLimits) -> dict[str, object]:

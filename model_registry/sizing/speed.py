@@ -56,6 +56,11 @@ class SpeedEstimate:
     requests_per_second: float
     bound_by: str
 
+    @property
+    def queued_ttft_seconds(self) -> float:
+        """TTFT where others are served before, at the load that is planned with."""
+        return self.ttft_seconds / (1 - _BUSY_SHARE)
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:
@@ -86,6 +91,15 @@ def slice_roof(product: Product, profile: ProfileInfo, *, fp8: bool = False) -> 
         bytes_per_second=bandwidth * 1e9 * profile.memory_slices / product.memory_slices,
         flops_per_second=flops * 1e12 * profile.sm_count / product.sm_count,
     )
+
+
+def card_roof(product: str, *, fp8: bool = False) -> Roof | None:
+    """The roof of a whole card by the catalogue's name, MIG off; None where its peaks are not known."""
+    peak = _peaks().get(product)
+    if not peak:
+        return None
+    flops = (peak["fp8_tflops"] if fp8 else None) or peak["bf16_tflops"] or 0.0
+    return Roof((peak["bandwidth_gb_s"] or 0.0) * 1e9, flops * 1e12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +205,11 @@ def best_batch(sized: Sized, limits: EngineLimits, fit: SliceFit, roof: Roof, de
     """The batch at which one replica serves most within the demand's latencies; None where none does.
 
     While a replica prefills for others, a running sequence waits: its ITL is the step's time over the share of time that
-    is left for decoding.
+    is left for decoding. A pooling model only prefills.
     """
     work = _work(sized, limits)
+    if sized.architecture.encoder_only or sized.architecture.pooling:
+        return _pooled(work, roof, demand)
     most = largest_batch(sized, limits, fit, demand.prompt_tokens + demand.output_tokens)
     for batch in range(most, 0, -1):
         estimate = _at_batch(work, roof, batch, demand.prompt_tokens, demand.output_tokens)
@@ -201,11 +217,39 @@ def best_batch(sized: Sized, limits: EngineLimits, fit: SliceFit, roof: Roof, de
         waited = estimate.itl_seconds / max(decoding, 1e-9)
         if demand.itl_slo_seconds is not None and waited > demand.itl_slo_seconds:
             continue
-        queued = estimate.ttft_seconds / (1 - _BUSY_SHARE)
-        if demand.ttft_slo_seconds is not None and queued > demand.ttft_slo_seconds:
+        if demand.ttft_slo_seconds is not None and estimate.queued_ttft_seconds > demand.ttft_slo_seconds:
             return None
         return estimate
     return None
+
+
+def fastest(sized: Sized, limits: EngineLimits, roof: Roof, demand: Demand) -> SpeedEstimate:
+    """One sequence at a time: the best latencies there can be."""
+    work = _work(sized, limits)
+    if sized.architecture.encoder_only or sized.architecture.pooling:
+        return _prefilled(work, roof, demand)
+    return _at_batch(work, roof, 1, demand.prompt_tokens, demand.output_tokens)
+
+
+def _pooled(work: _Work, roof: Roof, demand: Demand) -> SpeedEstimate | None:
+    estimate = _prefilled(work, roof, demand)
+    late = demand.ttft_slo_seconds is not None and estimate.queued_ttft_seconds > demand.ttft_slo_seconds
+    return None if late else estimate
+
+
+def _prefilled(work: _Work, roof: Roof, demand: Demand) -> SpeedEstimate:
+    """One text at a time: its answer is there when it has been read, so TTFT is all there is."""
+    seconds = ttft_seconds(work, roof, demand.prompt_tokens)
+    return SpeedEstimate(
+        batch=1,
+        prompt_tokens=demand.prompt_tokens,
+        output_tokens=0,
+        ttft_seconds=seconds,
+        itl_seconds=0.0,
+        decode_tokens_per_second=0.0,
+        requests_per_second=_BUSY_SHARE / seconds,
+        bound_by="compute",
+    )
 
 
 def replicas_for(sized: Sized, limits: EngineLimits, fit: SliceFit, roof: Roof, demand: Demand) -> int | None:

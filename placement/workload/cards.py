@@ -1,0 +1,69 @@
+"""Kinds of cards that a model can be put on, and the ways to cut each: what options are computed for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from model_registry.catalogue import Product, ProfileInfo
+from model_registry.sizing.speed import Roof, card_roof, slice_roof
+from placement.gpus import GpuState
+from placement.planner.types import WHOLE_GPU
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One kind of GPU. `geometry` holds its MIG profiles, None where it cannot be cut; `memory_bytes` is the whole card's."""
+
+    name: str
+    geometry: Product | None = field(default=None, repr=False)
+    memory_bytes: int | None = None
+
+    @classmethod
+    def of(cls, product: Product) -> Card:
+        """As the catalogue has it."""
+        return cls(product.name, product, product.total_memory_bytes)
+
+    def places(self, also: Iterable[str] = ()) -> tuple[Place, ...]:
+        """Its plain profiles whose starts are known, those of `also` that are variants, and the whole card last."""
+        wanted = set(also)
+        cut = [
+            Place(self.name, p.name, p.memory_bytes, p)
+            for p in (self.geometry.profiles if self.geometry else ())
+            if p.plannable and (p.is_base or p.name in wanted)
+        ]
+        return (*cut, Place(self.name, WHOLE_GPU, self.memory_bytes))
+
+    def roof(self, place: Place, *, fp8: bool) -> Roof | None:
+        """What the place can do at best; None where nobody has published it."""
+        if place.info is None or self.geometry is None:
+            return card_roof(self.name, fp8=fp8)
+        return slice_roof(self.geometry, place.info, fp8=fp8)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One way to run on a card: a profile, or `gpu` for all of it. `memory_bytes` None: not published."""
+
+    product: str
+    profile: str
+    memory_bytes: int | None
+    info: ProfileInfo | None = field(default=None, repr=False)
+
+    @property
+    def mig(self) -> bool:
+        """Whether it is a slice."""
+        return self.info is not None
+
+
+def cards_of(gpus: Iterable[GpuState]) -> tuple[Card, ...]:
+    """The kinds of cards among `gpus`, by name, with the driver's figures where it tells them.
+
+    Of several cards of one product the least memory counts, so that what fits one fits all.
+    """
+    found: dict[str, Card] = {}
+    for gpu in gpus:
+        known = found.get(gpu.product)
+        memory = min(gpu.usable_bytes, known.memory_bytes or gpu.usable_bytes) if known else gpu.usable_bytes
+        found[gpu.product] = Card(gpu.product, gpu.geometry, memory)
+    return tuple(found[name] for name in sorted(found))

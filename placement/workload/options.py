@@ -1,0 +1,230 @@
+"""One model against every place it could run in: where it fits, what it serves there within its latencies, and why not elsewhere.
+
+Pure. Memory is decided by sizing (or by what an engine measured on a slice of that size), speed by the roofline estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from math import ceil
+from typing import Literal
+
+from model_registry.model import EngineLimits, ModelSpec, SliceFit
+from model_registry.schema import ModelConfig
+from model_registry.sizing.calibration import Calibration, CalibrationKey, calibrated
+from model_registry.sizing.fit import fit
+from model_registry.sizing.footprint import Sized, size_model
+from model_registry.sizing.report import fp8_compute
+from model_registry.sizing.speed import Demand, SpeedEstimate, best_batch, fastest
+from placement.planner.types import WHOLE_GPU, Option
+from placement.workload.cards import Card, Place
+
+Measured = Mapping[CalibrationKey, Calibration]
+_MODE_CHANGE_PENALTY = 1.0
+"""A whole card takes MIG off, which empties it: only where nothing else is as good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model as it is to be placed: its configuration, what its files say, and the engine's limits."""
+
+    config: ModelConfig
+    spec: ModelSpec
+    limits: EngineLimits
+    sized: Sized = field(repr=False)
+
+    @classmethod
+    def of(cls, config: ModelConfig, spec: ModelSpec, limits: EngineLimits) -> Subject:
+        """Weigh it. Raises ModelUnreadable and ConfigError as `size_model` does."""
+        return cls(config, spec, limits, size_model(spec, limits))
+
+    def limited(self, limits: EngineLimits) -> Subject:
+        """The same model with an engine under other limits."""
+        return replace(self, limits=limits, sized=size_model(self.spec, limits))
+
+    @property
+    def demand(self) -> Demand | None:
+        """What it is to serve, and how fast; None where replicas are counted."""
+        asked, slo = self.config.demand, self.config.slo
+        if asked is None:
+            return None
+        return Demand(
+            requests_per_second=asked.requests_per_second,
+            prompt_tokens=asked.prompt_tokens,
+            output_tokens=asked.output_tokens,
+            ttft_slo_seconds=slo.ttft if slo else None,
+            itl_slo_seconds=slo.itl if slo else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One place for one model. `option` is None where it is out, and `reason` says why, or what it gets there.
+
+    `breaks` is what is in the way: the place is not among those that are `accepted`, `memory` or `speed` is too small, or
+    the card is `unknown` in one of the two; `mode` where only MIG off would offer it.
+    """
+
+    place: Place
+    reason: str
+    option: Option | None = None
+    fit: SliceFit | None = field(default=None, repr=False)
+    speed: SpeedEstimate | None = field(default=None, repr=False)
+    breaks: Literal["accepted", "memory", "speed", "unknown", "mode"] | None = None
+
+    def as_public(self) -> dict[str, object]:
+        """The stable JSON shape."""
+        return {
+            "product": self.place.product,
+            "profile": self.place.profile,
+            "feasible": self.option is not None,
+            "capacity_requests_per_second": self.speed.requests_per_second if self.option and self.speed else None,
+            "ttft_seconds": self.speed.ttft_seconds if self.option and self.speed else None,
+            "itl_seconds": self.speed.itl_seconds if self.option and self.speed else None,
+            "reason": self.reason,
+        }
+
+
+def candidates(subject: Subject, cards: Iterable[Card], measured: Measured | None = None) -> tuple[Candidate, ...]:
+    """Every place of `cards`, feasible or not, in the cards' order and from small profiles to whole cards.
+
+    A whole card is an option only where it is asked for (`profiles: [gpu]`), cannot be cut, or holds what its largest
+    profile does not.
+    """
+    found: list[Candidate] = []
+    for card in cards:
+        here = [
+            _candidate(subject, card, place, measured or {}) for place in card.places(subject.config.accepted_profiles)
+        ]
+        cut = any(c.option and c.place.mig for c in here)
+        found += [_cut_rather(c) if cut and _whole_unasked(subject, c) else c for c in here]
+    return tuple(found)
+
+
+def trusted(config: ModelConfig, cards: Iterable[Card]) -> tuple[Candidate, ...]:
+    """A model that cannot be sized, in every place it accepts: `engine.command` runs an engine that knows for itself."""
+    found: list[Candidate] = []
+    for place in (place for card in cards for place in card.places(config.accepted_profiles)):
+        if config.accepted_profiles and not _is_accepted(place, config.accepted_profiles):
+            only = " and ".join(config.accepted_profiles)
+            found.append(Candidate(place, f"the model accepts {only} only", breaks="accepted"))
+        elif config.demand:
+            reason = (
+                "its files cannot be read, so nobody knows what one replica serves; name `replicas` instead of a demand"
+            )
+            found.append(Candidate(place, reason, breaks="unknown"))
+        else:
+            found.append(Candidate(place, "not sized: engine.command runs another engine", _option(place, 1.0)))
+    return tuple(found)
+
+
+def whole_card(subject: Subject, card: Card, measured: Measured | None = None) -> Candidate:
+    """The model with the card to itself, whatever profiles it accepts: what slices are compared with."""
+    place = card.places()[-1]
+    free = replace(subject, config=subject.config.model_copy(update={"profile": None, "profiles": ()}))
+    return _candidate(free, card, place, measured or {})
+
+
+def _whole_unasked(subject: Subject, candidate: Candidate) -> bool:
+    return candidate.place.profile == WHOLE_GPU and WHOLE_GPU not in subject.config.accepted_profiles
+
+
+def _cut_rather(candidate: Candidate) -> Candidate:
+    if candidate.option is None:
+        return candidate
+    return replace(candidate, option=None, reason="a slice of this card does as well, and MIG stays on", breaks="mode")
+
+
+def _candidate(subject: Subject, card: Card, place: Place, measured: Measured) -> Candidate:
+    accepted = subject.config.accepted_profiles
+    if accepted and not _is_accepted(place, accepted):
+        return Candidate(place, f"the model accepts {' and '.join(accepted)} only", breaks="accepted")
+    if place.memory_bytes is None:
+        return Candidate(place, "nobody has published its memory; the driver of such a card tells it", breaks="unknown")
+    found = fitted(subject, place, measured)
+    if not found.fits:
+        return Candidate(place, found.reason, fit=found, breaks="memory")
+    if subject.demand is None:
+        return Candidate(place, found.reason, _option(place, 1.0), found)
+    return _at_speed(subject, card, place, found, subject.demand)
+
+
+def _is_accepted(place: Place, accepted: tuple[str, ...]) -> bool:
+    names = (place.profile, *(place.info.alternate_names if place.info else ()))
+    return any(name in accepted for name in names)
+
+
+def fitted(subject: Subject, place: Place, measured: Measured) -> SliceFit:
+    """The fit by sizing, or by what an engine with these flags measured in a place of that memory."""
+    memory = place.memory_bytes or 0
+    footprint = subject.sized.footprint
+    names = [str(subject.config.source), subject.spec.source]
+    if subject.config.revision:
+        names.insert(0, f"{subject.config.source}@{subject.config.revision}")
+    for name in names:
+        record = measured.get(CalibrationKey.of(name, memory, subject.limits))
+        if record is not None:
+            footprint = calibrated(footprint, record)
+            break
+    profile = place.profile if place.mig else None
+    return fit(subject.spec, footprint, subject.limits, memory_bytes=memory, product=place.product, profile=profile)
+
+
+def _at_speed(subject: Subject, card: Card, place: Place, found: SliceFit, demand: Demand) -> Candidate:
+    asked = demand.prompt_tokens + demand.output_tokens
+    if asked > subject.limits.max_model_len:
+        reason = f"requests have {asked:,} tokens, max_model_len is {subject.limits.max_model_len:,}"
+        return Candidate(place, reason, fit=found, breaks="memory")
+    roof = card.roof(place, fp8=fp8_compute(subject.limits, subject.spec))
+    if roof is None:
+        return Candidate(
+            place,
+            f"it fits, but nobody has published how fast a {place.product} is; name `replicas` instead of a demand",
+            fit=found,
+            breaks="unknown",
+        )
+    speed = best_batch(subject.sized, subject.limits, found, roof, demand)
+    if speed is None:
+        best = fastest(subject.sized, subject.limits, roof, demand)
+        return Candidate(place, _too_slow(best, demand), fit=found, speed=best, breaks="speed")
+    fixed = _fixed_number(subject.config)
+    share = demand.requests_per_second / fixed if fixed else 0.0
+    if share > speed.requests_per_second:
+        reason = f"{fixed} replicas would have to serve {share:.2f} requests per second each, and one serves {speed.requests_per_second:.2f}"
+        return Candidate(place, reason, fit=found, speed=speed, breaks="speed")
+    return Candidate(place, _gets(speed), _option(place, speed.requests_per_second), found, speed)
+
+
+def _fixed_number(config: ModelConfig) -> int | None:
+    return config.replicas if isinstance(config.replicas, int) else None
+
+
+def _option(place: Place, capacity: float) -> Option:
+    return Option(place.product, place.profile, capacity, 0.0 if place.mig else _MODE_CHANGE_PENALTY)
+
+
+def _gets(speed: SpeedEstimate) -> str:
+    latency = f"TTFT {speed.ttft_seconds * 1e3:.0f} ms"
+    if speed.itl_seconds:
+        latency += f", ITL {speed.itl_seconds * 1e3:.1f} ms"
+    return f"{speed.requests_per_second:.2f} requests/s with {speed.batch} at once, {latency} (estimate)"
+
+
+def _too_slow(best: SpeedEstimate, demand: Demand) -> str:
+    """Which latency cannot be kept even by one sequence at a time."""
+    parts = []
+    itl, ttft = demand.itl_slo_seconds, demand.ttft_slo_seconds
+    if itl is not None and best.itl_seconds > itl:
+        parts.append(f"ITL {best.itl_seconds * 1e3:.1f} ms at best, {itl * 1e3:g} ms allowed")
+    if ttft is not None and best.queued_ttft_seconds > ttft:
+        parts.append(
+            f"TTFT {best.ttft_seconds * 1e3:.0f} ms on an idle replica, {best.queued_ttft_seconds * 1e3:.0f} ms with "
+            f"others before it, {ttft * 1e3:g} ms allowed"
+        )
+    return f"too slow: {'; '.join(parts) or 'prefills of other requests leave too little time to decode in'} (estimate)"
+
+
+def needed(rate: float, capacity: float) -> int:
+    """Replicas of `capacity` that serve `rate`."""
+    return max(1, ceil(rate / capacity - 1e-9))
