@@ -167,19 +167,21 @@ def test_two_imports_at_once_make_it_once(gguf: Path, into: Path):
         if "waiting for another import" in progress.stage:
             waiting.set()
 
-    outcomes = []
-    first = threading.Thread(target=lambda: outcomes.append(import_model(str(gguf), into=into, convert=Slow())))
+    outcomes = {}
+
+    def importing(name: str, convert: FakeConverter) -> None:
+        outcomes[name] = import_model(str(gguf), into=into, convert=convert, report=report)
+
+    first = threading.Thread(target=importing, args=("first", Slow()))
     first.start()
     assert entered.wait(20)
-    second = threading.Thread(
-        target=lambda: outcomes.append(import_model(str(gguf), into=into, convert=FakeConverter(), report=report))
-    )
+    second = threading.Thread(target=importing, args=("second", FakeConverter()))
     second.start()
     assert waiting.wait(20)
     go_on.set()
     first.join(20)
     second.join(20)
-    assert [o.created for o in outcomes] == [True, False]
+    assert {name: outcome.created for name, outcome in outcomes.items()} == {"first": True, "second": False}
 
 
 def test_a_safetensors_directory_is_linked_and_its_modes_are_left_alone(tmp_path: Path, into: Path):
