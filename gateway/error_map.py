@@ -8,6 +8,7 @@ between send HTML. All of it leaves here in the one shape.
 from __future__ import annotations
 
 import html
+import math
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -31,10 +32,13 @@ BY_CLASS: dict[type[GatewayError], tuple[int, str]] = {
     errors.MissingKey: (401, INVALID),
     errors.InvalidKey: (401, INVALID),
     errors.UnknownModel: (404, INVALID),
+    errors.UnknownResponse: (404, INVALID),
+    errors.UnknownPreviousResponse: (400, INVALID),
     errors.UnknownPath: (404, INVALID),
     errors.MethodNotAllowed: (405, INVALID),
     errors.RequestTimeout: (408, INVALID),
     errors.BodyTooLarge: (413, INVALID),
+    errors.RateLimited: (429, "requests"),
     errors.HeadTooLarge: (431, INVALID),
     errors.CapacityError: (503, SERVER),
     errors.NoReadyReplica: (503, SERVER),
@@ -55,6 +59,7 @@ _TOO_LONG = re.compile(
     re.IGNORECASE,
 )
 _NO_MODEL = re.compile(r"model .{1,200} does not exist", re.IGNORECASE | re.DOTALL)
+_NO_RESPONSE = re.compile(r"response .{1,200}not found", re.IGNORECASE | re.DOTALL)
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>|<h1[^>]*>(.*?)</h1>", re.IGNORECASE | re.DOTALL)
 
 
@@ -72,6 +77,8 @@ def status_and_type(error: GatewayError) -> tuple[int, str]:
     """The HTTP status and OpenAI error type of `error`."""
     if isinstance(error, EngineRefused):
         return error.status, error.kind
+    if isinstance(error, errors.RateLimited):
+        return 429, error.kind
     for cls in type(error).__mro__:
         if cls in BY_CLASS:
             return BY_CLASS[cls]
@@ -91,7 +98,9 @@ def error_answer(error: GatewayError) -> ErrorAnswer:
     body = msgspec.json.encode({"error": error_object(error)})
     headers: Headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if (wait := _retry_after(error)) is not None:
-        headers += [(b"retry-after", b"%d" % max(1, round(wait))), (b"retry-after-ms", b"%d" % round(wait * 1000))]
+        headers += [(b"retry-after", b"%d" % max(1, math.ceil(wait))), (b"retry-after-ms", b"%d" % math.ceil(wait * 1000))]
+    if isinstance(error, errors.RateLimited):
+        headers.append((b"x-should-retry", b"true" if error.should_retry else b"false"))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", ", ".join(error.allowed).encode()))
     if status == HTTPStatus.UNAUTHORIZED:
@@ -107,7 +116,7 @@ def error_event(error: GatewayError) -> bytes:
 
 
 def _retry_after(error: GatewayError) -> float | None:
-    if isinstance(error, CapacityError | EngineRefused):
+    if isinstance(error, CapacityError | EngineRefused | errors.RateLimited):
         return error.retry_after_seconds
     return ENGINE_RETRY_SECONDS if isinstance(error, errors.EngineUnreachable | errors.EngineDied) else None
 
@@ -135,6 +144,8 @@ def _classify(status: int, message: str, param: str | None) -> EngineRefused:
         return EngineRefused(message, status=400, kind=INVALID, code="context_length_exceeded", param=param)
     if status == HTTPStatus.NOT_FOUND and _NO_MODEL.search(message):
         return EngineRefused(message, status=404, kind=INVALID, code="model_not_found", param="model")
+    if status == HTTPStatus.NOT_FOUND and _NO_RESPONSE.search(message):
+        return EngineRefused(message, status=404, kind=INVALID, code="response_not_found", param=param)
     if status in (401, 403):  # our own standing with the engine, nothing the client could mend
         return EngineRefused(
             "The engine refused the gateway's own access.", status=502, kind=SERVER, code="engine_unauthorized"

@@ -7,9 +7,11 @@ GatewayError
 │   ├── MissingKey, InvalidKey
 │   ├── UnknownModel          also a model that this tenant may not use
 │   ├── WrongTask             chat with an embedding model, and the like
+│   ├── UnknownResponse, UnknownPreviousResponse    no stored response of this name, for this tenant
 │   └── UnknownPath, MethodNotAllowed
+│   └── RateLimited           a limit of the tenant itself is exhausted; 429
 ├── CapacityError             nothing is wrong with the request, come back later; 503
-│   ├── NoReadyReplica
+│   ├── NoReadyReplica, QueueFull, QueueTimeout, DeadlineTooClose
 │   └── Draining
 ├── EngineError               an engine failed the request
 │   ├── EngineUnreachable     nothing came from it, and another replica may be asked; 503
@@ -17,7 +19,10 @@ GatewayError
 │   ├── EngineTimeout
 │   └── EngineRefused         it answered with an error of its own
 ├── InternalError             a fault of ours; 500
-└── KeystoreError, UnknownTenant, UnknownKey, AddressInUse    told to the operator, never to a client
+├── OperatorError             what an operator asked for cannot be done
+│   ├── UnknownTenant, UnknownKey, UnknownReplica
+│   └── ConflictingChange     it is the configuration's, or something already stands there
+└── KeystoreError, SecretUnavailable, AuditError, TlsError, AddressInUse    told to the operator, never to a client
 
 `gateway.error_map` says which status, type and code each has on the wire.
 """
@@ -91,6 +96,18 @@ class WrongTask(RequestError):
     code = "unsupported_operation"
 
 
+class UnknownResponse(RequestError):
+    """No stored response has this id, or it is another tenant's, or its engine has been started again."""
+
+    code = "response_not_found"
+
+
+class UnknownPreviousResponse(UnknownResponse):
+    """The same, for a response that a new one is to follow."""
+
+    code = "previous_response_not_found"
+
+
 class UnknownPath(RequestError):
     """The gateway does not serve this path."""
 
@@ -107,6 +124,35 @@ class MethodNotAllowed(RequestError):
         self.allowed = allowed
 
 
+class RateLimited(RequestError):
+    """One of the tenant's own limits is exhausted.
+
+    `limit` is its name in the configuration, `kind` what it counts, and `since_seconds` how long it has been exhausted.
+    `retry_after_seconds` is None where waiting does not help. `gauge` is for admission itself: more of it may be had from the store.
+    """
+
+    code = "rate_limit_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit: str,
+        kind: str,
+        retry_after_seconds: float | None,
+        should_retry: bool,
+        since_seconds: float = 0.0,
+        remedy: str | None = None,
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.limit = limit
+        self.kind = kind
+        self.retry_after_seconds = retry_after_seconds
+        self.should_retry = should_retry
+        self.since_seconds = since_seconds
+        self.gauge: object | None = None
+
+
 class CapacityError(GatewayError):
     """Nothing can serve the request at the moment. `retry_after_seconds` is when to come back."""
 
@@ -121,6 +167,24 @@ class NoReadyReplica(CapacityError):
     """The model is known, and none of its replicas takes requests."""
 
     code = "model_unavailable"
+
+
+class QueueFull(CapacityError):
+    """As many requests wait for the model as may."""
+
+    code = "queue_full"
+
+
+class QueueTimeout(CapacityError):
+    """The request waited for a replica for as long as requests may."""
+
+    code = "queue_timeout"
+
+
+class DeadlineTooClose(CapacityError):
+    """The request would wait past its deadline, so it is not made to wait."""
+
+    code = "deadline_too_close"
 
 
 class Draining(CapacityError):
@@ -190,16 +254,52 @@ class KeystoreError(GatewayError):
     code = "keystore_error"
 
 
-class UnknownTenant(GatewayError):
+class OperatorError(GatewayError):
+    """An operator asked for something that there is not, or that cannot be."""
+
+    code = "invalid_change"
+
+
+class UnknownTenant(OperatorError):
     """The configuration has no such tenant."""
 
     code = "unknown_tenant"
 
 
-class UnknownKey(GatewayError):
+class UnknownKey(OperatorError):
     """The keystore has no such key."""
 
     code = "unknown_key"
+
+
+class UnknownReplica(OperatorError):
+    """No replica has this name."""
+
+    code = "unknown_replica"
+
+
+class ConflictingChange(OperatorError):
+    """What is there stands in the way of the change."""
+
+    code = "conflict"
+
+
+class SecretUnavailable(GatewayError):
+    """A secret that the configuration names is not where it says."""
+
+    code = "secret_unavailable"
+
+
+class AuditError(GatewayError):
+    """The audit log cannot be written, so nothing is changed; or it has been tampered with."""
+
+    code = "audit_error"
+
+
+class TlsError(GatewayError):
+    """The certificate or the key cannot be used."""
+
+    code = "tls_error"
 
 
 class AddressInUse(GatewayError):
