@@ -80,6 +80,10 @@ class Program:
         self._integer.append(integer)
         return len(self._lower) - 1
 
+    def upper(self, variable: int) -> float:
+        """The largest value that a variable may take."""
+        return self._upper[variable]
+
     def row(self, terms: Mapping[int, float], lower: float = -INFINITY, upper: float = INFINITY) -> None:
         """`lower` <= sum of coefficient x variable <= `upper`. A row that can never bind is left out."""
         if lower == -INFINITY and upper == INFINITY:
@@ -168,12 +172,13 @@ def _highs(limits: Limits, *, step: float) -> Any:
 
 
 def _step(objective: Mapping[int, float], integer: list[bool]) -> float:
-    """The least by which two values of the objective can differ, where that is plain to see; 0 elsewhere."""
-    costs = [c for v, c in objective.items() if c]
-    if not costs or not all(integer[v] for v, c in objective.items() if c):
+    """A number of which every value of the objective is a multiple, for costs in ten-thousandths; 0 for all others."""
+    costs = [c for c in objective.values() if c]
+    scaled = [round(c * 10_000) for c in costs]
+    whole = all(abs(c * 10_000 - n) < 1e-6 for c, n in zip(costs, scaled, strict=True))
+    if not costs or not whole or not all(integer[v] for v, c in objective.items() if c):
         return 0.0
-    smallest = min(abs(c) for c in costs)
-    return smallest if all(abs(c / smallest - round(c / smallest)) < 1e-9 for c in costs) else 0.0
+    return math.gcd(*scaled) / 10_000
 
 
 def _rounded(solved: Solved, objective: Mapping[int, float], integer: list[bool]) -> Solved:

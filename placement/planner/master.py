@@ -1,0 +1,238 @@
+"""The integer program of a plan: how often each class of GPUs takes each shape, and how many replicas get which slices.
+
+Variables: y[class, shape] GPUs, x[pool, want, profile] replicas, k[pool, want, profile] of them that stay where they
+run, s[want] what is missing. A pool is all slots of one product; with `by_gpu` classes it is one GPU, which is what limits
+per GPU and node are about. Rows: every GPU takes one shape, every slot in use has its replica (equal, so that nothing is
+made that nobody needs), every want is met but for what is missing.
+
+Objectives are minimised one after the other, each with the earlier ones held at what they came to.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from placement.planner.shapes import GpuClass, Shape
+from placement.planner.solver import INFINITY, Limits, Program, Solved
+from placement.planner.types import Constraints, Level, Objective
+from placement.planner.wants import Want
+
+MOVE = 1000
+"""A replica moved or stopped weighs as much as so many layout changes."""
+
+Terms = dict[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the program came to, by class, pool and want instead of by variable."""
+
+    shapes: Mapping[tuple[int, int], int]
+    replicas: Mapping[tuple[str, str, str], int]
+    levels: tuple[Level, ...]
+    missing: Mapping[str, float]
+
+
+@dataclass(slots=True)
+class Master:
+    """One program, and the terms of every objective in it. `running` is the number of replicas that run by want."""
+
+    classes: Sequence[GpuClass]
+    wants: Sequence[Want]
+    constraints: Constraints
+    running: Mapping[str, int] = field(default_factory=dict)
+    keep: bool = True
+    program: Program = field(default_factory=Program)
+    _y: dict[tuple[int, int], int] = field(default_factory=dict)
+    _x: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    _k: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    _s: dict[str, int] = field(default_factory=dict)
+    _last: Solved | None = None
+    _product: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._product.update((c.group, c.product) for c in self.classes)
+        self._add_shapes()
+        for group, members in self._pools().items():
+            self._add_pool(group, members)
+        for want in self.wants:
+            self._add_want(want)
+            self._add_spread(want)
+        if (limit := self.constraints.max_layout_changes) is not None:
+            self.program.row(self._sum(lambda shape: shape.changes), upper=limit)
+
+    def hold(self, terms: Mapping[int, float], value: float) -> None:
+        """Keep an objective at `value` or below from here on."""
+        self.program.row(terms, upper=value + 1e-6 * max(1.0, abs(value)))
+
+    def minimise(self, objective: Objective, limits: Limits) -> Level | None:
+        """Make one objective as small as can be and hold it there. None where no answer was found in time."""
+        if objective is Objective.DEMAND:
+            return self._meet_demand(limits)
+        if objective is Objective.PRICE:
+            return self._level(objective, self.price(), limits)
+        if objective is Objective.DISTURBANCE:
+            moved = {v: -float(MOVE) for v in self._k.values()}
+            terms = moved | self._sum(lambda shape: shape.changes)
+            return self._level(objective, terms, limits, base=MOVE * sum(self.running.values()), unit=MOVE)
+        economy = self._economy()
+        if economy and self._level(objective, economy, limits) is None:
+            return None
+        return self._level(objective, self._sum(lambda shape: shape.fragmentation), limits)
+
+    def _level(
+        self, objective: Objective, terms: Terms, limits: Limits, *, base: float = 0.0, unit: float = 1.0
+    ) -> Level | None:
+        solved = self.program.minimise(terms, limits, start=self._last.values if self._last else None)
+        if solved is None:
+            return None
+        self._last = solved
+        self.hold(terms, solved.objective)
+        return Level(objective, (solved.objective + base) / unit, (solved.lower_bound + base) / unit)
+
+    def _meet_demand(self, limits: Limits) -> Level | None:
+        """What is missing at all; if something must be, from the highest priority down."""
+        everything = self.shortfall()
+        solved = self.program.minimise(everything, limits)
+        if solved is None:
+            return None
+        self._last = solved
+        priorities = sorted({w.priority for w in self.wants}, reverse=True)
+        if solved.objective < 1e-6 or len(priorities) == 1:
+            self.hold(everything, solved.objective)
+            return Level(Objective.DEMAND, solved.objective, solved.lower_bound)
+        levels = [self._level(Objective.DEMAND, self.shortfall(p), limits) for p in priorities]
+        found = [level for level in levels if level is not None]
+        return Level(Objective.DEMAND, sum(x.value for x in found), sum(x.lower_bound for x in found))
+
+    def answer(self, levels: Iterable[Level]) -> Answer:
+        """The last solution. Must follow a `minimise` that found one."""
+        assert self._last is not None, "nothing was minimised"
+        solved = self._last
+        return Answer(
+            {key: n for key, v in self._y.items() if (n := solved.count(v))},
+            {key: n for key, v in self._x.items() if (n := solved.count(v))},
+            tuple(levels),
+            {name: solved.values[v] for name, v in self._s.items() if solved.values[v] > 1e-6},
+        )
+
+    def shortfall(self, priority: int | None = None) -> Terms:
+        """What is missing, in replicas; of one priority only where one is named."""
+        return {self._s[w.name]: 1.0 for w in self.wants if priority in (None, w.priority)}
+
+    def price(self) -> Terms:
+        """Price per hour of the GPUs in use."""
+        return {v: p for (c, s), v in self._y.items() if self._shape(c, s).on and (p := self.classes[c].price_per_hour)}
+
+    def _economy(self) -> Terms:
+        """Penalties of the options taken, and no more replicas than a rate needs."""
+        by_name = {w.name: w for w in self.wants}
+        terms: Terms = {}
+        for (group, name, profile), v in self._x.items():
+            option = by_name[name].option(self._product[group], profile)
+            cost = (option.penalty * MOVE if option else 0.0) + (0.0 if by_name[name].fixed else 1.0)
+            if cost:
+                terms[v] = cost
+        return terms
+
+    def _add_shapes(self) -> None:
+        for c, group in enumerate(self.classes):
+            count = len(group.members)
+            for s in range(len(group.shapes)):
+                self._y[c, s] = self.program.variable(count)
+            self.program.row({self._y[c, s]: 1.0 for s in range(len(group.shapes))}, count, count)
+
+    def _pools(self) -> dict[str, list[int]]:
+        pools: dict[str, list[int]] = defaultdict(list)
+        for c, group in enumerate(self.classes):
+            pools[group.group].append(c)
+        return dict(sorted(pools.items()))
+
+    def _add_pool(self, group: str, members: Sequence[int]) -> None:
+        """Slots of one pool: who may have them, and that each in use has somebody."""
+        slots: dict[str, Terms] = defaultdict(dict)
+        own: dict[tuple[str, str], Terms] = defaultdict(dict)
+        for c in members:
+            for s, shape in enumerate(self.classes[c].shapes):
+                for profile, n in shape.slots:
+                    slots[profile][self._y[c, s]] = n
+                for key, n in shape.own:
+                    own[key][self._y[c, s]] = n
+        closed = self.classes[members[0]].closed
+        product = self.classes[members[0]].product
+        for profile, supply in sorted(slots.items()):
+            takers = [w for w in self.wants if w.option(product, profile) and (not closed or (w.name, profile) in own)]
+            for want in takers:
+                self._x[group, want.name, profile] = self.program.variable(
+                    sum(self.program.upper(v) * n for v, n in supply.items())
+                )
+            row = {self._x[group, w.name, profile]: -1.0 for w in takers} | supply
+            # On a closed GPU a slot whose replica is stopped stays empty.
+            self.program.row(row, 0.0, INFINITY if closed else 0.0)
+        for (name, profile), mine in sorted(own.items()):
+            self._add_kept((group, name, profile), mine, closed=closed)
+
+    def _add_kept(self, key: tuple[str, str, str], mine: Terms, *, closed: bool) -> None:
+        if key not in self._x:
+            return
+        if closed:
+            self.program.row({self._x[key]: 1.0} | {v: -n for v, n in mine.items()}, upper=0.0)
+        if self.keep:
+            self._k[key] = kept = self.program.variable()
+            self.program.row({kept: 1.0, self._x[key]: -1.0}, upper=0.0)
+            self.program.row({kept: 1.0} | {v: -n for v, n in mine.items()}, upper=0.0)
+
+    def _add_want(self, want: Want) -> None:
+        missing = self.program.variable(INFINITY, integer=want.fixed)
+        self._s[want.name] = missing
+        mine = self._of(want)
+        replicas = {v: 1.0 for v in mine.values()}
+        self.program.row(replicas | {missing: 1.0}, want.floor)
+        self.program.row(replicas, upper=INFINITY if want.ceiling is None else want.ceiling)
+        if want.rate is not None:
+            served = {v: self._capacity(want, key) for key, v in mine.items()}
+            self.program.row(served | {missing: want.best}, want.rate)
+            self.program.row(served, upper=want.most)
+
+    def _add_spread(self, want: Want) -> None:
+        """Limits per GPU and node. In a pool of many GPUs these rows are necessary, and nearly always sufficient."""
+        pools: dict[str, Terms] = defaultdict(dict)
+        for (group, _, _), v in self._of(want).items():
+            pools[group][v] = 1.0
+        members = self._pools() if want.max_per_gpu or want.max_per_node else {}
+        by_node: dict[str, Terms] = defaultdict(dict)
+        for group, replicas in pools.items():
+            if want.max_per_gpu:
+                self.program.row(replicas | self._reach(want, members[group]), upper=0.0)
+            nodes = {gpu.node for c in members.get(group, ()) for gpu in self.classes[c].members}
+            if want.max_per_node:
+                self.program.row(replicas, upper=want.max_per_node * len(nodes))
+                for node in nodes if len(nodes) == 1 else ():
+                    by_node[node] |= replicas
+        for replicas in by_node.values():
+            self.program.row(replicas, upper=want.max_per_node or INFINITY)
+
+    def _reach(self, want: Want, members: Iterable[int]) -> Terms:
+        """Minus how many replicas of `want` each shape could take without breaking its limit per GPU."""
+        terms: Terms = {}
+        for c in members:
+            for s, shape in enumerate(self.classes[c].shapes):
+                fitting = sum(n for profile, n in shape.slots if want.option(self.classes[c].product, profile))
+                if fitting:
+                    terms[self._y[c, s]] = -float(min(fitting, want.max_per_gpu or fitting))
+        return terms
+
+    def _of(self, want: Want) -> dict[tuple[str, str, str], int]:
+        return {key: v for key, v in self._x.items() if key[1] == want.name}
+
+    def _capacity(self, want: Want, key: tuple[str, str, str]) -> float:
+        option = want.option(self._product[key[0]], key[2])
+        return option.capacity if option else 0.0
+
+    def _shape(self, c: int, s: int) -> Shape:
+        return self.classes[c].shapes[s]
+
+    def _sum(self, of: Callable[[Shape], int]) -> Terms:
+        return {v: float(n) for (c, s), v in self._y.items() if (n := of(self._shape(c, s)))}

@@ -1,0 +1,141 @@
+"""A plan for a fleet: profile, number and place of every replica, chosen together.
+
+Two programs, because objectives differ in what they depend on. Demand and price do not depend on who runs where: GPUs
+of one product are alike but for what is reserved on them, and the program is as small for ten thousand GPUs as for ten.
+What it proves holds for every plan. Disturbance and fragmentation do depend on what runs: the second program sees every
+different state, and is held at the demand and price of the first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from placement.errors import PlanError
+from placement.planner.explain import unmet
+from placement.planner.master import Answer, Master
+from placement.planner.seats import Seating, seat
+from placement.planner.shapes import Shaper
+from placement.planner.solver import Limits
+from placement.planner.staying import Standing, by_priority, standing
+from placement.planner.types import FleetPlan, Level, Objective, Problem
+from placement.planner.wants import Want, wants_of
+from placement.planner.written import decisions, planned_gpus
+
+_SMALL = 64
+"""Up to so many GPUs a plan may be made GPU by GPU, where limits per GPU and node ask for it."""
+
+_LARGE = 100
+"""From so many GPUs on a hundredth of the price is not worth the time of the proof, if nobody says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A complete answer: who sits where, and how good it is."""
+
+    seating: Seating
+    levels: tuple[Level, ...]
+
+
+def plan(problem: Problem, limits: Limits | None = None) -> FleetPlan:
+    """The best plan for `problem`, by its objectives in their order.
+
+    What cannot be met is told in `unmet` with the smallest change that would help, and is no error. `limits` bounds each
+    search; unset, the optimum is asked for up to 100 GPUs and a proven hundredth beyond. Raises PlanError if no answer
+    was found in the time allowed.
+    """
+    limits = limits or Limits(gap_ratio=0.01 if len(problem.gpus) > _LARGE else 0.0)
+    wants = wants_of(problem)
+    found = _search(problem, wants, limits)
+    gpus = planned_gpus(problem, wants, found.seating)
+    return FleetPlan(
+        gpus=gpus,
+        decisions=decisions(problem, wants, gpus),
+        unmet=unmet(problem, wants, gpus, limits),
+        levels=found.levels,
+        fingerprint=problem.fingerprint,
+    )
+
+
+def _search(problem: Problem, wants: Sequence[Want], limits: Limits) -> _Found:
+    stay = standing(problem, wants)
+    first, rest = _split(problem)
+    shaper = Shaper(wants)
+    levels: tuple[Level, ...] = ()
+    if first:
+        coarse = Master(shaper.coarse(problem.gpus), wants, problem.constraints, keep=False)
+        levels = _minimised(coarse, first, limits)
+        reached = coarse.answer(levels)
+        if stay and rest[:1] == (Objective.DISTURBANCE,) and _as_good(stay, reached, wants, limits):
+            return _stayed(problem, shaper, stay, levels)
+    for by_gpu in (False, True):
+        found = _detailed(problem, wants, shaper, levels if not by_gpu else (), limits, by_gpu=by_gpu)
+        if not found.seating.unseated or len(problem.gpus) > _SMALL:
+            break
+    return found
+
+
+def _split(problem: Problem) -> tuple[tuple[Objective, ...], tuple[Objective, ...]]:
+    """The objectives that can be settled without looking at what runs, and the others."""
+    order = problem.order
+    bare = (Objective.DEMAND, Objective.PRICE)
+    ahead = next((n for n, objective in enumerate(order) if objective not in bare), len(order))
+    if problem.constraints.max_layout_changes is not None:
+        ahead = 0
+    return order[:ahead], order[ahead:]
+
+
+def _minimised(master: Master, objectives: Sequence[Objective], limits: Limits) -> tuple[Level, ...]:
+    levels = []
+    for objective in objectives:
+        level = master.minimise(objective, limits)
+        if level is None:
+            raise PlanError(
+                f"no plan was found within {limits.seconds:g} s while looking for the least {objective.value}",
+                remedy="Allow more time, or plan parts of the fleet by themselves.",
+            )
+        levels.append(level)
+    return tuple(levels)
+
+
+def _detailed(
+    problem: Problem, wants: Sequence[Want], shaper: Shaper, reached: tuple[Level, ...], limits: Limits, *, by_gpu: bool
+) -> _Found:
+    classes = shaper.detailed(problem.gpus, by_gpu=by_gpu)
+    running = Counter(i.demand for g in problem.gpus for i in g.instances if i.demand is not None)
+    known = {w.name: running[w.name] for w in wants if running[w.name]}
+    master = Master(classes, wants, problem.constraints, known)
+    for level in reached:
+        terms = master.shortfall() if level.objective is Objective.DEMAND else master.price()
+        master.hold(terms, level.value)
+    done = {level.objective for level in reached}
+    levels = (*reached, *_minimised(master, [o for o in problem.order if o not in done], limits))
+    answer = master.answer(levels)
+    return _Found(seat(classes, answer, wants), levels)
+
+
+def _as_good(stay: Standing, reached: Answer, wants: Sequence[Want], limits: Limits) -> bool:
+    """Whether the fleet as it is misses no more and costs no more than the best plan, within the gap allowed."""
+    ours, best = stay.missing_by_priority(wants), by_priority(reached.missing, wants)
+    if any(mine > least + 1e-6 for mine, least in zip(ours, best, strict=True)):
+        return False
+    price = next((level for level in reached.levels if level.objective is Objective.PRICE), None)
+    if price is None:
+        return True
+    return stay.price_per_hour <= max(price.value, price.lower_bound / (1 - limits.gap_ratio)) + 1e-9
+
+
+def _stayed(problem: Problem, shaper: Shaper, stay: Standing, levels: tuple[Level, ...]) -> _Found:
+    """Nothing changes, so what is left of the objectives is what it is."""
+    found = []
+    for level in levels:
+        mine = stay.price_per_hour if level.objective is Objective.PRICE else level.value
+        found.append(replace(level, value=mine))
+    for objective in problem.order[len(levels) :]:
+        value = 0.0
+        if objective is Objective.FRAGMENTATION:
+            used = stay.seating.used
+            value = float(sum(shaper.fragmentation(gpu, used[gpu.id]) for gpu in problem.gpus))
+        found.append(Level(objective, value, value))
+    return _Found(stay.seating, tuple(found))

@@ -1,0 +1,97 @@
+"""What has to be placed: demands and reservations in one form, in an order of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from placement.planner.types import FleetGpu, ModelDemand, Option, Problem, Reservation
+
+_RESERVED_FIRST = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """So many slices for one purpose: at least `floor`, at most `ceiling`, serving `rate` together where one is set.
+
+    `rate` includes the head-room. A reservation is a want without a demand, and comes before everything else.
+    """
+
+    name: str
+    options: tuple[Option, ...]
+    floor: int
+    ceiling: int | None
+    rate: float | None = None
+    priority: int = 0
+    max_per_gpu: int | None = None
+    max_per_node: int | None = None
+    demand: ModelDemand | None = field(default=None, repr=False)
+    reservation: Reservation | None = None
+
+    @property
+    def best(self) -> float:
+        """What the most capable option serves."""
+        return max((o.capacity for o in self.options), default=1.0)
+
+    @property
+    def most(self) -> float:
+        """More than this it need not serve: one replica less would still do."""
+        if self.rate is None:
+            return float(self.floor) * self.best
+        return max(self.rate + self.best * (1 - 1e-6), self.floor * self.best)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether replicas are counted."""
+        return self.rate is None
+
+    def option(self, product: str, profile: str) -> Option | None:
+        """Its option for this kind of slice."""
+        return next((o for o in self.options if o.key == (product, profile)), None)
+
+    def missing(self, replicas: int, served: float) -> float:
+        """How much is missing when so many replicas serve so much together, in replicas of the best option."""
+        short = max(0.0, float(self.floor - replicas))
+        return short if self.rate is None else max(short, (self.rate - served) / self.best, 0.0)
+
+
+def wants_of(problem: Problem) -> tuple[Want, ...]:
+    """Every demand and every reservation that is not there yet, sorted by name."""
+    headroom = 1.0 + problem.constraints.headroom_ratio
+    wants = [_of_demand(d, headroom) for d in problem.demands]
+    wants += [_of_reservation(r, problem.gpus) for r in problem.constraints.reserve]
+    return tuple(sorted(wants, key=lambda w: w.name))
+
+
+def held_for(reservation: Reservation, gpus: Iterable[FleetGpu]) -> int:
+    """How many instances are reserved under this note already."""
+    return sum(
+        i.reserved == reservation.note and i.profile == reservation.profile
+        for g in gpus
+        if reservation.product in (None, g.product)
+        for i in g.instances
+    )
+
+
+def _of_demand(demand: ModelDemand, headroom: float) -> Want:
+    return Want(
+        name=demand.name,
+        options=demand.options,
+        floor=demand.floor,
+        ceiling=demand.ceiling,
+        rate=None if demand.rate is None else demand.rate * headroom,
+        priority=demand.priority,
+        max_per_gpu=demand.max_per_gpu,
+        max_per_node=demand.max_per_node,
+        demand=demand,
+    )
+
+
+def _of_reservation(reservation: Reservation, gpus: Iterable[FleetGpu]) -> Want:
+    gpus = tuple(gpus)
+    count = max(0, reservation.count - held_for(reservation, gpus))
+    products = {g.product for g in gpus if reservation.product in (None, g.product)}
+    options = tuple(Option(product, reservation.profile) for product in sorted(products))
+    # A demand's name cannot hold a bracket, so the two never meet.
+    name = f"[{reservation.note}] {reservation.profile}" + (f" {reservation.product}" if reservation.product else "")
+    return Want(name, options, count, count, priority=_RESERVED_FIRST, reservation=reservation)
