@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from gateway.auth.schema import AuthConfig
+from gateway.secret_values import SecretRef
 from model_registry.loader import load_yaml
 from model_registry.schema import FilePath, Inconsistent, ModelConfig, Name, Problem, Section, Size
 from placement.schema import EngineConfig, FleetConfig
@@ -17,11 +19,27 @@ from placement.schema import EngineConfig, FleetConfig
 Listen = Annotated[str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s/]+):\d{1,5}$")]
 
 
+AdminListen = Annotated[
+    str, StringConstraints(pattern=r"^(unix:.+|(127\.\d{1,3}\.\d{1,3}\.\d{1,3}|localhost|\[::1\]):\d{1,5}|none)$")
+]
+
+
 class TenantConfig(Section):
     """Someone who sends requests. Keys are made by `sliceway keys create TENANT`."""
 
     name: Name
     models: tuple[Name, ...] | Literal["all"] = Field(default="all", description="Models this tenant may use.")
+    aliases: dict[Name, Name] = Field(
+        default={},
+        description="Other names for models, as this tenant sends them; they go before `aliases` of the whole file.",
+    )
+    weight: float = Field(
+        default=1.0, gt=0, le=1000, description="Share of a busy slice, relative to other tenants' weights."
+    )
+    priority: int = Field(default=0, ge=-10, le=10, description="Higher goes first where requests wait.")
+    default_deadline_seconds: float | None = Field(
+        default=None, gt=0, description="When a request is worth nothing any more, unless it says so itself."
+    )
     isolation: Literal["shared", "dedicated"] = Field(
         default="shared", description="`dedicated`: replicas of its own, on slices that serve no other tenant."
     )
@@ -35,12 +53,38 @@ class TenantConfig(Section):
         return self.models == "all" or model in self.models
 
 
+class TlsConfig(Section):
+    """HTTPS on the public listener. The files are followed: a renewed certificate counts within a second."""
+
+    certificate: Annotated[Path, FilePath()] = Field(description="PEM, with the intermediate certificates after it.")
+    key: Annotated[Path, FilePath()] = Field(description="PEM, the private key; readable by this user alone.")
+    key_password: SecretRef | None = Field(default=None, description="Of an encrypted key: ${ENV:NAME} or file:PATH.")
+    min_version: Literal["1.2", "1.3"] = Field(default="1.2", description="Older TLS is refused.")
+
+
 class GatewayConfig(Section):
     """The HTTP side."""
 
     listen: Listen = "127.0.0.1:8080"
+    tls: TlsConfig | None = None
     authentication: Literal["keys", "none"] = Field(
         default="keys", description="`none` makes everyone the tenant `anonymous`."
+    )
+    keys_secret: SecretRef | None = Field(
+        default=None,
+        description="What API keys are hashed with: ${ENV:NAME} or file:PATH; a file in the state directory if unset.",
+    )
+    admin_listen: AdminListen | None = Field(
+        default=None,
+        description="`unix:PATH`, a loopback `host:port`, or `none`; a socket in the state directory if unset.",
+    )
+    admin_key: SecretRef | None = Field(
+        default=None,
+        description="What administrators send: ${ENV:NAME} or file:PATH; for TCP made in the state directory if unset.",
+    )
+    relay: Literal["fast", "asgi"] = Field(
+        default="fast",
+        description="How completions pass: between two transports, or through ASGI. Both do the same; a restart changes it.",
     )
     max_body: Size = Field(default=32 * 2**20, description="Larger request bodies are refused with 413.")
     max_header: Size = Field(default=64 * 2**10, description="Larger request heads are refused.")
@@ -78,7 +122,11 @@ class Config(Section):
     fleet: FleetConfig = FleetConfig()
     engine: EngineConfig = EngineConfig()
     models: tuple[ModelConfig, ...] = ()
+    aliases: dict[Name, Name] = Field(
+        default={}, description="Other names for models, as clients send them: `{gpt-4o: chat}`."
+    )
     tenants: tuple[TenantConfig, ...] = ()
+    auth: AuthConfig = AuthConfig()
     gateway: GatewayConfig = GatewayConfig()
 
     @model_validator(mode="after")
@@ -96,17 +144,59 @@ class Config(Section):
         return self
 
     def _unknown_models(self) -> Iterator[Problem]:
-        known = sorted({model.name for model in self.models})
+        known = self._model_names()
         for index, tenant in enumerate(self.tenants):
             for name in tenant.models if tenant.models != "all" else ():
                 if name not in known:
-                    near = get_close_matches(name, known, 1)
-                    advice = f"Did you mean {near[0]!r}? " if near else ""
                     yield Problem(
                         f"tenant {tenant.name!r} names the unknown model {name!r}",
                         ("tenants", index, "models"),
-                        f"{advice}There are: {', '.join(known) or 'none'}.",
+                        _nearest(name, known),
                     )
+
+    def _wrong_aliases(self) -> Iterator[Problem]:
+        known = self._model_names()
+        for alias, model in self.aliases.items():
+            at = ("aliases", alias)
+            if model not in known:
+                yield Problem(f"alias {alias!r} names the unknown model {model!r}", at, _nearest(model, known))
+            elif alias in known:
+                yield Problem(
+                    f"alias {alias!r} is the name of a model, which it would hide from everyone",
+                    at,
+                    "Choose another name, or put the alias under the tenants that are to get another model.",
+                )
+        for index, tenant in enumerate(self.tenants):
+            for alias, model in tenant.aliases.items():
+                where = ("tenants", index, "aliases", alias)
+                if model not in known:
+                    yield Problem(f"alias {alias!r} names the unknown model {model!r}", where, _nearest(model, known))
+                elif not tenant.may_use(model):
+                    yield Problem(
+                        f"alias {alias!r} names the model {model!r}, which tenant {tenant.name!r} may not use",
+                        where,
+                        f"Add {model!r} to its `models`, or name one of them.",
+                    )
+
+    def _dedicated_without_keys(self) -> Iterator[Problem]:
+        for index, tenant in enumerate(self.tenants):
+            if tenant.isolation == "dedicated" and self.gateway.authentication == "none":
+                yield Problem(
+                    f"tenant {tenant.name!r} is to have replicas of its own, but nobody is told apart",
+                    ("tenants", index, "isolation"),
+                    "Set gateway.authentication to `keys`.",
+                )
+
+    def _unknown_claims(self) -> Iterator[Problem]:
+        known = sorted({tenant.name for tenant in self.tenants})
+        oidc = self.auth.oidc
+        for value, name in oidc.tenant_map.items() if oidc else ():
+            if name not in known:
+                at = ("auth", "oidc", "tenant_map", value)
+                yield Problem(f"claim {value!r} leads to the unknown tenant {name!r}", at, _nearest(name, known))
+
+    def _model_names(self) -> list[str]:
+        return sorted({model.name for model in self.models})
 
     def _shared_slices(self) -> Iterator[Problem]:
         owners: dict[str, str] = {}
@@ -178,6 +268,12 @@ class Config(Section):
             return self.state_dir.expanduser().absolute()
         base = os.environ.get("XDG_STATE_HOME")
         return (Path(base) if base else Path.home() / ".local" / "state") / "sliceway"
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = get_close_matches(name, known, 1)
+    advice = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{advice}There are: {', '.join(known) or 'none'}."
 
 
 def _named_twice(section: str, names: list[str]) -> Iterator[Problem]:

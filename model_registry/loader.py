@@ -19,6 +19,8 @@ from model_registry.schema import FilePath
 
 RootT = TypeVar("RootT", bound=BaseModel)
 
+_SECRET_FILE = "file:"
+
 
 def load_yaml(path: Path, root: type[RootT]) -> RootT:
     """Read `path` and the files it includes, and validate them together as `root`.
@@ -62,14 +64,15 @@ def _absolute(kind: str, node: Node) -> Node:
     folder = node.place.file.parent
     if not isinstance(node.value, str) or not _is_path(kind, node.value, folder):
         return node
+    prefix = _SECRET_FILE if kind == "secret" else ""
     try:
-        path = Path(node.value).expanduser()
+        path = Path(node.value.removeprefix(prefix)).expanduser()
     except RuntimeError as error:  # `~name` of a user who is not there
         raise ConfigError(
             f"{node.value!r} names a home directory that cannot be found", where=str(node.place)
         ) from error
     # Lexically: a configuration reached through a symbolic link means paths beside the link.
-    return Node(os.path.abspath(folder / path), node.place)  # noqa: PTH100
+    return Node(prefix + os.path.abspath(folder / path), node.place)  # noqa: PTH100
 
 
 def _is_path(kind: str, text: str, folder: Path) -> bool:
@@ -78,6 +81,8 @@ def _is_path(kind: str, text: str, folder: Path) -> bool:
             return bool(text)
         case "command":
             return "/" in text
+        case "secret":
+            return text.startswith(_SECRET_FILE) and text != _SECRET_FILE
     if text in (".", "..") or text.startswith(("./", "../", "/", "~")) or text.endswith(".gguf"):
         return True
     try:
