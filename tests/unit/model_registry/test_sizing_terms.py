@@ -162,7 +162,7 @@ def test_decode_goes_by_memory_slices_and_prefill_by_sms() -> None:
 def test_peaks_that_nobody_published_give_no_estimate() -> None:
     chip = PRODUCTS.product("b300")
 
-    assert slice_roof(chip, rtx.profiles[0]) is None
+    assert slice_roof(chip, chip.profiles[0]) is None
 
 
 def test_fp8_doubles_the_compute_where_there_are_fp8_tensor_cores() -> None:
