@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from model_registry.atomic import write_atomically
 from model_registry.errors import RegistryError, SlicewayError
+from model_registry.model import Task
 from model_registry.sizing.calibration import CalibrationStore
 from placement.calibration import CalibratedRegistry
 from placement.clock import Clock, SystemClock
@@ -30,18 +31,20 @@ from placement.errors import EngineMissing, TableUnreadable
 from placement.evidence import ReplicaTrace, prove_replica
 from placement.goals import Goals, PlacementConfig, Registry, Workshop, plan_goals
 from placement.inventory import observe
+from placement.launch import Endpoint
 from placement.locks import exclusive
 from placement.proof import Proof
 from placement.publish import controller_status, error_row, replica_status, routing_table
 from placement.registry import ModelRegistry, installed_vllm
 from placement.replicas.diagnose import diagnose
+from placement.replicas.gates import StartGates, mark_filled, starts_at_once
 from placement.replicas.journal import Journal, JournalEntry
 from placement.replicas.memory import Usage, measure
 from placement.replicas.probe import Probe
 from placement.replicas.process import EngineProcess, LocalLauncher, kill_session, read_log, secure
 from placement.replicas.replica import Goal, Hands, Replica, end_process, first_of
 from placement.schema import EngineConfig, FleetConfig
-from placement.slices import Inventory, Slice, SliceKind
+from placement.slices import Inventory, SliceKind
 from placement.status import Refusal, write_status
 from placement.table import ReplicaState, RoutingTable, publish, read
 from placement.withheld import withheld, without
@@ -52,6 +55,7 @@ _COALESCE_SECONDS = 0.1
 _MEMORY_SECONDS = 2.0
 # Until adopted engines have been asked whether they still serve, the last controller's table stays.
 _ADOPTION_SECONDS = 10.0
+_PROOF_SECONDS = 5.0
 
 
 def make_registry(engine: EngineConfig, inventory: Inventory) -> Registry:
@@ -108,12 +112,16 @@ class Controller:
         self._table = RoutingTable(generation=0)
         self._state: Literal["starting", "running", "stopping"] = "starting"
         self._refused: Refusal | None = None
-        self._gates: dict[str, asyncio.Lock] = {}
+        self._gates = StartGates(at_once=starts_at_once(len(os.sched_getaffinity(0))))
         self._starting: list[asyncio.Task[None]] = []
         self._strays: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
+
+    def reload(self) -> None:
+        """Read the configuration again, as SIGHUP has it."""
+        self._reload.set()
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; SIGHUP reads the configuration again.
@@ -226,7 +234,7 @@ class Controller:
     def _hands(self) -> Hands:
         return Hands(
             start=self._launcher.start,
-            probe=Probe,
+            probe=self._probe,
             read_log=self._read_log,
             secure=secure,
             prove=self._prove,
@@ -236,20 +244,36 @@ class Controller:
             changed=self._changed.set,
         )
 
-    def _gate(self, target: Slice) -> contextlib.AbstractAsyncContextManager[object]:
-        if target.gpu is None:
-            return contextlib.nullcontext()
-        return self._gates.setdefault(target.gpu.uuid, asyncio.Lock())
+    def _probe(self, endpoint: Endpoint, model: str, task: Task) -> Probe:
+        network = self._goals.config.engine.network if self._goals else None
+        return Probe(endpoint, model, task, secret=network.secret() if network else "")
+
+    def _gate(self, goal: Goal, say: Callable[[str], None]) -> contextlib.AbstractAsyncContextManager[object]:
+        config = self._goals.config.engine if self._goals else EngineConfig()
+        if config.parallel_starts is not None:
+            self._gates.at_once = config.parallel_starts
+        return self._gates.turn(goal.slice, goal.spec.cache if goal.spec else None, say)
 
     async def _prove(self, goal: Goal, entry: JournalEntry) -> Proof:
         """Look where an engine that answers runs. What it was started with is known if this goal could start it."""
         arguments = goal.spec.argv if goal.spec else ()
-        trace = ReplicaTrace(entry.shim_pid, arguments, self._paths.log(entry.replica), entry.log_offset)
+        probe = Probe(Endpoint.parse(entry.endpoint), goal.model, goal.task)
+        trace = ReplicaTrace(
+            entry.shim_pid,
+            arguments,
+            self._paths.log(entry.replica),
+            entry.log_offset,
+            metrics=await probe.text("/metrics", timeout_seconds=_PROOF_SECONDS) or "",
+            models=await probe.text("/v1/models", timeout_seconds=_PROOF_SECONDS) or "",
+        )
 
         def look() -> Proof:
             if self._registry is not None:
                 self._registry.learn(goal.model, goal.slice, self._read_log(entry))
-            return prove_replica(goal.slice, trace, vllm=self._vllm_version(arguments))
+            proof = prove_replica(goal.slice, trace, vllm=self._vllm_version(arguments))
+            if proof.ok and goal.spec and goal.spec.cache:
+                mark_filled(goal.spec.cache)
+            return proof
 
         return await asyncio.to_thread(look)
 
@@ -278,7 +302,10 @@ class Controller:
         try:
             config = await asyncio.to_thread(self._sources.load)
             goals = await self._plan(config, current)
-            if not withheld(self._paths):  # what is on slices that are to be cut anew has nowhere to go for a moment
+            # Whoever gives seats wants those that can be had, and is told of the others.
+            if config.seats is None and not withheld(
+                self._paths
+            ):  # what is on slices that are to be cut anew has nowhere to go for a moment
                 goals.complete()
         except SlicewayError as error:
             log.warning("the new configuration is refused, everything goes on as before: %s", error)

@@ -55,7 +55,7 @@ class ReplicaTrace:
     """Where to look for one start of a replica.
 
     `pid` is the process that leads its session (the shim). `arguments` is the engine's command line. `log_offset` is where
-    this start begins in the log, in bytes. `metrics` is the text of the engine's `/metrics`.
+    this start begins in the log, in bytes. `metrics` and `models` are the texts of the engine's `/metrics` and `/v1/models`.
     """
 
     pid: int
@@ -63,6 +63,7 @@ class ReplicaTrace:
     log: Path | None = None
     log_offset: int = 0
     metrics: str = ""
+    models: str = ""
 
 
 def prove_replica(
@@ -77,7 +78,9 @@ def prove_replica(
     `vllm` is the version in the engine's environment (`EngineEnvironment.vllm`), None for another engine: then only what
     needs no cooperation is checked. Blocks for some milliseconds (NVML, /proc); call it in a thread.
     """
-    limits = limits_in(trace.arguments) if vllm is not None else {}
+    limits = limits_in(trace.arguments)
+    if vllm is None and not target.simulated:  # other engines' flags are theirs; the list of models is everybody's
+        limits = {name: value for name, value in limits.items() if name == "max_model_len" and trace.models}
     # The plugin takes part on MIG only; elsewhere every version does what it always did.
     tested = vllm is None or target.kind is not SliceKind.MIG or is_tested(vllm)
     expectation = Expectation(target, limits, vllm, tested)
@@ -92,6 +95,7 @@ def observe_replica(
     in_use = devices() if target.kind is not SliceKind.CPU else None
     affinity = before | process_tree(trace.pid)  # one that started in between is the engine's as well
     told = _merge(read_log(_start_of(trace.log, trace.log_offset)), read_metrics(trace.metrics))
+    told = _merge(told, read_models(trace.models))
     return replace(
         told,
         pids=frozenset(affinity),
@@ -157,6 +161,16 @@ def read_metrics(text: str) -> Observation:
         if name in LIMITS and (number := _number(value)) is not None
     ]
     return Observation(limits=tuple(limits), iteration_tokens_over=_largest_iteration(text))
+
+
+def read_models(text: str) -> Observation:
+    """What the answer of `/v1/models` tells about limits. Adapters are listed beside their model, with its length."""
+    try:
+        cards = json.loads(text)["data"] if text else []
+        lengths = {float(card["max_model_len"]) for card in cards if card.get("max_model_len")}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return Observation()
+    return Observation(limits=tuple(Figure("max_model_len", n, "its list of models") for n in sorted(lengths)))
 
 
 def _plugin_report(event: str, payload: str) -> Observation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -9,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from model_registry.catalogue import load_catalogue
 from model_registry.errors import SlicewayError
 from model_registry.schema import FilePath, Section, Size
+from placement.errors import PlacementError
 from placement.partition.rules import LayoutRule
 from placement.policy import PlanningConfig
 from placement.sharing import SharingRule
@@ -127,6 +129,28 @@ class LivenessConfig(Section):
     )
 
 
+class NetworkConfig(Section):
+    """Engines that gateways of other machines reach: written by a cluster's agent, not by hand (docs/cluster.md)."""
+
+    address: str = Field(
+        min_length=1, description="This machine's address, where engines listen with `transport: tcp`."
+    )
+    secret_file: Annotated[Path, FilePath()] = Field(
+        description="A file with what every request to an engine must show as its bearer token."
+    )
+
+    def secret(self) -> str:
+        """The file's text. Raises PlacementError where it cannot be read."""
+        try:
+            return self.secret_file.read_text().strip()
+        except OSError as error:
+            raise PlacementError(
+                f"the engines' secret cannot be read: {error.strerror}",
+                where=str(self.secret_file),
+                remedy="The agent of this node writes it: is it running?",
+            ) from error
+
+
 class EngineConfig(Section):
     """How engine processes are started."""
 
@@ -140,9 +164,17 @@ class EngineConfig(Section):
     transport: Literal["unix", "tcp"] = Field(
         default="unix", description="`tcp` (loopback only) where an engine cannot listen on a Unix socket."
     )
+    network: NetworkConfig | None = Field(
+        default=None, description="With `transport: tcp`: listen on this machine's address instead of loopback."
+    )
     environment: dict[str, str] = Field(default_factory=dict, description="Added to every engine's environment.")
     usage_reporting: bool = Field(default=False, description="Let engines send usage statistics to their makers.")
     start_timeout_seconds: float = Field(default=900.0, gt=0)
+    parallel_starts: int | None = Field(
+        default=None,
+        ge=1,
+        description="How many engines start at once on GPUs, never two on one GPU; one per four cores, at least two, if unset.",
+    )
     drain_timeout_seconds: float = Field(
         default=30.0, ge=0, description="How long running requests may go on after a stop was asked for."
     )

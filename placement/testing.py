@@ -6,7 +6,6 @@ They are part of the package, so that whoever builds on it can test without proc
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,11 +14,11 @@ from model_registry.model import Task
 from placement.errors import PlacementError
 from placement.launch import Endpoint, LaunchSpec
 from placement.proof import Proof
+from placement.replicas.gates import StartGates
 from placement.replicas.journal import ExitRecord, JournalEntry
 from placement.replicas.probe import Activity
 from placement.replicas.replica import Goal, Hands
 from placement.schema import EngineConfig
-from placement.slices import Slice
 
 
 class FakeClock:
@@ -150,7 +149,7 @@ class FakeWorld:
     on_start: Callable[[FakeProcess], None] = lambda _: None
     started: list[FakeProcess] = field(default_factory=list)
     secured: list[Endpoint] = field(default_factory=list)
-    gates: dict[str, asyncio.Lock] = field(default_factory=dict)
+    gates: StartGates = field(default_factory=lambda: StartGates(at_once=8))
 
     def hands(self) -> Hands:
         """What a replica is given."""
@@ -160,7 +159,7 @@ class FakeWorld:
             read_log=lambda _: self.log,
             secure=self.secured.append,
             prove=self._prove,
-            gate=self._gate,
+            gate=lambda goal, say: self.gates.turn(goal.slice, goal.spec.cache if goal.spec else None, say),
             clock=self.clock,
             jitter=lambda: 0.0,
             changed=lambda: None,
@@ -177,11 +176,6 @@ class FakeWorld:
 
     async def _prove(self, goal: Goal, _: JournalEntry) -> Proof:
         return self.proof or Proof(goal.slice, (), ok=True)
-
-    def _gate(self, target: Slice) -> contextlib.AbstractAsyncContextManager[object]:
-        if target.gpu is None:
-            return contextlib.nullcontext()
-        return self.gates.setdefault(target.gpu.uuid, asyncio.Lock())
 
 
 def fake_entry(

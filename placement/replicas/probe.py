@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +38,10 @@ class Activity:
 class Probe:
     """Requests to one engine. Every call makes its own connection, so that a dead one is never taken for the engine."""
 
-    def __init__(self, endpoint: Endpoint, model: str, task: Task) -> None:
+    def __init__(self, endpoint: Endpoint, model: str, task: Task, *, secret: str = "") -> None:
+        """`secret` is what the engine wants to be shown, where it can be reached from other machines."""
         self._endpoint = endpoint
+        self._headers = {"authorization": f"Bearer {secret}"} if secret else {}
         self._model = model
         self._task = task
 
@@ -61,10 +64,15 @@ class Probe:
 
     async def activity(self, *, timeout_seconds: float) -> Activity | None:
         """What the engine's metrics tell; None where it has none."""
+        metrics = await self.text("/metrics", timeout_seconds=timeout_seconds)
+        return parse_activity(metrics) if metrics is not None else None
+
+    async def text(self, path: str, *, timeout_seconds: float) -> str | None:
+        """What the engine answers there; None where it answers nothing, or an error."""
         try:
-            async with self._session(timeout_seconds) as session, session.get("http://engine/metrics") as response:
-                return parse_activity(await response.text()) if response.status == 200 else None
-        except (aiohttp.ClientError, TimeoutError, OSError):
+            async with self._session(timeout_seconds) as session, session.get(f"http://engine{path}") as response:
+                return await response.text() if response.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError):
             return None
 
     async def _status(
@@ -87,21 +95,27 @@ class Probe:
         if self._endpoint.uds:
             connector = aiohttp.UnixConnector(path=str(self._endpoint.uds))
         else:
-            connector = aiohttp.TCPConnector(resolver=_Loopback(self._endpoint.port or 0))
+            connector = aiohttp.TCPConnector(resolver=_Engine(self._endpoint.host, self._endpoint.port or 0))
         timeout = aiohttp.ClientTimeout(total=timeout_seconds)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers) as session:
             yield session
 
 
-class _Loopback(aiohttp.abc.AbstractResolver):
-    """Every name is the engine's port on loopback; no name service is asked."""
+class _Engine(aiohttp.abc.AbstractResolver):
+    """Every name is the engine's address; no name service is asked."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
         self._port = port
+        self._family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[aiohttp.abc.ResolveResult]:
         await asyncio.sleep(0)
-        return [{"hostname": host, "host": "127.0.0.1", "port": self._port, "family": 2, "proto": 0, "flags": 0}]
+        return [
+            aiohttp.abc.ResolveResult(
+                hostname=host, host=self._host, port=self._port, family=self._family, proto=0, flags=0
+            )
+        ]
 
     async def close(self) -> None:
         """Nothing to close."""

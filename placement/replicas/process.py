@@ -202,7 +202,8 @@ class LocalLauncher:
 
     def _endpoint(self, replica: str, config: EngineConfig) -> Endpoint:
         if config.transport == "tcp":
-            return Endpoint(port=_free_port())
+            host = config.network.address if config.network else "127.0.0.1"
+            return Endpoint(port=_free_port(host), host=host)
         path = self._socket(replica)
         path.unlink(missing_ok=True)
         return Endpoint(uds=path)
@@ -295,10 +296,11 @@ def _begin_log(path: Path, spec: LaunchSpec) -> int:
     return begins
 
 
-def _free_port() -> int:
-    """A port of loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+def _free_port(host: str) -> int:
+    """A port of this address that was free a moment ago."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 

@@ -99,6 +99,7 @@ class Goal:
     slice: Slice
     max_num_seqs: int | None
     spec: LaunchSpec | None
+    kv_cache_tokens: int | None = None
 
     @property
     def spec_hash(self) -> str | None:
@@ -126,14 +127,18 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Hands:
-    """Everything a replica reaches the world through. `prove` looks whether an engine that answers is on its slice."""
+    """Everything a replica reaches the world through.
+
+    `prove` looks whether an engine that answers is on its slice. `gate` is held while an engine starts, and tells what it
+    waits for.
+    """
 
     start: Callable[[LaunchSpec, EngineConfig], Process]
     probe: Callable[[Endpoint, str, Task], Prober]
     read_log: Callable[[JournalEntry], str]
     secure: Callable[[Endpoint], None]
     prove: Callable[[Goal, JournalEntry], Awaitable[Proof]]
-    gate: Callable[[Slice], contextlib.AbstractAsyncContextManager[object]]
+    gate: Callable[[Goal, Callable[[str], None]], contextlib.AbstractAsyncContextManager[object]]
     clock: Clock
     jitter: Callable[[], float]
     changed: Callable[[], None]
@@ -268,10 +273,10 @@ class Replica:
         return _Life(ready, uptime.total_seconds(), ending)
 
     def _gate(self) -> contextlib.AbstractAsyncContextManager[object]:
-        """Engines on one GPU start one after another: each measures free memory and expects it not to change under it."""
+        """Starts wait for one another (`placement.replicas.gates`); an engine that was ready has its start behind it."""
         if self._process is not None and self._process.entry.ready_at:
             return contextlib.nullcontext()
-        return self._hands.gate(self.goal.slice)
+        return self._hands.gate(self.goal, self._show_stage)
 
     def _started(self, restarts: Restarts) -> Process:
         """The engine's process: the one that was found, or a new one. The last end's reason stays visible while it starts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 
 from placement import engines
 from placement.engines import (
+    EngineEnvironment,
     EngineKind,
+    EngineVersions,
     InstallProgress,
     describe_engine,
     engine_home,
@@ -173,3 +176,22 @@ def test_engine_show_prints_json(interpreter: Path, monkeypatch: pytest.MonkeyPa
     answer = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     assert answer.returncode == 1
     assert json.loads(answer.stdout)["error"]["code"] == "engine_missing"
+
+
+def test_versions_are_asked_once_until_the_environment_is_made_again(tmp_path: Path) -> None:
+    python, marker = tmp_path / "bin" / "python", tmp_path / "sliceway-engine.json"
+    python.parent.mkdir()
+    python.touch()
+    asked: list[Path] = []
+
+    def describe(path: Path) -> EngineEnvironment:
+        asked.append(path)
+        return EngineEnvironment(path, "cuda", f"0.3{len(asked)}.0", None, None)
+
+    versions = EngineVersions(describe)
+    assert [versions.of(python), versions.of(python)] == ["0.31.0", "0.31.0"]
+    marker.touch()
+    os.utime(marker, (1, 1))
+    assert versions.of(python) == "0.32.0"
+    assert len(asked) == 2
+    assert EngineVersions().of(tmp_path / "gone") is None

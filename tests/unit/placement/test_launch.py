@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from model_registry.errors import ConfigError
 from model_registry.model import EngineLimits, Footprint, SliceFit
 from model_registry.schema import ModelConfig
+from placement.goals import slice_kind
 from placement.launch import Endpoint, LaunchSpec, SizedModel, build_launch
 from placement.schema import EngineConfig
 from placement.slices import Gpu, Slice, SliceKind
@@ -237,3 +238,36 @@ def test_an_endpoint_elsewhere_is_none_of_ours() -> None:
             Endpoint.parse(wrong)
     with pytest.raises(ValueError, match="either"):
         Endpoint()
+
+
+def test_what_is_compiled_is_kept_apart_by_model_kind_and_version_and_never_by_place() -> None:
+    gpu = launch(target=replace(MIG, cores=(4, 5)))
+    compiled = [v for n, v in gpu.environment.items() if v.startswith("/state/cache/x/")]
+    assert len(compiled) == len(set(compiled)) == 8
+    assert gpu.cache == Path("/state/cache/x")
+    assert launch(command=["sglang", "--port", "{uds}"]).cache is None, "what it compiles is not known"
+    assert slice_kind(MIG) == "H100+1g.10gb"
+    assert slice_kind(CPU) == "cpu-4"
+    whole = Slice("GPU-a", SliceKind.GPU, None, 80 * GIB, uuid="GPU-a", gpu=MIG.gpu)
+    assert slice_kind(whole) == "H100"
+    assert slice_kind(replace(whole, kind=SliceKind.MPS, sharers=3)) == "H100+mps-3"
+
+
+def test_cores_of_a_gpu_slice_bound_threads_and_are_no_reason_for_a_restart() -> None:
+    few, many = (launch(target=replace(MIG, cores=cores)) for cores in ((4,), (4, 5, 6)))
+    assert few.spec_hash == many.spec_hash
+    assert many.full_environment({})["OMP_NUM_THREADS"] == "3"
+    assert launch(target=MIG).full_environment({"OMP_NUM_THREADS": "9"}).get("OMP_NUM_THREADS") is None
+    own = launch(target=replace(MIG, cores=(4, 5)), environment={"OMP_NUM_THREADS": "1"})
+    assert own.full_environment({})["OMP_NUM_THREADS"] == "1", "the operator's wins"
+
+
+def test_on_a_simulated_slice_a_simulated_engine_gets_vllms_own_arguments() -> None:
+    gpu = Gpu("GPU-a", 0, "H100-80GB-SXM", 80 * GIB)
+    real = launch(target=replace(MIG, gpu=gpu))
+    simulated = launch(target=replace(MIG, gpu=gpu, simulated=True))
+    assert simulated.argv[:3] == ("/own/bin/python", "-m", "placement.fake_engine")
+    assert simulated.argv[3 : len(real.argv)] == real.argv[3:]
+    assert "--ttft-seconds" not in simulated.argv, "nothing is known of this model's speed"
+    assert simulated.cache is None
+    assert launch(target=replace(MIG, simulated=True), command=["my-engine", "{uds}"]).argv[0] == "my-engine"

@@ -17,8 +17,9 @@ from placement.evidence import (
     prove_replica,
     read_log,
     read_metrics,
+    read_models,
 )
-from placement.proof import GIB, Verdict
+from placement.proof import GIB, Observation, Verdict
 from placement.slices import DeviceUse, Slice, SliceKind
 from placement.vllm_plugin import report
 
@@ -213,3 +214,43 @@ def test_on_a_cpu_slice_nvml_is_not_asked(engine: tuple[int, int, int]) -> None:
 def test_a_log_that_is_gone_is_no_evidence_and_no_error(tmp_path: Path) -> None:
     seen = observe_replica(TARGET, ReplicaTrace(1, log=tmp_path / "missing.log"), devices=lambda: None)
     assert (seen.totals, seen.limits, seen.pinned_to) == ((), (), ())
+
+
+def test_the_list_of_models_tells_the_context_length() -> None:
+    cards = {"data": [{"id": "chat", "max_model_len": 2048}, {"id": "an-adapter", "max_model_len": None}]}
+    (figure,) = read_models(json.dumps(cards)).limits
+    assert (figure.name, figure.value, figure.source) == ("max_model_len", 2048, "its list of models")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"data": 3}', '{"data": [3]}', '{"data": [{"max_model_len": "long"}]}']
+)
+def test_a_list_of_models_that_makes_no_sense_tells_nothing(text: str) -> None:
+    assert read_models(text) == Observation()
+
+
+CPU = Slice("cpu-0", SliceKind.CPU, None, 2**30, cores=tuple(sorted(os.sched_getaffinity(0))))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "models", "wrong"),
+    [
+        (METRICS, "", "gpu_memory_utilization=0.85 in its metrics"),
+        ("", '{"data": [{"max_model_len": 131072}]}', "max_model_len=131072 in its list of models"),
+    ],
+)
+def test_a_limit_that_is_not_in_force_refutes_the_proof_and_is_named(metrics: str, models: str, wrong: str) -> None:
+    arguments = ("python", "--max-model-len", "2048", "--gpu-memory-utilization", "0.9")
+    trace = ReplicaTrace(os.getpid(), arguments, metrics=metrics, models=models)
+    proof = prove_replica(CPU, trace, vllm="0.32.0")
+    assert not proof.ok
+    assert wrong in (proof.reason or "")
+
+
+def test_another_engines_flags_are_its_own_but_its_list_of_models_is_not() -> None:
+    arguments = ("engine", "--max-model-len", "2048", "--max-num-seqs", "4")
+    trace = ReplicaTrace(os.getpid(), arguments, models='{"data": [{"max_model_len": 2048}]}')
+    limits = [f for f in prove_replica(CPU, trace, vllm=None).findings if f.check == "limits"]
+    assert [(f.verdict, f.expected) for f in limits] == [(Verdict.PROVEN, "max_model_len=2048")]
+    silent = prove_replica(CPU, ReplicaTrace(os.getpid(), arguments), vllm=None)
+    assert not [f for f in silent.findings if f.check == "limits"]

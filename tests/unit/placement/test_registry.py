@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import pytest
 
 from model_registry.errors import RegistryError
+from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig
 from placement.engines import CUDA_REQUIREMENT, INSTALLED_VERSIONS, EngineKind
 from placement.registry import ModelRegistry, installed_vllm
 from placement.schema import EngineConfig
-from placement.slices import Slice, SliceKind
+from placement.simulated_engine import estimated_speed, simulated_argv
+from placement.slices import Gpu, Slice, SliceKind
 
 CPU = Slice("cpu-0", SliceKind.CPU, None, 8 * 2**30, cores=(0,))
+FIT = SliceFit(True, "fits", 2**33, 2**32, 4096, 8.0, 8192, 1)
 TINY = Slice("cpu-1", SliceKind.CPU, None, 2**20, cores=(1,))
 
 
@@ -83,3 +87,20 @@ def test_without_an_engine_sizes_are_those_of_the_one_that_would_be_installed(
     sized = ModelRegistry(EngineConfig(), device=kind).describe(model(directory))
     assert sized.limits is not None
     assert sized.limits.vllm_version == INSTALLED_VERSIONS[kind]
+
+
+def test_a_simulated_engine_is_as_slow_as_the_model_would_be_on_the_slice(directory: Path) -> None:
+    registry = ModelRegistry(EngineConfig())
+    sized = registry.describe(model(directory))
+    gpu = Gpu("GPU-a", 0, "H100-80GB-SXM", 80 * 2**30)
+    small, large = (
+        Slice(f"GPU-a/{profile}@0", SliceKind.MIG, profile, memory * 2**30, uuid=profile, gpu=gpu, simulated=True)
+        for profile, memory in (("1g.10gb", 9), ("7g.80gb", 79))
+    )
+    slow, fast = (estimated_speed(sized, target, registry.fit(sized, target)) for target in (small, large))
+    assert slow is not None
+    assert fast is not None
+    assert 0 < fast.ttft_seconds < slow.ttft_seconds < 1
+    argv = simulated_argv(Path("python"), ["--model", "m"], sized, small, registry.fit(sized, small))
+    assert argv[argv.index("--itl-seconds") + 1] == f"{slow.itl_seconds:.4g}"
+    assert estimated_speed(sized, replace(small, gpu=replace(gpu, product="a card of tomorrow")), FIT) is None
