@@ -67,6 +67,15 @@ def wanted_replicas(models: Iterable[ModelConfig]) -> tuple[Wanted, ...]:
     )
 
 
+def seated(seats: Mapping[str, str]) -> tuple[Wanted, ...]:
+    """The replicas that have a seat, each pinned to its slice. `seats` are slice ids by replica, `MODEL-NUMBER`."""
+    wanted = []
+    for replica, slice_id in sorted(seats.items()):
+        model, _, ordinal = replica.rpartition("-")
+        wanted.append(Wanted(replica, model, int(ordinal), pin=slice_id))
+    return tuple(wanted)
+
+
 def assign(
     wanted: Sequence[Wanted], fits: Fits, inventory: Inventory, *, current: Mapping[str, str] | None = None
 ) -> Assignment:

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import Field
+
 from model_registry.errors import ConfigError, SlicewayError
 from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig, Section
-from placement.assign import Fits, assign, wanted_replicas
+from placement.assign import Fits, assign, seated, wanted_replicas
 from placement.engines import EngineKind, EngineVersions, find_engine_python
 from placement.errors import PlacementError
-from placement.launch import SizedModel, build_launch
+from placement.launch import SizedModel, build_launch, kv_cache_tokens
 from placement.replicas.replica import Goal
 from placement.schema import EngineConfig, FleetConfig
 from placement.sharing import share_environment
@@ -34,6 +36,10 @@ class PlacementConfig(Section):
     fleet: FleetConfig = FleetConfig()
     engine: EngineConfig = EngineConfig()
     models: tuple[ModelConfig, ...] = ()
+    seats: Mapping[str, str] | None = Field(
+        default=None,
+        description="Slice ids by replica, where somebody else has decided (a cluster's head): these replicas and no other.",
+    )
 
 
 class Registry(Protocol):
@@ -88,7 +94,7 @@ def plan_goals(
     that fits nowhere, is told in `unplaced` and takes nothing from the others.
     """
     models, unreadable = _describe(config, registry)
-    wanted = wanted_replicas(config.models)
+    wanted = wanted_replicas(config.models) if config.seats is None else seated(config.seats)
     unplaced: dict[str, SlicewayError] = {w.replica: unreadable[w.model] for w in wanted if w.model in unreadable}
     fits: Fits = {(name, s.id): registry.fit(sized, s) for name, sized in models.items() for s in inventory.slices}
     current = current or {}
@@ -162,4 +168,12 @@ def _goal(
             **share_environment(target, workshop.paths.runtime(workshop.environ)),
         },
     )
-    return Goal(replica, sized.config.name, sized.task, target, sized.config.max_num_seqs, spec)
+    return Goal(
+        replica,
+        sized.config.name,
+        sized.task,
+        target,
+        sized.config.max_num_seqs,
+        spec,
+        kv_cache_tokens(sized, target, fit),
+    )

@@ -25,7 +25,7 @@ from placement.simulated_engine import simulated_argv
 from placement.slices import Slice, SliceKind
 
 _TOKEN = re.compile(r"\{([a-z_]+)\}")
-TOKENS = ("model", "served_name", "uds", "port", "max_model_len", "max_num_seqs", "task", "cores", "python")
+TOKENS = ("model", "served_name", "uds", "host", "port", "max_model_len", "max_num_seqs", "task", "cores", "python")
 _LATE = ("uds", "port")
 LEAST_POOL_BYTES = 2**20
 _VLLM = ("-m", "vllm.entrypoints.openai.api_server")
@@ -48,10 +48,11 @@ _GPU_CACHES = {
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where an engine listens: a Unix socket, or a port on loopback."""
+    """Where an engine listens: a Unix socket, or a port of loopback or of the machine's own address."""
 
     uds: Path | None = None
     port: int | None = None
+    host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
         if (self.uds is None) == (self.port is None):
@@ -59,16 +60,17 @@ class Endpoint:
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
-        """The inverse of `str`. Raises ValueError for what is neither `unix:/path` nor `http://127.0.0.1:port`."""
+        """The inverse of `str`. Raises ValueError for what is neither `unix:/path` nor `http://address:port`."""
         if text.startswith("unix:"):
             return cls(uds=Path(text.removeprefix("unix:")))
-        match = re.fullmatch(r"http://127\.0\.0\.1:(\d+)", text)
+        match = re.fullmatch(r"http://([0-9.]+|\[[0-9a-fA-F:.]+\]):(\d+)", text)
         if not match:
             raise ValueError(f"{text!r} is no endpoint of an engine")
-        return cls(port=int(match.group(1)))
+        return cls(port=int(match.group(2)), host=match.group(1).strip("[]"))
 
     def __str__(self) -> str:
-        return f"unix:{self.uds}" if self.uds else f"http://127.0.0.1:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"unix:{self.uds}" if self.uds else f"http://{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ class LaunchSpec:
         """The arguments with the endpoint filled in, and how long the engine may finish requests after SIGTERM."""
         late = {
             "uds": str(endpoint.uds or ""),
+            "host": endpoint.host,
             "port": str(endpoint.port or ""),
             "drain_seconds": str(math.ceil(drain_seconds)),
         }
@@ -164,7 +167,12 @@ def build_launch(
     else:
         compiles = True
         argv = [str(vllm_python), *_VLLM, *_vllm_arguments(sized, sized.limits, target, fit, engine)]
-    environment = {**_environment(target, engine, cache), **(extra_environment or {}), **engine.environment}
+    environment = {
+        **_network_environment(engine),
+        **_environment(target, engine, cache),
+        **(extra_environment or {}),
+        **engine.environment,
+    }
     return LaunchSpec(
         replica, sized.config.name, sized.task, target, tuple(argv), environment, cache if compiles else None
     )
@@ -201,7 +209,7 @@ def _vllm_arguments(
         flags["--chat-template"] = model.chat_template
     if sized.task == "embed":
         flags["--runner"] = "pooling"
-    listen = ["--uds", "{uds}"] if engine.transport == "unix" else ["--host", "127.0.0.1", "--port", "{port}"]
+    listen = ["--uds", "{uds}"] if engine.transport == "unix" else ["--host", "{host}", "--port", "{port}"]
     return [
         *("--model", sized.source),
         *("--served-model-name", model.name),
@@ -224,6 +232,15 @@ def _kv_pool_bytes(limits: EngineLimits, footprint: Footprint | None, target: Sl
     # `gpu_memory_utilization` of the machine's whole memory is free.
     wanted = max(footprint.kv_pool_bytes(limits.max_num_seqs), LEAST_POOL_BYTES)
     return min(wanted, fit.available_kv_bytes) if fit.available_kv_bytes > 0 else wanted
+
+
+def kv_cache_tokens(sized: SizedModel, target: Slice, fit: SliceFit) -> int | None:
+    """Tokens that the engine's KV pool holds, in requests of the model's whole length; None where that is not known."""
+    limits, footprint = sized.limits, sized.footprint
+    if limits is None or footprint is None or not footprint.kv_bytes_per_request:
+        return None
+    pool = _kv_pool_bytes(limits, footprint, target, fit) or fit.available_kv_bytes
+    return max(0, pool * limits.max_model_len // footprint.kv_bytes_per_request) or None
 
 
 def _flags(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -258,6 +275,14 @@ def _environment(target: Slice, engine: EngineConfig, cache: Path) -> dict[str, 
         }
     on_gpu = {name: str(cache / place) for name, place in _GPU_CACHES.items()}
     return environment | on_gpu | {"CUDA_VISIBLE_DEVICES": str(target.uuid), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def _network_environment(engine: EngineConfig) -> dict[str, str]:
+    """The secret, where an engine can be reached from other machines: vLLM's own variable, and one for other engines."""
+    if engine.network is None or engine.transport != "tcp":
+        return {}
+    secret = engine.network.secret()
+    return {"VLLM_API_KEY": secret, "ENGINE_API_KEY": secret}
 
 
 def _custom_argv(sized: SizedModel, target: Slice, engine: EngineConfig, own_python: Path) -> list[str]:

@@ -21,6 +21,7 @@ from gateway.config import Config, load_config
 from gateway.front import Front, Snapshot, read_last_good
 from gateway.shutdown import Stopped, stop_everything
 from model_registry.errors import ConfigError
+from placement.cluster.seats import run_seats
 from placement.controller import Controller, Sources, preflight
 from placement.goals import Goals, PlacementConfig, Workshop
 from placement.locks import exclusive
@@ -75,7 +76,14 @@ def up(
     raise typer.Exit(code)
 
 
-def controller(config: ConfigPath, state_dir: StateDir = None) -> None:
+def controller(
+    config: ConfigPath,
+    state_dir: StateDir = None,
+    seats: Annotated[
+        Path | None,
+        typer.Option(help="Run these replicas on these slices, as a cluster's agent has them.", hidden=True),
+    ] = None,
+) -> None:
     """Run the placement controller alone: engines on slices, and the routing table."""
     try:
         loaded = load_config(config)
@@ -86,7 +94,11 @@ def controller(config: ConfigPath, state_dir: StateDir = None) -> None:
             raise
         paths = StatePaths(state_dir)  # it goes on with the last good configuration if engines run, and says so
     _log_to_stderr()
-    asyncio.run(Controller(placement_sources(config), Workshop(paths, dict(os.environ))).run())
+    workshop = Workshop(paths, dict(os.environ))
+    if seats is not None:
+        asyncio.run(run_seats(seats, placement_sources(config), workshop))
+        return
+    asyncio.run(Controller(placement_sources(config), workshop).run())
 
 
 def gateway(config: ConfigPath, listen: Listen = None, state_dir: StateDir = None) -> None:

@@ -232,8 +232,8 @@ def test_endpoints_round_trip(port: int) -> None:
         assert Endpoint.parse(str(endpoint)) == endpoint
 
 
-def test_an_endpoint_elsewhere_is_none_of_ours() -> None:
-    for wrong in ("http://10.0.0.1:80", "unix", ""):
+def test_what_is_no_address_of_an_engine_is_refused() -> None:
+    for wrong in ("http://engine:80", "http://10.0.0.1", "https://10.0.0.1:80", "unix", ""):
         with pytest.raises(ValueError, match="no endpoint"):
             Endpoint.parse(wrong)
     with pytest.raises(ValueError, match="either"):

@@ -1,0 +1,42 @@
+"""Errors of a cluster.
+
+ClusterError
+├── NodeLost            a node does not answer
+├── NodeMismatch        a node runs other versions than the head
+├── SliceHeld           a node offers a slice that another node already offers
+└── ClusterUnreachable  there is no cluster at that address, or none could be started
+"""
+
+from __future__ import annotations
+
+from placement.errors import PlacementError
+
+
+class ClusterError(PlacementError):
+    """Several machines could not act as one."""
+
+    code = "cluster_error"
+
+
+class NodeLost(ClusterError):
+    """A node does not answer."""
+
+    code = "node_lost"
+
+
+class NodeMismatch(ClusterError):
+    """A node runs other versions than the head."""
+
+    code = "node_mismatch"
+
+
+class SliceHeld(ClusterError):
+    """A node offers a slice that another node already offers."""
+
+    code = "slice_held"
+
+
+class ClusterUnreachable(ClusterError):
+    """There is no cluster at that address."""
+
+    code = "cluster_unreachable"

@@ -1,0 +1,374 @@
+"""The head: keeps the seats of the whole cluster, and tells every gateway where the engines are.
+
+It knows nodes only through `Nodes`, so it runs without Ray as well. What it remembers is a journal of seats and a generation;
+everything else it asks the nodes for. It may be killed at any moment: nodes go on with what they were last told, gateways
+with the last table, and the next head takes the seats out of the journal and the engines out of the nodes' reports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from model_registry.schema import ModelConfig
+from placement.clock import Clock
+from placement.cluster.errors import NodeMismatch, SliceHeld
+from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions
+from placement.cluster.merge import merge_tables, reasons
+from placement.cluster.seating import FitOn, seat_replicas
+from placement.table import ModelRow, ReplicaState, RoutingTable
+
+log = logging.getLogger(__name__)
+
+REPORT_SECONDS = 2.0
+LOST_AFTER_SECONDS = 6.0
+STEP_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What came of asking for a slice: `owner` once it is this replica's, else what it waits for."""
+
+    seat: Seat
+    owner: Owner | None = None
+    waits_for: str = "Ray to give it the slice"
+
+
+class Nodes(Protocol):
+    """The nodes of the cluster, and the books in which their slices are given to replicas."""
+
+    async def names(self) -> Sequence[str]:
+        """Every node that has joined and is not known to be gone."""
+
+    async def report(self, node: str) -> NodeReport:
+        """What it is at the moment. Raises NodeLost."""
+
+    async def order(self, node: str, order: NodeOrder) -> None:
+        """Tell it what to run; the same order twice is one order. Raises NodeLost."""
+
+    async def hold(self, seat: Seat) -> Hold:
+        """Ask for the slice, or how far that is. Returns without waiting for it."""
+
+    async def let_go(self, replica: str) -> None:
+        """Give up the replica's slice, or what was asked for."""
+
+    async def held(self) -> Mapping[str, Seat]:
+        """Every slice that is held or asked for, by replica, also from before this head."""
+
+
+class Store(Protocol):
+    """A place for the journal that outlives the head."""
+
+    async def load(self) -> bytes | None:
+        """The last journal; None if there is none."""
+
+    async def save(self, journal: bytes) -> None:
+        """Replace it, as a whole."""
+
+
+class HeadJournal(BaseModel):
+    """What the next head has to know."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    version: Literal[1] = 1
+    generation: int = 0
+    config: str = ""
+    seats: Mapping[str, Seat] = {}
+    secret: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterGoal:
+    """The configuration, read: which models there are, and what each gets where."""
+
+    config: str
+    models: Sequence[ModelConfig]
+    rows: tuple[ModelRow, ...]
+    fit_on: FitOn
+
+
+@dataclass(slots=True)
+class _Member:
+    """A node as the head knows it."""
+
+    report: NodeReport
+    seen_at: float
+    problem: str | None = None
+    ordered: NodeOrder | None = field(default=None, repr=False)
+
+
+class Head:
+    """One head. `step` is one round; `run` does rounds until cancelled."""
+
+    def __init__(self, nodes: Nodes, store: Store, clock: Clock, versions: Versions, *, secret: str) -> None:
+        self._nodes = nodes
+        self._store = store
+        self._clock = clock
+        self._versions = versions
+        self._journal = HeadJournal(secret=secret)
+        self._goal: ClusterGoal | None = None
+        self._members: dict[str, _Member] = {}
+        self._refused: dict[str, str] = {}
+        self._unplaced: Mapping[str, str] = {}
+        self._began_at = clock.monotonic()
+        self._table = RoutingTable(generation=0)
+        self._broadcast = Broadcast(table=self._table, head=uuid4().hex)
+        self._news = asyncio.Condition()
+
+    # ---- what it is told
+
+    async def restore(self) -> str:
+        """Take over from the head before. Returns the configuration that it worked by; empty if there was none."""
+        kept = await self._store.load()
+        if kept is not None:
+            try:
+                self._journal = HeadJournal.model_validate_json(kept)
+            except ValidationError as error:
+                log.error("the head's journal makes no sense and is not used: %s", error)
+        self._table = RoutingTable(generation=self._journal.generation)
+        return self._journal.config
+
+    def aim(self, goal: ClusterGoal) -> None:
+        """Work towards this configuration from the next round on."""
+        self._goal = goal
+
+    async def share(self, files: Mapping[str, str]) -> None:
+        """Have every gateway hold these files; with the first table, if there is none yet."""
+        if self._broadcast.sequence:
+            await self._tell(self._table, files=files)
+        else:
+            self._broadcast = self._broadcast.model_copy(update={"files": dict(files)})
+
+    # ---- rounds
+
+    async def run(self) -> None:
+        """Rounds without end. A round that fails is tried again: nothing that serves depends on it."""
+        while True:
+            try:
+                await self.step()
+            except Exception:
+                log.exception("this round failed; the next one follows")
+            await self._clock.sleep(STEP_SECONDS)
+
+    async def step(self) -> None:
+        """Look at every node, decide the seats, have the slices held, tell the nodes, publish the table."""
+        if self._goal is None:
+            return
+        await self._look()
+        if self._awaits_nodes():
+            return
+        reports = {node: member.report for node, member in self._members.items() if member.problem is None}
+        held = await self._nodes.held()
+        current = self._current(reports, held)
+        seating = seat_replicas(self._goal.models, reports, self._goal.fit_on, current)
+        self._unplaced = reasons(seating.unplaced)
+        await self._remember(seating.seats)
+        owners, waiting = await self._hold(seating.seats, held)
+        await self._order(seating.seats, owners)
+        table = merge_tables(self._goal.rows, reports, seating.seats, waiting, self._table, secret=self._journal.secret)
+        if table != self._table:
+            await self._remember(seating.seats, generation=table.generation)
+            await self._tell(table)
+
+    async def _look(self) -> None:
+        names = await self._nodes.names()
+        answers = await asyncio.gather(*(self._report(name) for name in names))
+        now = self._clock.monotonic()
+        for report in filter(None, answers):
+            before = self._members.get(report.node)
+            ordered = before.ordered if before and before.report.boot == report.boot else None
+            self._members[report.node] = _Member(report, now, ordered=ordered)
+        for node, member in list(self._members.items()):
+            if now - member.seen_at > LOST_AFTER_SECONDS or node not in names:
+                log.warning("node %s does not answer; its replicas are seated elsewhere where there is room", node)
+                del self._members[node]
+        self._judge()
+
+    def _awaits_nodes(self) -> bool:
+        """Whether a head that has just begun may take nodes for lost that it has only not heard of yet."""
+        if self._clock.monotonic() - self._began_at > LOST_AFTER_SECONDS:
+            return False
+        return any(seat.node not in self._members for seat in self._journal.seats.values())
+
+    async def _report(self, node: str) -> NodeReport | None:
+        try:
+            async with asyncio.timeout(REPORT_SECONDS):
+                return await self._nodes.report(node)
+        except Exception as error:  # noqa: BLE001 - whatever keeps a node from answering, it has not answered
+            log.info("node %s: %s", node, error)
+            return None
+
+    def _judge(self) -> None:
+        """Which members cannot take part: other versions, or a slice that another node offers already."""
+        offered: dict[str, str] = {}
+        self._refused = {}
+        for node in sorted(self._members):
+            member = self._members[node]
+            member.problem = self._problem(member.report, offered)
+            if member.problem is not None:
+                self._refused[node] = member.problem
+
+    def _problem(self, report: NodeReport, offered: dict[str, str]) -> str | None:
+        if differences := self._versions.differences(report.versions):
+            return str(
+                NodeMismatch(
+                    f"node {report.node!r} runs other versions than the head: {'; '.join(differences)}",
+                    remedy="Install the same versions on every node and join again.",
+                )
+            )
+        # Core sets of two machines have equal names and are different slices; a GPU's UUID is its own everywhere.
+        mine = {s.uuid for s in report.slices if s.uuid and not s.simulated}
+        for uuid in sorted(mine):
+            if uuid in offered:
+                return str(
+                    SliceHeld(
+                        f"node {report.node!r} offers slice {uuid}, which node {offered[uuid]!r} offers already",
+                        remedy="Two agents run on one machine: stop one of them (`sliceway node leave`).",
+                    )
+                )
+        offered.update(dict.fromkeys(mine, report.node))
+        return None
+
+    def _current(self, reports: Mapping[str, NodeReport], held: Mapping[str, Seat]) -> dict[str, Seat]:
+        """Where replicas are: as the journal has it, else as they are held or found running by a head that has lost it."""
+        current = {replica: seat for replica, seat in self._journal.seats.items() if seat.node in reports}
+        for replica, seat in held.items():
+            if seat.node in reports:
+                current.setdefault(replica, seat)
+        models = {m.name for m in self._goal.models} if self._goal else set()
+        for node, report in sorted(reports.items()):
+            for replica, slice_id in report.running.items():
+                model = replica.rpartition("-")[0]
+                if model in models:
+                    current.setdefault(replica, Seat(replica=replica, model=model, node=node, slice_id=slice_id))
+        return current
+
+    async def _hold(
+        self, seats: Mapping[str, Seat], held: Mapping[str, Seat]
+    ) -> tuple[Mapping[str, Owner], Mapping[str, str]]:
+        """Give up what is no seat any more, ask for what is. Gives the owners, and what the others wait for."""
+        for replica, seat in held.items():
+            if seats.get(replica) != seat and self._is_free(replica, seat):
+                await self._nodes.let_go(replica)
+        owners: dict[str, Owner] = {}
+        waiting: dict[str, str] = {}
+        for replica, seat in seats.items():
+            if replica in held and held[replica] != seat:
+                waiting[replica] = f"its engine on {held[replica].key} to finish its requests"
+                continue
+            hold = await self._nodes.hold(seat)
+            if hold.owner is None:
+                waiting[replica] = hold.waits_for
+            else:
+                owners[replica] = hold.owner
+        return owners, waiting
+
+    def _is_free(self, replica: str, seat: Seat) -> bool:
+        """Whether no engine of it runs there any more, as far as anybody can tell."""
+        member = self._members.get(seat.node)
+        return member is None or member.report.running.get(replica) != seat.slice_id
+
+    async def _order(self, seats: Mapping[str, Seat], owners: Mapping[str, Owner]) -> None:
+        """Every member gets the seats whose slices are held for it; a member that runs something else ends that."""
+        assert self._goal is not None
+        for node, member in self._members.items():
+            mine = {r: s.slice_id for r, s in seats.items() if s.node == node and r in owners}
+            order = NodeOrder(
+                generation=self._journal.generation,
+                config=self._goal.config,
+                seats=mine,
+                owners={replica: owners[replica] for replica in mine},
+                secret=self._journal.secret,
+            )
+            if member.problem is None and _differs(order, member.ordered):
+                try:
+                    await self._nodes.order(node, order)
+                    member.ordered = order
+                except Exception as error:  # noqa: BLE001 - it is told again in the next round, or found lost
+                    log.info("node %s could not be told: %s", node, error)
+
+    # ---- what it tells
+
+    async def next_broadcast(self, head: str, after: int, *, timeout_seconds: float) -> Broadcast | None:
+        """The newest broadcast, as soon as there is one that is not the one numbered `after` of `head`; None if there is none in time.
+
+        A head that has published nothing yet has nothing to say: the last head's table is better than an empty one.
+        """
+        async with self._news:
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    await self._news.wait_for(
+                        lambda: (
+                            self._broadcast.sequence > 0
+                            and (self._broadcast.head, self._broadcast.sequence) != (head, after)
+                        )
+                    )
+            except TimeoutError:
+                return None
+            return self._broadcast
+
+    def status(self) -> dict[str, object]:
+        """For people: nodes, seats, and everything that waits, with its reason."""
+        states = {row.replica: row for row in self._table.replicas}
+        return {
+            "generation": self._table.generation,
+            "nodes": [
+                {
+                    "node": node,
+                    "address": member.report.address,
+                    "slices": len(member.report.slices),
+                    "simulated": member.report.simulated,
+                    "problem": member.problem,
+                    "notes": list(member.report.notes),
+                }
+                for node, member in sorted(self._members.items())
+            ],
+            "replicas": [
+                {
+                    "replica": replica,
+                    "slice": seat.key,
+                    "state": states[replica].state.value if replica in states else ReplicaState.PENDING.value,
+                    "reason": states[replica].reason if replica in states else None,
+                }
+                for replica, seat in sorted(self._journal.seats.items())
+            ],
+            "unplaced": dict(self._unplaced),
+        }
+
+    async def _tell(self, table: RoutingTable, *, files: Mapping[str, str] | None = None) -> None:
+        async with self._news:
+            self._table = table
+            self._broadcast = Broadcast(
+                head=self._broadcast.head,
+                table=table,
+                files=self._broadcast.files if files is None else dict(files),
+                config=self._goal.config if self._goal else "",
+                sequence=self._broadcast.sequence + 1,
+            )
+            self._news.notify_all()
+
+    async def _remember(self, seats: Mapping[str, Seat], *, generation: int | None = None) -> None:
+        """Write the journal before acting on it."""
+        assert self._goal is not None
+        journal = self._journal.model_copy(
+            update={
+                "generation": self._journal.generation if generation is None else generation,
+                "config": self._goal.config,
+                "seats": dict(seats),
+            }
+        )
+        if journal != self._journal:
+            await self._store.save(journal.model_dump_json().encode())
+            self._journal = journal
+
+
+def _differs(order: NodeOrder, before: NodeOrder | None) -> bool:
+    """Whether a node has to be told; the generation alone is no reason."""
+    return before is None or order != before.model_copy(update={"generation": order.generation})

@@ -1,0 +1,109 @@
+"""What nodes and the head tell each other. Values only; they travel as JSON, so that either side may be the newer one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from placement.slices import Slice
+from placement.table import RoutingTable
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Versions(_Row):
+    """What has to be the same on every node: actors are pickled between them. Python counts without its patch level."""
+
+    sliceway: str
+    python: str
+    ray: str
+
+    def differences(self, other: Versions) -> tuple[str, ...]:
+        """What differs, as `name: mine, theirs`."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        return tuple(f"{name} {mine[name]} here, {theirs[name]} there" for name in mine if mine[name] != theirs[name])
+
+
+class Seat(_Row):
+    """One replica's place: a slice of a node."""
+
+    replica: str
+    model: str
+    node: str
+    slice_id: str
+
+    @property
+    def key(self) -> str:
+        """The slice's name in the cluster."""
+        return slice_key(self.node, self.slice_id)
+
+
+class NodeReport(_Row):
+    """A node as it is at the moment.
+
+    `table` is what its own controller publishes, `running` the slice of every engine that runs there, also of those that nobody
+    asked for. `boot` is another one after each start of the agent.
+    """
+
+    node: str
+    address: str
+    versions: Versions
+    boot: str
+    slices: tuple[Slice, ...] = ()
+    table: RoutingTable = RoutingTable(generation=0)
+    running: Mapping[str, str] = Field(default_factory=dict)
+    waiting: Mapping[str, str] = Field(default_factory=dict, description="Why replicas that it was given do not run.")
+    notes: tuple[str, ...] = ()
+    simulated: bool = False
+    generation: int = Field(default=0, description="Of the newest table that its gateways have seen.")
+
+
+class NodeOrder(_Row):
+    """What a node is to run: the configuration, and which of its slices has which replica.
+
+    `owners` are the processes that hold the slices in Ray's books; an engine outlives its owner by `orphan_seconds` at most.
+    """
+
+    generation: int
+    config: str = Field(description="The whole configuration as JSON.")
+    seats: Mapping[str, str] = Field(default_factory=dict, description="Slice ids by replica.")
+    owners: Mapping[str, Owner] = Field(default_factory=dict, description="By replica.")
+    secret: str = Field(default="", repr=False, description="What gateways show the engines of this node.")
+    orphan_seconds: float = 600.0
+
+
+class Owner(_Row):
+    """A process on the node; known by its start as well, because pids are given again."""
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+
+class Broadcast(_Row):
+    """What every gateway of the cluster follows: the table of all nodes, the configuration, and the tenants' keys."""
+
+    head: str = Field(description="Which head says so; another one after each start of a head.")
+    table: RoutingTable
+    files: Mapping[str, str] = Field(
+        default_factory=dict, repr=False, description="Files of the gateways' state directory by name: tenants' keys."
+    )
+    config: str = ""
+    sequence: int = 0
+
+
+def slice_key(node: str, slice_id: str) -> str:
+    """A slice's name in the cluster: `node-a/cpu-0`."""
+    return f"{node}/{slice_id}"
+
+
+def in_cluster(node: str, one: Slice) -> Slice:
+    """The slice under its name in the cluster."""
+    return replace(one, id=slice_key(node, one.id))
+
+
+NodeOrder.model_rebuild()

@@ -1,0 +1,232 @@
+"""One node's agent: offers its slices, has its controller run what the head gives it, and follows the head's table.
+
+The controller is a process of its own, as under `sliceway up`, told through files that outlive both: so an agent that dies, and
+Ray with it, takes no engine along. The agent only writes what was ordered, and reads what the controller publishes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+from model_registry.atomic import write_atomically
+from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Versions
+from placement.cluster.seats import SeatRow, SeatsFile, write_seats
+from placement.errors import TableUnreadable
+from placement.replicas.journal import Journal
+from placement.slices import Inventory
+from placement.state import StatePaths
+from placement.status import read_status
+from placement.table import RoutingTable, publish, read
+
+log = logging.getLogger(__name__)
+
+OBSERVE_SECONDS = 10.0
+POLL_SECONDS = 20.0
+_RETRY_SECONDS = 0.5
+
+NextBroadcast = Callable[[str, int, float], Awaitable[Broadcast | None]]
+"""Head, sequence, timeout in seconds -> what is newer than that; see `Head.next_broadcast`. Raises when there is no head."""
+
+
+class Processes(Protocol):
+    """The node's own processes, which outlive the agent."""
+
+    def ensure_controller(self, config: Path, seats: Path) -> None:
+        """Have one controller run on this configuration and these seats."""
+
+    def reload_controller(self) -> None:
+        """Have it read its configuration again."""
+
+    def ensure_gateway(self, config: Path) -> None:
+        """Have one gateway run on this configuration, if this node is to have one."""
+
+    def reload_gateway(self) -> None:
+        """Have it read its configuration again."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodePaths:
+    """Where a node keeps what it knows. `engines` is its controller's state directory, `gateway` its gateway's."""
+
+    root: Path
+
+    @property
+    def engines(self) -> StatePaths:
+        """The controller's: journal, logs, sockets, its own table."""
+        return StatePaths(self.root / "engines")
+
+    @property
+    def gateway(self) -> StatePaths:
+        """The gateway's: the table of the whole cluster, and the keys."""
+        return StatePaths(self.root / "gateway")
+
+    @property
+    def controller_config(self) -> Path:
+        """What the controller reads."""
+        return self.root / "controller.yaml"
+
+    @property
+    def gateway_config(self) -> Path:
+        """What the gateway reads."""
+        return self.root / "gateway.yaml"
+
+    @property
+    def seats(self) -> Path:
+        """Which replica has which slice."""
+        return self.root / "seats.json"
+
+    @property
+    def secret(self) -> Path:
+        """What engines want to be shown."""
+        return self.root / "engine.secret"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """What makes this node itself.
+
+    `fleet` replaces the configuration's: what a node offers is for the node to say. `address` is where its engines listen.
+    """
+
+    name: str
+    address: str
+    paths: NodePaths
+    versions: Versions
+    fleet: Mapping[str, Any]
+    simulated: bool = False
+    listen: str | None = None
+    boot: str = field(default_factory=lambda: uuid4().hex)
+
+
+class NodeAgent:
+    """See the module. All of it is idempotent, so that an agent that was killed goes on where it was."""
+
+    def __init__(self, settings: NodeSettings, processes: Processes, observe: Callable[[], Inventory]) -> None:
+        self.settings = settings
+        self._paths = settings.paths
+        self._processes = processes
+        self._observe = observe
+        self._inventory: Inventory | None = None
+        self._observed_at = 0.0
+        self._paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    # ---- what the head asks
+
+    async def report(self) -> NodeReport:
+        """The node as it is."""
+        if self._inventory is None or time.monotonic() - self._observed_at > OBSERVE_SECONDS:
+            self._inventory = await asyncio.to_thread(self._observe)
+            self._observed_at = time.monotonic()
+        return NodeReport(
+            node=self.settings.name,
+            address=self.settings.address,
+            versions=self.settings.versions,
+            boot=self.settings.boot,
+            slices=self._inventory.slices,
+            table=self._table(),
+            running=self._running(),
+            waiting=self._waiting(),
+            notes=self._inventory.notes,
+            simulated=self.settings.simulated,
+            generation=max(0, self._known_generation()),
+        )
+
+    async def order(self, order: NodeOrder) -> None:
+        """Run this and nothing else."""
+        paths = self._paths
+        write_atomically(paths.secret, order.secret.encode(), mode=0o600)
+        seats = {r: SeatRow(slice_id=s, owner=order.owners[r]) for r, s in order.seats.items()}
+        write_seats(paths.seats, SeatsFile(seats=seats, orphan_seconds=order.orphan_seconds))
+        if _replace(paths.controller_config, self._controller_config(order)):
+            self._processes.reload_controller()
+        self._processes.ensure_controller(paths.controller_config, paths.seats)
+
+    def _controller_config(self, order: NodeOrder) -> str:
+        config = json.loads(order.config)
+        config["fleet"] = dict(self.settings.fleet)
+        config["state_dir"] = str(self._paths.engines.root)
+        engine = config.setdefault("engine", {})
+        engine["transport"] = "tcp"
+        engine["network"] = {"address": self.settings.address, "secret_file": str(self._paths.secret)}
+        return json.dumps(config, indent=1)
+
+    def _table(self) -> RoutingTable:
+        """What the controller publishes; a table that a dead controller has left speaks for engines that go on."""
+        try:
+            return read(self._paths.engines.routing_table)
+        except TableUnreadable:
+            return RoutingTable(generation=0)
+
+    def _running(self) -> Mapping[str, str]:
+        entries = Journal(self._paths.engines).entries()
+        return {entry.replica: entry.slice_id for entry in entries if entry.shim.alive}
+
+    def _waiting(self) -> Mapping[str, str]:
+        status = read_status(self._paths.engines.controller_status)
+        if status is None:
+            return {}
+        waiting = {replica: f"{row.message} {row.remedy or ''}".strip() for replica, row in status.unplaced.items()}
+        if status.refused is not None:
+            waiting |= {r.replica: status.refused.error.message for r in status.replicas if r.replica not in waiting}
+        return waiting
+
+    # ---- what it asks the head
+
+    async def follow(self, next_broadcast: NextBroadcast) -> None:
+        """Write every new table and the keys where this node's gateway looks for them. Without a head the last ones stay."""
+        head, sequence = "", 0
+        while True:
+            try:
+                news = await next_broadcast(head, sequence, POLL_SECONDS)
+            except Exception as error:  # noqa: BLE001 - whatever keeps the head from answering, there may be one again
+                log.info("no word from the head: %s", error)
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            if news is not None:
+                await asyncio.to_thread(self.take_over, news)
+                head, sequence = news.head, news.sequence
+
+    def take_over(self, news: Broadcast) -> None:
+        """Have this node's gateway work by `news`. A table that is older than the one there is not taken."""
+        paths = self._paths.gateway
+        paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name, text in news.files.items():
+            _replace(paths.root / Path(name).name, text)
+        if news.table.generation > self._known_generation():
+            publish(news.table, paths.routing_table)
+        if self.settings.listen is not None and news.config:
+            if _replace(self._paths.gateway_config, self._gateway_config(news.config)):
+                self._processes.reload_gateway()
+            self._processes.ensure_gateway(self._paths.gateway_config)
+
+    def _known_generation(self) -> int:
+        try:
+            return read(self._paths.gateway.routing_table).generation
+        except TableUnreadable:
+            return -1
+
+    def _gateway_config(self, text: str) -> str:
+        config = json.loads(text)
+        config["state_dir"] = str(self._paths.gateway.root)
+        config["fleet"] = {"discover": "none"}
+        config.setdefault("gateway", {})["listen"] = self.settings.listen
+        return json.dumps(config, indent=1)
+
+
+def _replace(path: Path, text: str) -> bool:
+    """Write `text` if it is not there already. Whether it was written."""
+    try:
+        if path.read_text() == text:
+            return False
+    except OSError:
+        pass
+    write_atomically(path, text.encode(), mode=0o600)
+    return True
