@@ -116,4 +116,5 @@ def _row(goal: Goal, view: View) -> ReplicaRow:
         state=view.state,
         reason=view.reason,
         max_num_seqs=goal.max_num_seqs,
+        kv_cache_tokens=goal.kv_cache_tokens,
     )

@@ -57,6 +57,7 @@ class ReplicaRow(_Row):
         default=None, description="Why it is not ready, in the engine's own words where it has any."
     )
     max_num_seqs: int | None = Field(default=None, ge=1, description="Sequences the engine runs at once.")
+    kv_cache_tokens: int | None = Field(default=None, ge=1, description="Tokens that fit into the engine's KV pool.")
 
 
 class ModelRow(_Row):
