@@ -14,6 +14,8 @@ from enum import Enum, auto
 from types import TracebackType
 from typing import Self
 
+from msgspec.structs import replace
+
 from gateway.config import GatewayConfig
 from gateway.digests import LatencyBook, Series
 from gateway.error_map import status_and_type
@@ -24,14 +26,19 @@ from gateway.errors import (
     EngineUnreachable,
     GatewayError,
     RequestTimeout,
+    UnknownPreviousResponse,
+    UnknownResponse,
     WrongTask,
 )
 from gateway.keys import Keyring, WallClock
-from gateway.request import Body, Route, check_head, outgoing_body, parse_body
+from gateway.request import Body, Route, check_head, credentials, outgoing_body, read_request
 from gateway.router import Lease, Router, unknown_model
 from gateway.sse import StreamMeter, Usage
 from gateway.stats import CLIENT_LEFT, Stats
+from gateway.stored_responses import ResponseIds
+from gateway.surface import Call
 from gateway.tenants import UNKNOWN, Directory, Tenant
+from gateway.typed_events import TypedEventMeter
 from placement.table import ReplicaRow
 
 Clock = Callable[[], float]
@@ -79,6 +86,7 @@ class Exchanges:
         wall: WallClock,
         on_unreachable: Callable[[ReplicaRow, str], None],
         on_served: Callable[[str], None],
+        response_ids: ResponseIds | None = None,
     ) -> None:
         self.policy = policy
         self.keyring = keyring
@@ -89,15 +97,22 @@ class Exchanges:
         self.wall = wall
         self.on_unreachable = on_unreachable
         self.on_served = on_served
+        self.response_ids = response_ids
         self.draining = False
         self.active: set[Exchange] = set()
 
-    def open(self, route: Route, request_id: bytes, on_interrupt: Callable[[], None] | None = None) -> Exchange:
-        """A new exchange, to be entered by the task that serves it.
+    def open(
+        self,
+        route: Route,
+        request_id: bytes,
+        on_interrupt: Callable[[], None] | None = None,
+        call: Call | None = None,
+    ) -> Exchange:
+        """A new exchange, to be entered by the task that serves it. `call` says what the path of the route does not.
 
         `on_interrupt` is called instead of cancelling that task, for a relay that serves without one; `interruption` then tells why.
         """
-        return Exchange(self, route, request_id, on_interrupt)
+        return Exchange(self, route, request_id, on_interrupt, call)
 
     def expire(self) -> None:
         """Interrupt every exchange whose deadline has passed."""
@@ -120,6 +135,9 @@ class Exchange:
     __slots__ = (
         *(
             "_body",
+            "_call",
+            "_content_type",
+            "_holder",
             "_deaths",
             "_desk",
             "_interruption",
@@ -148,9 +166,17 @@ class Exchange:
     )
 
     def __init__(
-        self, desk: Exchanges, route: Route, request_id: bytes, on_interrupt: Callable[[], None] | None
+        self,
+        desk: Exchanges,
+        route: Route,
+        request_id: bytes,
+        on_interrupt: Callable[[], None] | None,
+        call: Call | None = None,
     ) -> None:
         self._desk = desk
+        self._call = call
+        self._content_type: bytes | None = None
+        self._holder: ReplicaRow | None = None  # of the stored response that the request is about
         self._task: asyncio.Task[None] | None = None
         self._on_interrupt = on_interrupt
         self._interruption: GatewayError | ClientLeft | None = None
@@ -163,9 +189,9 @@ class Exchange:
         self._stage = Stage.BODY
         self.route = route
         self.request_id = request_id
-        self.tenant: Tenant | None = None
+        self.tenant: Tenant | None = call.tenant if call else None
         self.model = UNKNOWN  # for metrics: a name that exists, so that clients cannot invent series
-        self.meter: StreamMeter | None = None
+        self.meter: StreamMeter | TypedEventMeter | None = None
         self.usage: Usage | None = None
         self.received_at = desk.clock()
         self.deadline = self.received_at + desk.policy.limits.body_timeout_seconds
@@ -181,25 +207,42 @@ class Exchange:
         if self._desk.draining:
             raise Draining("The gateway is stopping.", retry_after_seconds=1.0)
         policy = self._desk.policy
-        self.tenant = policy.directory.authenticate(
-            headers.get(b"authorization"), self._desk.keyring(), self._desk.wall()
-        )
+        self._content_type = headers.get(b"content-type")
+        if self.tenant is None:
+            self.tenant = policy.directory.authenticate(credentials(headers), self._desk.keyring(), self._desk.wall())
         check_head(headers, max_body_bytes=policy.limits.max_body)
 
     def take_body(self, raw: bytes) -> None:
-        """Decide on the body; from here on latencies count. Raises MalformedRequest, UnknownModel, WrongTask."""
+        """Decide on the body; from here on latencies count. Raises MalformedRequest, UnknownModel, WrongTask, UnknownResponse."""
         self.received_at = self._desk.clock()
-        body = parse_body(raw)
-        self._raw, self._body = raw, body
         assert self.tenant is not None
+        body = read_request(self.route, raw, self._content_type)
+        if self.route.stored:
+            body = self._bound(body, self.tenant)
+        self._raw, self._body = raw, body
         assert body.model is not None
         if not self.tenant.may_use(body.model):
             raise unknown_model(body.model)
         task = self._desk.router.model(body.model).card.task
-        if task not in (self.route.task, "unknown"):
+        if not self.route.takes(task):
             does = "embeds text; use /v1/embeddings" if task == "embed" else "generates text; use /v1/chat/completions"
             raise WrongTask(f"The model {body.model!r} {does}.", param="model")
         self.model = body.model
+
+    def _bound(self, body: Body, tenant: Tenant) -> Body:
+        """Bind the request to the engine that holds the response it names, if it names one. Raises UnknownResponse."""
+        by_path = self._call.response_id if self._call else None
+        response_id = by_path or body.previous_response_id
+        if response_id is None:
+            return body
+        ids = self._desk.response_ids
+        self._holder = ids.holder(str(response_id), tenant.name, self._desk.router.replicas()) if ids else None
+        if self._holder is None:
+            message = f"There is no stored response {str(response_id)[:80]!r}: its engine may have been started again."
+            if by_path:
+                raise UnknownResponse(message, param="response_id")
+            raise UnknownPreviousResponse(message, param="previous_response_id")
+        return body if body.model else replace(body, model=self._holder.model)
 
     def place(self, on_placed: Callable[[], None]) -> ReplicaRow | None:
         """The replica to try next, or None where the request has to wait for one.
@@ -208,7 +251,10 @@ class Exchange:
         It is not called after the exchange has ended. What is refused at once is raised here: NoReadyReplica, EngineUnreachable.
         """
         self._give_back()
-        self._lease = lease = self._desk.router.lease(self.model, avoid=self._refused, rather_not=self._deaths)
+        only = self._holder.replica if self._holder else None
+        self._lease = lease = self._desk.router.lease(
+            self.model, avoid=self._refused, rather_not=self._deaths, only=only
+        )
         self._wait(Stage.FIRST_BYTE, self._desk.policy.limits.first_byte_timeout_seconds)
         return lease.replica
 
@@ -232,7 +278,7 @@ class Exchange:
         that the engine closed at the same moment looks the same. Raises `error` where the answer has begun, and
         EngineUnreachable after `DEATHS_PER_REQUEST`.
         """
-        if self.answering:
+        if self.answering or self.route.stored:  # a response may have called tools, which nobody can take back
             raise error
         assert self._lease is not None
         replica = self._lease.replica
@@ -245,7 +291,26 @@ class Exchange:
 
     def outgoing(self, replica: ReplicaRow) -> bytes:
         """The body for this replica. The client's own bytes are let go when its answer begins (`begun`)."""
-        return outgoing_body(self._raw, self._body, engine_model=replica.engine_model)
+        sets: dict[str, object] = {}
+        if self.route.stored and self.tenant is not None and self._desk.response_ids is not None:
+            sets["request_id"] = self._desk.response_ids.make(self.tenant.name, replica.replica)
+        return outgoing_body(
+            self._raw,
+            self._body,
+            engine_model=replica.engine_model,
+            sets=sets if self.route.body == "json" else {},
+            ask_usage=self.route.stream == "chunks",
+        )
+
+    @property
+    def target(self) -> str:
+        """The path, with its query, that the engine is asked."""
+        return self._call.target if self._call and self._call.target else self.route.path
+
+    @property
+    def content_type(self) -> str | None:
+        """What the engine is told of the body; None where there is none."""
+        return self._body.content_type if self.route.body != "none" else None
 
     # ---- while an engine answers
 
@@ -257,11 +322,14 @@ class Exchange:
         self._series.queue_seconds.add(sent_at - self.received_at, sent_at)
         self._desk.on_served(replica.replica)
 
-    def stream_meter(self) -> StreamMeter:
+    def stream_meter(self) -> StreamMeter | TypedEventMeter:
         """Begin a stream; the meter records into this exchange's series."""
         assert self._series is not None
         gap = self._series.itl_seconds.add if self._body.single_choice else None
         self.streaming = True
+        if self.route.stream in ("messages", "responses"):
+            self.meter = TypedEventMeter(first=self._first_content, gap=gap)
+            return self.meter
         self.meter = StreamMeter(keep_usage=self._body.wants_usage, first=self._first_content, gap=gap)
         return self.meter
 

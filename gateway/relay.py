@@ -18,11 +18,14 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from functools import partial
 from typing import Any, Protocol
 
-from gateway.error_map import ERROR_BODY_BYTES, Headers, engine_refusal, error_answer, error_event, unexpected
+from gateway.dialects import answer_to, last_words, proper_end
+from gateway.error_map import ERROR_BODY_BYTES, Headers, engine_refusal, unexpected
 from gateway.errors import EngineDied, EngineUnreachable, GatewayError
 from gateway.exchange import ClientLeft, Exchange, Exchanges
 from gateway.request import PASSED_ON, ROUTES, request_id, too_large
-from gateway.sse import DONE, USAGE_TAIL_BYTES, StreamMeter, usage_of_body
+from gateway.sse import USAGE_TAIL_BYTES, StreamMeter, usage_of_body
+from gateway.surface import CALL, Call
+from gateway.typed_events import TypedEventMeter
 from gateway.upstream import EngineResponse, Engines
 from placement.table import ReplicaRow
 
@@ -72,16 +75,18 @@ class Watchable(Protocol):
 
 
 class AsgiRelay:
-    """Serves the routes of `gateway.request.ROUTES`."""
+    """Serves the routes of `gateway.surface`; those whose path does not tell all come with a `Call` in their scope."""
 
     def __init__(self, exchanges: Exchanges, engines: Engines) -> None:
         self._exchanges = exchanges
         self._engines = engines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one POST to one of the routes."""
+        """Serve one request to one of the routes."""
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        with self._exchanges.open(ROUTES[scope["path"]], request_id(headers.get(b"x-request-id"))) as exchange:
+        call: Call | None = scope.get(CALL)
+        route = call.route if call else ROUTES[scope["path"]]
+        with self._exchanges.open(route, request_id(headers.get(b"x-request-id")), call=call) as exchange:
             try:
                 await self._serve(exchange, headers, scope.get(WATCHABLE), receive, send)
             except ClientLeft:
@@ -131,7 +136,9 @@ class AsgiRelay:
             replica = await _place(exchange)
             sent_at = self._exchanges.clock()
             try:
-                response = await self._engines.post(replica, exchange.route.path, passed_on, exchange.outgoing(replica))
+                response = await self._engines.post(
+                    replica, exchange.target, passed_on, exchange.outgoing(replica), method=exchange.route.method
+                )
             except EngineUnreachable as error:
                 exchange.unreachable(error)
                 continue
@@ -151,7 +158,9 @@ async def _place(exchange: Exchange) -> ReplicaRow:
 
 def _passed_on(exchange: Exchange, headers: Mapping[bytes, bytes]) -> dict[str, str]:
     """What the engine gets of the request's head."""
-    passed_on = {"content-type": "application/json", "x-request-id": exchange.request_id.decode()}
+    passed_on = {"x-request-id": exchange.request_id.decode()}
+    if (content_type := exchange.content_type) is not None:
+        passed_on["content-type"] = content_type
     for name in PASSED_ON:
         if (value := headers.get(name)) is not None:
             passed_on[name.decode()] = value.decode("latin-1")
@@ -215,7 +224,9 @@ async def _stream(exchange: Exchange, response: EngineResponse, send: Send, cloc
         pass
 
 
-async def _first_events(meter: StreamMeter, response: EngineResponse, clock: Callable[[], float]) -> bytes:
+async def _first_events(
+    meter: StreamMeter | TypedEventMeter, response: EngineResponse, clock: Callable[[], float]
+) -> bytes:
     """What the client gets first. An error event before it is still an error status: raises EngineRefused, EngineDied."""
     passed = b""
     while not passed:
@@ -229,7 +240,7 @@ async def _first_events(meter: StreamMeter, response: EngineResponse, clock: Cal
 
 async def _pump(
     exchange: Exchange,
-    meter: StreamMeter,
+    meter: StreamMeter | TypedEventMeter,
     response: EngineResponse,
     passed: bytes,
     send: Send,
@@ -259,12 +270,12 @@ async def _begin_stream(exchange: Exchange, response: EngineResponse, send: Send
     exchange.begun(response.status)
 
 
-async def _close_stream(exchange: Exchange, meter: StreamMeter, send: Send) -> None:
+async def _close_stream(exchange: Exchange, meter: StreamMeter | TypedEventMeter, send: Send) -> None:
     """The engine's answer is over without `[DONE]`: if it was complete, only that word is missing. Raises EngineDied if it was not."""
     if not meter.ended:
         raise EngineDied("The engine stopped before it finished this answer.")
     exchange.finished()
-    await send({"type": "http.response.body", "body": DONE, "more_body": False})
+    await send({"type": "http.response.body", "body": proper_end(exchange.route), "more_body": False})
 
 
 async def _whole(exchange: Exchange, response: EngineResponse, send: Send) -> None:
@@ -302,6 +313,8 @@ async def _large(exchange: Exchange, response: EngineResponse, held: bytearray, 
 def _passed_back(exchange: Exchange, response: EngineResponse) -> Headers:
     headers = [(name, value) for name, value in response.headers if name not in _NOT_PASSED_BACK]
     headers.append((b"x-request-id", exchange.request_id))
+    if exchange.route.dialect == "anthropic":
+        headers.append((b"request-id", exchange.request_id))
     if exchange.replica is not None:
         headers.append((b"x-sliceway-replica", exchange.replica.replica.encode()))
     return headers
@@ -332,11 +345,12 @@ async def _tell(exchange: Exchange, error: GatewayError, send: Send) -> None:
     try:
         async with asyncio.timeout(LAST_WORDS_SECONDS):
             if exchange.answering and exchange.streaming:
-                await send({"type": "http.response.body", "body": error_event(error) + DONE, "more_body": False})
+                await send(
+                    {"type": "http.response.body", "body": last_words(exchange.route, error), "more_body": False}
+                )
             elif not exchange.answering:
-                answer = error_answer(error)
-                headers = [*answer.headers, (b"x-request-id", exchange.request_id)]
-                await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+                answer = answer_to(exchange.route, error, exchange.request_id)
+                await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
                 await send({"type": "http.response.body", "body": answer.body, "more_body": False})
     except TimeoutError:
         log.info("request %s: the client does not read, its connection is closed", exchange.request_id.decode())

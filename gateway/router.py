@@ -6,7 +6,7 @@ The counts are the gateway's own in-flight requests: gauges scraped from engines
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -87,6 +87,10 @@ class Router:
         """Requests on all replicas together."""
         return self._in_flight.total()
 
+    def replicas(self) -> Iterable[ReplicaRow]:
+        """Every replica of every model, ready or not."""
+        return self._routes().replicas()
+
     def model(self, name: str) -> ModelRoute:
         """The model that clients call `name`. Raises UnknownModel."""
         if (model := self._routes().models.get(name)) is None:
@@ -94,15 +98,22 @@ class Router:
         return model
 
     def lease(
-        self, name: str, *, avoid: frozenset[str] = frozenset(), rather_not: frozenset[str] = frozenset()
+        self,
+        name: str,
+        *,
+        avoid: frozenset[str] = frozenset(),
+        rather_not: frozenset[str] = frozenset(),
+        only: str | None = None,
     ) -> Lease:
         """A place on a ready replica of model `name`, none of `avoid` (those that this request could not connect to).
 
-        One of `rather_not` only if there is no other.
+        One of `rather_not` only if there is no other. `only` is the replica that holds state which this request needs: no other will do.
         Raises UnknownModel, NoReadyReplica (none is ready, or all are full), or EngineUnreachable if only `avoid` is left.
         """
         model = self.model(name)
         ready = [replica for replica in model.ready if replica.replica not in avoid] if avoid else model.ready
+        if only is not None:
+            ready = [replica for replica in ready if replica.replica == only]
         if not ready:
             if avoid and model.ready:
                 raise EngineUnreachable(f"No replica of model {name!r} accepts connections at the moment.")

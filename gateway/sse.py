@@ -188,8 +188,23 @@ USAGE_TAIL_BYTES = 8 * 2**10
 _SMALL_BODY_BYTES = 64 * 2**10
 
 
+class _AnyUsage(msgspec.Struct):
+    """OpenAI's two names for each, of which Anthropic shares one."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+    def as_usage(self) -> Usage:
+        return Usage(
+            self.input_tokens or 0 if self.prompt_tokens is None else self.prompt_tokens,
+            self.output_tokens if self.completion_tokens is None else self.completion_tokens,
+        )
+
+
 class _Body(msgspec.Struct):
-    usage: Usage | None = None
+    usage: _AnyUsage | None = None
 
 
 _decode_small_body = msgspec.json.Decoder(_Body).decode
@@ -203,7 +218,8 @@ def usage_of_body(body: bytes) -> Usage | None:
     """
     if len(body) <= _SMALL_BODY_BYTES:
         try:
-            return _decode_small_body(body).usage
+            usage = _decode_small_body(body).usage
+            return usage.as_usage() if usage is not None else None
         except (msgspec.MsgspecError, RecursionError):
             pass  # the end of a large answer, or a usage of another make
     tail = body[-USAGE_TAIL_BYTES:]
@@ -212,6 +228,6 @@ def usage_of_body(body: bytes) -> Usage | None:
         return None
     try:
         value, _ = _json.raw_decode(tail[starts[-1] :].decode("utf-8", "replace"))
-        return msgspec.convert(value, Usage)
+        return msgspec.convert(value, _AnyUsage).as_usage()
     except (ValueError, msgspec.ValidationError):
         return None

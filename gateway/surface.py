@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from gateway.tenants import Tenant
 
 Task = Literal["generate", "embed", "any"]
 Dialect = Literal["openai", "anthropic"]
@@ -44,6 +47,23 @@ class Route:
     def takes(self, task: str) -> bool:
         """Whether a model of kind `task`, as the routing table has it, may serve this route."""
         return self.task == "any" or task in (self.task, "unknown")
+
+
+CALL = "sliceway.call"  # the key in a scope under which the ingress says what a path does not
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request whose path alone does not tell its route.
+
+    `response_id` is the stored response it is about. `target` is the path, with its query, that the engine is asked; the route's own where
+    it is empty. `tenant` is set where the gateway itself acts for a tenant, as it does for batches: no key is asked for.
+    """
+
+    route: Route
+    response_id: str | None = None
+    target: str = ""
+    tenant: Tenant | None = None
 
 
 _CHUNKS: Framing = "chunks"

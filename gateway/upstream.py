@@ -22,6 +22,7 @@ from placement.table import ReplicaRow
 KEEP_ALIVE_SECONDS = 3.0
 READ_BUFFER_BYTES = 64 * 2**10
 _BIG_BODY_BYTES = 2**20
+_MAX_URLS = 1024
 
 
 class EngineResponse(Protocol):
@@ -42,7 +43,9 @@ class EngineResponse(Protocol):
 class Engines(Protocol):
     """A way to talk to engines."""
 
-    async def post(self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes) -> EngineResponse:
+    async def post(
+        self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes, *, method: str = "POST"
+    ) -> EngineResponse:
         """Send a request and wait for the head of the answer. Raises EngineUnreachable (nothing was sent), EngineDied, EngineError."""
         ...
 
@@ -86,14 +89,20 @@ class AiohttpEngines:
         self._sessions: dict[str, tuple[aiohttp.ClientSession, URL]] = {}
         self._urls: dict[tuple[str, str], URL] = {}
 
-    async def post(self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes) -> EngineResponse:
+    async def post(
+        self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes, *, method: str = "POST"
+    ) -> EngineResponse:
         """As Engines has it."""
         session, _ = self._session(replica.endpoint)
         # aiohttp copies small bytes into one write with the head, and wants large ones as a file.
         data = body if len(body) < _BIG_BODY_BYTES else io.BytesIO(body)
         try:
-            response = await session.post(
-                self._url(replica.endpoint, path), data=data, headers=headers, allow_redirects=False
+            response = await session.request(
+                method,
+                self._url(replica.endpoint, path),
+                data=data if method == "POST" else None,
+                headers=headers,
+                allow_redirects=False,
             )
         except (aiohttp.ClientError, OSError) as error:
             raise _sorted_out(error, replica.replica) from error
@@ -129,7 +138,9 @@ class AiohttpEngines:
     def _url(self, endpoint: str, path: str) -> URL:
         url = self._urls.get((endpoint, path))
         if url is None:
-            url = self._urls[endpoint, path] = self._session(endpoint)[1].with_path(path)
+            if len(self._urls) >= _MAX_URLS:  # paths with ids in them are without number
+                self._urls.clear()
+            url = self._urls[endpoint, path] = self._session(endpoint)[1].join(URL(path, encoded=True))
         return url
 
     def _session(self, endpoint: str) -> tuple[aiohttp.ClientSession, URL]:

@@ -32,6 +32,7 @@ from gateway.request import ROUTES
 from gateway.router import InFlight, Router
 from gateway.service import Gateway, Parts
 from gateway.stats import Stats
+from gateway.stored_responses import ResponseIds, secret_in
 from gateway.table_watch import Watched
 from gateway.tenants import Directory
 from gateway.upstream import AiohttpEngines, Engines
@@ -86,6 +87,7 @@ def create_gateway(
         wall=wall,
         on_unreachable=gateway.on_unreachable,
         on_served=parts.health.served,
+        response_ids=ResponseIds(lambda: secret_in(state.responses_secret)),
     )
     gateway.metrics_page = MetricsPage(
         GatewayCollector(parts.stats, parts.book, parts.in_flight, gateway.routes, gateway.files, clock)

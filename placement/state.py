@@ -13,6 +13,7 @@
       controller.lock         held by the one controller of this directory; holds its pid
       up.lock, up.json        held by `sliceway up`; the processes it started
       logs/REPLICA.log        what an engine wrote; also controller.log and gateway.log
+      responses.secret        what ids of stored responses are sealed with
       replicas/REPLICA/
         journal.json          which process runs for this replica, for the next controller to adopt
         exit.json             how the last one ended; written by the shim
@@ -75,6 +76,11 @@ class StatePaths:
     def withheld(self) -> Path:
         """Slices that the controller is to leave; see `placement.withheld`."""
         return self.root / "withheld.json"
+
+    @property
+    def responses_secret(self) -> Path:
+        """What gateways seal ids of stored responses with."""
+        return self.root / "responses.secret"
 
     @property
     def controller_lock(self) -> Path:

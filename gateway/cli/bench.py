@@ -149,7 +149,9 @@ def _serving(path: Path, config: Config) -> Iterator[tuple[str, Rows]]:
     try:
         yield (
             url,
-            _wait_until_ready(up, url, {model.name for model in config.models if model.least_replicas or model.endpoints}),
+            _wait_until_ready(
+                up, url, {model.name for model in config.models if model.least_replicas or model.endpoints}
+            ),
         )
     finally:
         if up.poll() is None:
