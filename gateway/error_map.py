@@ -98,7 +98,10 @@ def error_answer(error: GatewayError) -> ErrorAnswer:
     body = msgspec.json.encode({"error": error_object(error)})
     headers: Headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if (wait := _retry_after(error)) is not None:
-        headers += [(b"retry-after", b"%d" % max(1, math.ceil(wait))), (b"retry-after-ms", b"%d" % math.ceil(wait * 1000))]
+        headers += [
+            (b"retry-after", b"%d" % max(1, math.ceil(wait))),
+            (b"retry-after-ms", b"%d" % math.ceil(wait * 1000)),
+        ]
     if isinstance(error, errors.RateLimited):
         headers.append((b"x-should-retry", b"true" if error.should_retry else b"false"))
     if isinstance(error, MethodNotAllowed):

@@ -199,7 +199,7 @@ class _AnyUsage(msgspec.Struct):
     def as_usage(self) -> Usage:
         return Usage(
             self.input_tokens or 0 if self.prompt_tokens is None else self.prompt_tokens,
-            self.output_tokens if self.completion_tokens is None else self.completion_tokens,
+            self.output_tokens or 0 if self.completion_tokens is None else self.completion_tokens,
         )
 
 

@@ -121,6 +121,7 @@ ROUTES: Mapping[str, Route] = {route.path: route for route in _ALL}
 PLAIN: Mapping[str, Route] = {path: route for path, route in ROUTES.items() if route.plain}
 """The part of ROUTES that a relay below ASGI can take."""
 
+CREATE_RESPONSE = "/v1/responses"
 RESPONSES = "/v1/responses/"
 GET_RESPONSE = Route(
     f"{RESPONSES}{{response_id}}",

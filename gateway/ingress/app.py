@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
+from urllib.parse import parse_qsl, quote, urlencode
 
 from gateway.error_map import error_answer
 from gateway.errors import MethodNotAllowed
 from gateway.relay import Receive, Scope, Send
 from gateway.request import request_id
+from gateway.surface import CALL, CREATE_RESPONSE, Call, by_id
 
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+_QUERY = frozenset(("stream", "starting_after"))
 
 
 class Lifecycle(Protocol):
@@ -34,6 +39,7 @@ class Ingress:
 
     def __init__(self, *, hot: Mapping[str, AsgiApp], cold: AsgiApp, lifecycle: Lifecycle) -> None:
         self._hot = hot
+        self._stored = hot[CREATE_RESPONSE]
         self._cold = cold
         self._lifecycle = lifecycle
 
@@ -42,15 +48,29 @@ class Ingress:
         if scope["type"] == "http":
             hot = self._hot.get(scope["path"])
             if hot is None:
-                await self._serve_cold(scope, receive, send)
+                await self._serve_other(scope, receive, send)
             elif scope["method"] == "POST":
                 await hot(scope, receive, send)
             else:
-                await _refuse_method(scope, send)
+                await _refuse_method(scope, "POST", send)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
+
+    async def _serve_other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What is not found by its path alone: stored responses, which the relay serves, and the cold routes."""
+        found = by_id(scope["path"])
+        if found is None:
+            await self._serve_cold(scope, receive, send)
+            return
+        route, response_id = found
+        if scope["method"] != route.method:
+            await _refuse_method(scope, route.method, send)
+            return
+        target = route.path.format(response_id=quote(response_id, safe="")) + _passed_query(scope["query_string"])
+        scope[CALL] = Call(route, response_id=response_id, target=target)
+        await self._stored(scope, receive, send)
 
     async def _serve_cold(self, scope: Scope, receive: Receive, send: Send) -> None:
         own_id = request_id(dict(scope["headers"]).get(b"x-request-id"))
@@ -75,8 +95,15 @@ class Ingress:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-async def _refuse_method(scope: Scope, send: Send) -> None:
-    answer = error_answer(MethodNotAllowed(f"{scope['path']} takes POST, not {scope['method']}.", allowed=("POST",)))
+def _passed_query(query: bytes) -> str:
+    """The parameters that the engine knows, and no others, written anew."""
+    known = [(name, value) for name, value in parse_qsl(query.decode("latin-1")) if name in _QUERY]
+    return f"?{urlencode(known)}" if known else ""
+
+
+async def _refuse_method(scope: Scope, allowed: str, send: Send) -> None:
+    error = MethodNotAllowed(f"{scope['path'][:200]} takes {allowed}, not {scope['method']}.", allowed=(allowed,))
+    answer = error_answer(error)
     own_id = request_id(dict(scope["headers"]).get(b"x-request-id"))
     await send(
         {

@@ -307,7 +307,7 @@ def test_unknown_paths_and_methods_are_told_in_json(post: Post) -> None:
 
 def test_engine_paths_that_are_not_in_the_table_are_not_forwarded(system: System, post: Post) -> None:
     for path in (
-        "/tokenize",
+        "/tokenizer_info",
         "/v1/chat/completions/",
         "/v1/chat/completions/../../tokenize",
         "/fake/state",
@@ -315,7 +315,7 @@ def test_engine_paths_that_are_not_in_the_table_are_not_forwarded(system: System
         "/version",
     ):
         assert post(b'{"model": "chat", "prompt": "x"}', path).status_code == 404
-    assert system.fleet.engines["chat-0"].state.last_request.get("path") != "/tokenize"
+    assert system.fleet.engines["chat-0"].state.last_request.get("path") != "/tokenizer_info"
 
 
 def test_slices_have_the_schema_and_the_tenants(system: System) -> None:

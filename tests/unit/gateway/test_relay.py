@@ -46,7 +46,9 @@ class OneEngine:
         self.answers = list(answers)
         self.asked: list[tuple[str, str, bytes]] = []
 
-    async def post(self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    async def post(
+        self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes, *, method: str = "POST"
+    ) -> Answer:
         self.asked.append((replica.replica, path, body))
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
