@@ -31,6 +31,7 @@ BY_CLASS: dict[type[GatewayError], tuple[int, str]] = {
     errors.WrongTask: (400, INVALID),
     errors.MissingKey: (401, INVALID),
     errors.InvalidKey: (401, INVALID),
+    errors.InvalidToken: (401, INVALID),
     errors.UnknownModel: (404, INVALID),
     errors.UnknownResponse: (404, INVALID),
     errors.UnknownPreviousResponse: (400, INVALID),

@@ -4,7 +4,7 @@ GatewayError
 ├── RequestError              the request is at fault; 4xx
 │   ├── HeadTooLarge, BodyTooLarge, RequestTimeout
 │   ├── MalformedRequest      not JSON, not an object, a field of the wrong type
-│   ├── MissingKey, InvalidKey
+│   ├── MissingKey, InvalidKey, InvalidToken
 │   ├── UnknownModel          also a model that this tenant may not use
 │   ├── WrongTask             chat with an embedding model, and the like
 │   ├── UnknownResponse, UnknownPreviousResponse    no stored response of this name, for this tenant
@@ -12,6 +12,7 @@ GatewayError
 │   └── RateLimited           a limit of the tenant itself is exhausted; 429
 ├── CapacityError             nothing is wrong with the request, come back later; 503
 │   ├── NoReadyReplica, QueueFull, QueueTimeout, DeadlineTooClose
+│   ├── TokenKeysUnavailable
 │   └── Draining
 ├── EngineError               an engine failed the request
 │   ├── EngineUnreachable     nothing came from it, and another replica may be asked; 503
@@ -82,6 +83,12 @@ class InvalidKey(RequestError):
     """The API key is unknown, revoked, expired, or its tenant is gone."""
 
     code = "invalid_api_key"
+
+
+class InvalidToken(RequestError):
+    """A token (JWT) was sent that this gateway does not accept."""
+
+    code = "invalid_token"
 
 
 class UnknownModel(RequestError):
@@ -185,6 +192,12 @@ class DeadlineTooClose(CapacityError):
     """The request would wait past its deadline, so it is not made to wait."""
 
     code = "deadline_too_close"
+
+
+class TokenKeysUnavailable(CapacityError):
+    """A token may be good, but its issuer's public keys are not here yet."""
+
+    code = "token_keys_unavailable"
 
 
 class Draining(CapacityError):

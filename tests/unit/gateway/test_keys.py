@@ -4,12 +4,21 @@ import json
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gateway.config import TenantConfig
-from gateway.errors import InvalidKey, KeystoreError, MissingKey, UnknownKey
-from gateway.keys import Keyring, Keystore
+from gateway.config import Config, TenantConfig
+from gateway.errors import (
+    AuditError,
+    ConflictingChange,
+    InvalidKey,
+    KeystoreError,
+    MissingKey,
+    SecretUnavailable,
+    UnknownKey,
+)
+from gateway.keys import KeyRecord, Keyring, Keystore
 from gateway.tenants import Directory, tenant_of
 
 NOW = 1_700_000_000.0
@@ -112,6 +121,7 @@ def test_the_store_alone_checks_no_guess(store: Keystore, tmp_path: Path) -> Non
     other = Keystore(tmp_path / "other")
     other.create("x", now=NOW)
     records = json.loads(store.path.read_bytes())
+    del records["secret_id"]  # whoever copies it would take this out
     other.path.write_text(json.dumps(records))
     with pytest.raises(InvalidKey):
         other.load().tenant_of(key, NOW)
@@ -128,6 +138,80 @@ def test_many_writers_lose_no_key(store: Keystore) -> None:
     for thread in threads:
         thread.join()
     assert len(store.records()) == 30
+
+
+def test_a_rotated_key_goes_on_for_the_overlap_and_no_longer(store: Keystore) -> None:
+    old, record = store.create("acme", now=NOW, name="ci")
+    new, made, before = store.rotate(record.id, now=NOW + 10, overlap_seconds=60)
+    ring = store.load()
+    assert ring.tenant_of(new, NOW + 10) == ring.tenant_of(old, NOW + 69) == "acme"
+    with pytest.raises(InvalidKey, match="is expired"):
+        ring.tenant_of(old, NOW + 70)
+    assert (made.name, made.replaces, made.expires) == ("ci", record.id, None)
+    assert before.expires == NOW + 70
+
+
+def test_rotation_never_lengthens_a_life_and_hands_on_its_length(store: Keystore) -> None:
+    _, record = store.create("acme", now=NOW, lifetime_seconds=100)
+    _, made, before = store.rotate(record.id, now=NOW + 90, overlap_seconds=60)
+    assert before.expires == NOW + 100
+    assert made.expires == NOW + 190
+    _, shorter, _ = store.rotate(made.id, now=NOW + 95, overlap_seconds=0, lifetime_seconds=5)
+    assert shorter.expires == NOW + 100
+    with pytest.raises(ConflictingChange, match="is expired"):
+        store.rotate(made.id, now=NOW + 95, overlap_seconds=1)
+
+
+def test_what_announces_a_change_can_stop_it(store: Keystore) -> None:
+    key, record = store.create("acme", now=NOW)
+
+    def refuse(changed: KeyRecord) -> None:
+        raise AuditError(f"{changed.id} not written down")
+
+    for change in (
+        lambda: store.create("acme", now=NOW, announce=refuse),
+        lambda: store.rotate(record.id, now=NOW, overlap_seconds=1, announce=refuse),
+        lambda: store.revoke(record.id, now=NOW, announce=refuse),
+    ):
+        with pytest.raises(AuditError):
+            change()
+    assert store.records() == (record,)
+    assert store.load().tenant_of(key, NOW + 1e9) == "acme"
+
+
+def test_a_store_of_before_is_read_and_kept(store: Keystore) -> None:
+    key, _ = store.create("acme", now=NOW)
+    plain = json.loads(store.path.read_bytes())
+    del plain["secret_id"], plain["keys"][0]["replaces"]
+    store.path.write_text(json.dumps(plain))
+    assert store.load().tenant_of(key, NOW) == "acme"
+    store.create("beta", now=NOW)
+    assert json.loads(store.path.read_bytes())["secret_id"]
+    assert store.load().tenant_of(key, NOW) == "acme"
+
+
+def test_the_secret_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEPPER", "p" * 32)
+    store = Keystore(tmp_path / "state", "${ENV:PEPPER}")
+    key, record = store.create("acme", now=NOW)
+    assert store.load().tenant_of(key, NOW) == "acme"
+    assert not (store.root / "keys.secret").exists()
+    monkeypatch.setenv("PEPPER", "q" * 32)
+    with pytest.raises(KeystoreError, match="another secret"):
+        store.load()
+    with pytest.raises(KeystoreError, match="another secret"):
+        store.create("acme", now=NOW)
+    monkeypatch.delenv("PEPPER")
+    with pytest.raises(SecretUnavailable, match="PEPPER"):
+        store.load()
+    assert store.revoke(record.id, now=NOW).revoked == NOW, "revoking must work without the secret"
+
+
+def test_a_guessable_secret_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pepper").write_text("short\n")
+    with pytest.raises(KeystoreError, match="shorter than 16") as caught:
+        Keystore(tmp_path / "state", f"file:{tmp_path}/pepper").create("acme", now=NOW)
+    assert "short\n" not in str(caught.value)
 
 
 # ---- who a header belongs to
@@ -162,3 +246,47 @@ def test_without_keys_everyone_is_anonymous_and_may_use_everything(store: Keysto
     tenant = directory(keys_required=False).authenticate(b"Bearer whatever", store.load(), NOW)
     assert tenant.name == "anonymous"
     assert tenant.may_use("anything")
+
+
+def test_what_was_verified_is_not_verified_again_until_keys_change(store: Keystore) -> None:
+    class Counting(dict[str, KeyRecord]):
+        looked = 0
+
+        def get(self, key: str, default: object = None) -> Any:
+            Counting.looked += 1
+            return super().get(key, default)
+
+    key, record = store.create("acme", now=NOW, lifetime_seconds=60)
+    ring, known, header = store.load(), directory(), f"Bearer {key}".encode()
+    counting = Keyring(Counting(ring.records), ring.pepper)
+    for _ in range(5):
+        assert known.authenticate(header, counting, NOW).name == "acme"
+    assert Counting.looked == 1
+    with pytest.raises(InvalidKey, match="is expired"):
+        known.authenticate(header, counting, NOW + 60)
+    store.revoke(record.id, now=NOW)
+    with pytest.raises(InvalidKey, match="is revoked"):
+        known.authenticate(header, store.load(), NOW)
+
+
+def test_the_memory_of_verified_keys_is_bounded(store: Keystore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.tenants.MEMO_ENTRIES", 8)
+    key, _ = store.create("acme", now=NOW)
+    ring, known = store.load(), directory()
+    for spaces in range(1, 40):
+        known.authenticate(b"Bearer" + b" " * spaces + key.encode(), ring, NOW)
+        assert len(known._memo.found) <= 8
+
+
+def test_aliases_lead_to_models_and_the_tenants_own_go_first() -> None:
+    config = Config.model_validate(
+        {
+            "version": "v1",
+            "models": [{"name": name, "source": "x"} for name in ("small", "large")],
+            "aliases": {"gpt-4o": "small", "default": "small"},
+            "tenants": [{"name": "acme", "aliases": {"default": "large"}}, {"name": "beta", "models": ["small"]}],
+        }
+    )
+    known = Directory.of(config).tenants
+    assert [known["acme"].resolve(name) for name in ("gpt-4o", "default", "large")] == ["small", "large", "large"]
+    assert [known["beta"].resolve(name) for name in ("gpt-4o", "default", "large")] == ["small", "small", "large"]
