@@ -10,7 +10,8 @@ PlacementError
 ├── TableUnreadable     the routing table on disk is damaged
 ├── SimulatorError      a simulated machine could not be made or used
 ├── PlanError           a fleet could not be planned
-│   └── StalePlan           the fleet is no longer the one that the plan was made from
+│   ├── StalePlan           the fleet is no longer the one that the plan was made from
+│   └── TransitionBlocked   no order of steps keeps every model at what it is guaranteed
 └── PartitionError      a GPU could not be cut as was asked
     ├── NotPrivileged       only root, or who was given the right, may do or read this
     ├── SliceInUse          something runs on what would have to go
@@ -89,6 +90,12 @@ class StalePlan(PlanError):
     """The fleet is not the one that the plan was made from. The message names what is different."""
 
     code = "stale_plan"
+
+
+class TransitionBlocked(PlanError):
+    """No order of steps keeps every model at what it is guaranteed. The message names the models and what they would have."""
+
+    code = "transition_blocked"
 
 
 class PartitionError(PlacementError):

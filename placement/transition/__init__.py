@@ -1,0 +1,29 @@
+"""From the fleet there is to the fleet that is planned: ordered steps that keep every promise, and their carrying out."""
+
+from __future__ import annotations
+
+from placement.transition.execute import EngineState, Executor, Fleet, Observed, Outcome
+from placement.transition.forecast import Forecast, Outlook, Timings, forecast
+from placement.transition.journal import JOURNAL_FILE, Record, TransitionJournal
+from placement.transition.planning import plan_transition
+from placement.transition.steps import Dip, Place, Step, Transition
+
+__all__ = [
+    "JOURNAL_FILE",
+    "Dip",
+    "EngineState",
+    "Executor",
+    "Fleet",
+    "Forecast",
+    "Observed",
+    "Outcome",
+    "Outlook",
+    "Place",
+    "Record",
+    "Step",
+    "Timings",
+    "Transition",
+    "TransitionJournal",
+    "forecast",
+    "plan_transition",
+]
