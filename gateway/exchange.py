@@ -221,13 +221,14 @@ class Exchange:
             body = self._bound(body, self.tenant)
         self._raw, self._body = raw, body
         assert body.model is not None
-        if not self.tenant.may_use(body.model):
+        model = self.tenant.resolve(body.model)
+        if not self.tenant.may_use(model):
             raise unknown_model(body.model)
-        task = self._desk.router.model(body.model).card.task
+        task = self._desk.router.model(model).card.task
         if not self.route.takes(task):
             does = "embeds text; use /v1/embeddings" if task == "embed" else "generates text; use /v1/chat/completions"
             raise WrongTask(f"The model {body.model!r} {does}.", param="model")
-        self.model = body.model
+        self.model = model
 
     def _bound(self, body: Body, tenant: Tenant) -> Body:
         """Bind the request to the engine that holds the response it names, if it names one. Raises UnknownResponse."""

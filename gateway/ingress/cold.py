@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -67,22 +67,28 @@ def _add_models(app: FastAPI, backstage: Backstage) -> None:
 
     @app.get("/v1/models", tags=["models"], summary="The models this key may use")
     async def list_models(tenant: Tenant = who) -> dict[str, Any]:
-        models = backstage.routes().models
-        return {"object": "list", "data": [_card(models[name]) for name in sorted(models) if tenant.may_use(name)]}
+        visible = _visible(tenant, backstage.routes().models)
+        return {"object": "list", "data": [_card(name, visible[name]) for name in sorted(visible)]}
 
     @app.get("/v1/models/{model:path}", tags=["models"], summary="One model; its name may be URL-quoted")
     async def get_model(model: str, tenant: Tenant = who) -> dict[str, Any]:
-        known = backstage.routes().models.get(model)
-        if known is None or not tenant.may_use(model):
+        known = _visible(tenant, backstage.routes().models).get(model)
+        if known is None:
             raise unknown_model(model)
-        return _card(known)
+        return _card(model, known)
 
 
-def _card(model: ModelRoute) -> dict[str, Any]:
-    """OpenAI's fields, and vLLM's `root`, `parent` and `max_model_len`, which its clients read."""
+def _visible(tenant: Tenant, models: Mapping[str, ModelRoute]) -> dict[str, ModelRoute]:
+    """What this tenant may name: its models, and the aliases that lead to one."""
+    own = {name: model for name, model in models.items() if tenant.may_use(name)}
+    return own | {alias: own[name] for alias, name in tenant.aliases.items() if name in own}
+
+
+def _card(name: str, model: ModelRoute) -> dict[str, Any]:
+    """OpenAI's fields, and vLLM's `root`, `parent` and `max_model_len`, which its clients read. `root` is what an alias leads to."""
     card = model.card
     return {
-        "id": card.name,
+        "id": name,
         "object": "model",
         "created": card.created,
         "owned_by": "sliceway",
