@@ -14,15 +14,15 @@ from typing import Any, Literal
 
 from aiohttp import web
 
+from placement.fake_engine.other_routes import OtherRoutes
+from placement.fake_engine.samples import logprobs_of, pieces_of, tool_call_of
 from placement.fake_engine.shapes import (
     ChatShapes,
     CompletionShapes,
     count_tokens,
     event,
     prompt_tokens_of,
-    text_of,
     unit_vector,
-    word,
 )
 
 log = logging.getLogger("fake_engine")
@@ -105,6 +105,7 @@ class FakeEngine:
             app.router.add_post("/v1/completions", self._completions)
         else:
             app.router.add_post("/v1/embeddings", self._embeddings)
+        OtherRoutes(self).add_to(app)
         return app
 
     # ---- routes that cost nothing
@@ -149,7 +150,7 @@ class FakeEngine:
         return web.Response(text=text, content_type="text/plain")
 
     async def _tokenize(self, request: web.Request) -> web.Response:
-        body = await self._body(request)
+        body = await self.body(request)
         count = prompt_tokens_of(body)
         return web.json_response(
             {"count": count, "max_model_len": self.behaviour.max_model_len, "tokens": list(range(count))}
@@ -164,26 +165,32 @@ class FakeEngine:
         return await self._generate(request, CompletionShapes())
 
     async def _generate(self, request: web.Request, shapes: Shapes) -> web.StreamResponse:
-        body = await self._body(request)
+        body = await self.body(request)
         prompt_tokens = prompt_tokens_of(body)
         self._check_context(body, prompt_tokens)
         wanted = body.get("max_completion_tokens") or body.get("max_tokens") or self.behaviour.output_tokens
-        tokens = min(int(wanted), self.behaviour.output_tokens)
+        pieces = pieces_of(body, min(int(wanted), self.behaviour.output_tokens))
+        tokens = len(pieces)
         usage = {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens + tokens, "completion_tokens": tokens}
-        async with self._running(prompt_tokens):
+        async with self.running(prompt_tokens):
             head = {
                 "id": shapes.id_prefix + f"{self.state.started:016x}",
                 "created": FIRST_CREATED,
                 "model": body["model"],
             }
             if body.get("stream"):
-                return await self._stream(request, body, shapes, head, usage)
-            await self._think(self.behaviour.ttft_seconds)
+                return await self._stream(request, body, shapes, head, usage, pieces)
+            await self.think(self.behaviour.ttft_seconds)
             for _ in range(tokens - 1):
-                await self._think(self.behaviour.itl_seconds)
-            self._maybe_die()
+                await self.think(self.behaviour.itl_seconds)
+            self.maybe_die()
             self.state.generation_tokens += tokens
-            return web.json_response(head | shapes.whole(text_of(tokens)) | {"usage": usage})
+            answer = shapes.whole("".join(pieces))
+            if body.get("logprobs") and isinstance(shapes, ChatShapes):
+                answer["choices"][0]["logprobs"] = logprobs_of(pieces, int(body.get("top_logprobs") or 0))
+            if (call := tool_call_of(body)) is not None:
+                answer = shapes.calling(call)
+            return web.json_response(head | answer | {"usage": usage})
 
     async def _stream(
         self,
@@ -192,23 +199,27 @@ class FakeEngine:
         shapes: Shapes,
         head: dict[str, Any],
         usage: dict[str, int],
+        pieces: list[str],
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
-        await self._think(self.behaviour.ttft_seconds)
+        await self.think(self.behaviour.ttft_seconds)
         await response.prepare(request)
         tokens, held = usage["completion_tokens"], bytearray()
         for role in shapes.opening():
             held += event(head | role)
+        if (call := tool_call_of(body)) is not None:
+            held += event(head | shapes.call_part(call, None)) + event(head | shapes.call_part(None, "tool_calls"))
+            tokens = 0
         for index in range(tokens):
             if index:
-                await self._think(self.behaviour.itl_seconds)
-            held += event(head | shapes.part(word(index), "length" if index == tokens - 1 else None))
+                await self.think(self.behaviour.itl_seconds)
+            held += event(head | shapes.part(pieces[index], "length" if index == tokens - 1 else None))
             self.state.generation_tokens += 1
             if (index + 1) % self.behaviour.events_per_write == 0:
                 await response.write(bytes(held))
                 held.clear()
             if index >= tokens // 2:
-                self._maybe_die()
+                self.maybe_die()
         if (body.get("stream_options") or {}).get("include_usage"):
             held += event(head | shapes.closing() | {"usage": usage})
         await response.write(bytes(held) + b"data: [DONE]\n\n")
@@ -216,14 +227,14 @@ class FakeEngine:
         return response
 
     async def _embeddings(self, request: web.Request) -> web.Response:
-        body = await self._body(request)
+        body = await self.body(request)
         given = body.get("input")
         inputs = given if isinstance(given, list) else [given]
         prompt_tokens = sum(count_tokens(item) for item in inputs)
         self._check_context(body, max((count_tokens(item) for item in inputs), default=0))
-        async with self._running(prompt_tokens):
-            await self._think(self.behaviour.ttft_seconds)
-            self._maybe_die()
+        async with self.running(prompt_tokens):
+            await self.think(self.behaviour.ttft_seconds)
+            self.maybe_die()
             data = [
                 {"object": "embedding", "index": i, "embedding": unit_vector(item)} for i, item in enumerate(inputs)
             ]
@@ -243,7 +254,8 @@ class FakeEngine:
 
     # ---- what inference shares
 
-    async def _body(self, request: web.Request) -> dict[str, Any]:
+    async def body(self, request: web.Request) -> dict[str, Any]:
+        """The JSON body of an inference request, remembered for `/fake/state`. Raises RequestRefused in vLLM's words."""
         raw = await request.read()
         try:
             body = json.loads(raw)
@@ -285,7 +297,7 @@ class FakeEngine:
             )
 
     @contextlib.asynccontextmanager
-    async def _running(self, prompt_tokens: int) -> AsyncIterator[None]:
+    async def running(self, prompt_tokens: int) -> AsyncIterator[None]:
         """Wait for a slot, be counted as running, and end as served, aborted (the client left) or failed."""
         state = self.state
         state.waiting += 1
@@ -314,12 +326,14 @@ class FakeEngine:
             if self._slots is not None:
                 self._slots.release()
 
-    async def _think(self, seconds: float) -> None:
+    async def think(self, seconds: float) -> None:
+        """Take so long; for ever, once a hang was asked for."""
         if self.behaviour.hang_after is not None and self.state.served >= self.behaviour.hang_after:
             await asyncio.get_running_loop().create_future()
         await asyncio.sleep(seconds)
 
-    def _maybe_die(self) -> None:
+    def maybe_die(self) -> None:
+        """End the process, once that was asked for."""
         if self.behaviour.fail_after is not None and self.state.served >= self.behaviour.fail_after:
             log.error("simulated engine: EngineCore encountered a fatal error (asked for by --fail-after)")
             os._exit(1)

@@ -34,6 +34,19 @@ class ChatShapes:
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}
         return {"object": "chat.completion", "choices": [choice]}
 
+    def calling(self, call: dict[str, Any]) -> dict[str, Any]:
+        """The answer that is a call of a tool."""
+        answer = self.whole("")
+        answer["choices"][0]["message"] |= {"content": None, "tool_calls": [call]}
+        answer["choices"][0]["finish_reason"] = "tool_calls"
+        return answer
+
+    def call_part(self, call: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:
+        """A call of a tool in a stream, or the end after it."""
+        delta = {"tool_calls": [{"index": 0} | call]} if call else {"content": ""}
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish, "token_ids": None}
+        return {"object": "chat.completion.chunk", "choices": [choice]}
+
 
 class CompletionShapes:
     """The shapes of /v1/completions."""
@@ -59,6 +72,19 @@ class CompletionShapes:
         """The answer in one piece."""
         return self.part(text, "length")
 
+    def calling(self, call: dict[str, Any]) -> dict[str, Any]:
+        """Completions call no tools; the arguments as text."""
+        return self.whole(call["function"]["arguments"])
+
+    def call_part(self, call: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:
+        """The same in a stream."""
+        return self.part(call["function"]["arguments"] if call else "", finish)
+
+
+def named_event(value: dict[str, Any]) -> bytes:
+    """`value` as a server-sent event that has its type as its name, too."""
+    return f"event: {value['type']}\n".encode() + event(value)
+
 
 def event(value: dict[str, Any]) -> bytes:
     """`value` as a server-sent event."""
@@ -68,11 +94,6 @@ def event(value: dict[str, Any]) -> bytes:
 def word(index: int) -> str:
     """The text of the token at `index`."""
     return ("" if index == 0 else " ") + WORDS[index % len(WORDS)]
-
-
-def text_of(tokens: int) -> str:
-    """The text of an answer of so many tokens."""
-    return "".join(map(word, range(tokens)))
 
 
 def count_tokens(value: Any) -> int:

@@ -1,0 +1,83 @@
+"""A gateway with keys for two tenants, two chat replicas and a pooling model behind it, and clients that are closed at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+
+from gateway.config import Config
+from gateway.keys import Keystore
+from gateway.testing import FakeFleet, RunningGateway, fake_fleet, running_gateway, wait_until
+from gateway.wiring import wall_clock
+
+TENANTS = ("acme", "beta")
+MODELS = ("chat", "pool")
+
+
+class Surface:
+    def __init__(self, gateway: RunningGateway, fleet: FakeFleet, keys: dict[str, str], config: Config) -> None:
+        self.gateway, self.fleet, self.keys, self.config = gateway, fleet, keys, config
+        self._open = ExitStack()
+
+    @property
+    def url(self) -> str:
+        return self.gateway.url
+
+    def client(self, tenant: str = "acme", **options: Any) -> openai.OpenAI:
+        """An official client of `tenant`, closed with the rest."""
+        made = openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.keys[tenant], **{"max_retries": 0} | options)
+        return self._open.enter_context(made)
+
+    def send(self, method: str, path: str, *, tenant: str | None = "acme", **options: Any) -> httpx2.Response:
+        """One raw request; with a key unless `tenant` is None."""
+        headers = ({"authorization": f"Bearer {self.keys[tenant]}"} if tenant else {}) | options.pop("headers", {})
+        return httpx2.request(method, self.url + path, headers=headers, timeout=30, **options)
+
+    def seen(self, replica: str) -> dict[str, Any]:
+        """The last inference request that an engine had."""
+        return self.fleet.engines[replica].state.last_request
+
+    def served(self) -> dict[str, int]:
+        """How many requests each engine has taken up."""
+        return {name: engine.state.started for name, engine in self.fleet.engines.items()}
+
+    def close(self) -> None:
+        self._open.close()
+
+
+def surface_config(state: Path, **gateway: Any) -> Config:
+    return Config.model_validate(
+        {
+            "version": "v1",
+            "state_dir": str(state),
+            "tenants": [{"name": name} for name in TENANTS],
+            "models": [{"name": name, "source": "x"} for name in MODELS],
+            "gateway": {"listen": "127.0.0.1:0"} | gateway,
+        }
+    )
+
+
+@contextmanager
+def surface(
+    state: Path, *, relay: str = "asgi", chat: dict[str, Any] | None = None, **gateway: Any
+) -> Iterator[Surface]:
+    """The system; at the end every counter must be back at zero. `chat` is the chat engines' behaviour."""
+    config = surface_config(state, **gateway)
+    keystore = Keystore(state)
+    keys = {tenant: keystore.create(tenant, now=wall_clock())[0] for tenant in TENANTS}
+    with fake_fleet(state) as fleet:
+        for number in range(2):
+            fleet.start(f"chat-{number}", "chat", **(chat or {}))
+        fleet.start("pool-0", "pool", task="embed")
+        with running_gateway(config, relay=relay) as running:
+            made = Surface(running, fleet, keys, config)
+            try:
+                yield made
+            finally:
+                made.close()
+            wait_until(lambda: running.idle, what="all counters are back at zero")
