@@ -87,11 +87,18 @@ class Front:
     """The controller and the gateway of one configuration."""
 
     def __init__(
-        self, config: Config, config_path: Path, *, listen: str | None = None, clock: Clock | None = None
+        self,
+        config: Config,
+        config_path: Path,
+        *,
+        listen: str | None = None,
+        simulate: str | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._config = config
         self._config_path = config_path.absolute()
         self._listen = listen or config.gateway.listen
+        self._simulate = simulate
         self._paths = StatePaths(config.state)
         self._clock = clock or SystemClock()
         self._processes: dict[Name, WatchedProcess] = {}
@@ -119,9 +126,10 @@ class Front:
 
         record = read_record(self._paths.up_record)
         found = self._running(record)
-        if found and record and record.config != str(self._config_path):
+        if found and record and (record.config, record.simulate) != (str(self._config_path), self._simulate):
+            on = f" on simulated GPUs ({record.simulate})" if record.simulate else ""
             raise StateLocked(
-                f"this state directory serves {record.config}",
+                f"this state directory serves {record.config}{on}",
                 where=str(self._paths.root),
                 remedy=f"Stop that first: sliceway down {record.config}",
             )
@@ -188,6 +196,8 @@ class Front:
         argv = [sys.executable, "-m", "gateway.cli", name, str(self._config_path), "--state-dir", str(self._paths.root)]
         if name == "gateway":
             argv += ["--listen", self._listen]
+        elif self._simulate:
+            argv += ["--simulate", self._simulate]
         self._processes[name] = WatchedProcess.spawn(argv, self._paths.log(name))
 
     def _remember(self, config: Config) -> None:
@@ -196,7 +206,10 @@ class Front:
     def _write_record(self) -> None:
         rows = {name: process.row for name, process in self._processes.items()}
         write_record(
-            UpRecord(config=str(self._config_path), listen=self._listen, processes=dict(rows)), self._paths.up_record
+            UpRecord(
+                config=str(self._config_path), listen=self._listen, simulate=self._simulate, processes=dict(rows)
+            ),
+            self._paths.up_record,
         )
 
     async def _keep(self, name: Name) -> None:

@@ -40,6 +40,7 @@ class UpRecord(BaseModel):
 
     config: str
     listen: str
+    simulate: str | None = None
     processes: dict[str, ProcessRow] = {}
 
 

@@ -33,6 +33,7 @@ from placement.goals import Goals, PlacementConfig, Registry, Workshop, plan_goa
 from placement.inventory import observe
 from placement.launch import Endpoint
 from placement.locks import exclusive
+from placement.orders import Orders, read_orders
 from placement.proof import Proof
 from placement.publish import controller_status, error_row, replica_status, routing_table
 from placement.registry import ModelRegistry, installed_vllm
@@ -112,6 +113,8 @@ class Controller:
         self._table = RoutingTable(generation=0)
         self._state: Literal["starting", "running", "stopping"] = "starting"
         self._refused: Refusal | None = None
+        self._orders = Orders()
+        self._carried_out = 0
         self._gates = StartGates(at_once=starts_at_once(len(os.sched_getaffinity(0))))
         self._starting: list[asyncio.Task[None]] = []
         self._strays: list[asyncio.Task[None]] = []
@@ -152,6 +155,7 @@ class Controller:
         entries = self._journal.entries()
         alive = {entry.replica: entry.slice_id for entry in entries if entry.shim.alive}
         config = await asyncio.to_thread(self._first_config, anything_runs=bool(alive))
+        self._orders = read_orders(self._paths)
         self._goals = await self._plan(config, alive)
         self._remember(config)
         strays = [process for entry in entries if (process := self._take_over(entry, self._goals)) is not None]
@@ -161,6 +165,7 @@ class Controller:
         missing = [goal for goal in self._goals.replicas.values() if goal.replica not in self._replicas]
         self._starting = [asyncio.create_task(self._launch_after(g, {leaving.get(g.slice.id)})) for g in missing]
         self._state = "running"
+        self._carried_out = self._orders.number
         await self._settle(adopted)
 
     def _first_config(self, *, anything_runs: bool) -> PlacementConfig:
@@ -180,7 +185,7 @@ class Controller:
         def plan() -> Goals:
             inventory = without(self._sources.observe(config.fleet), withheld(self._paths))
             self._registry = calibrated_registry(self._sources, self._workshop, config, inventory)
-            return plan_goals(config, inventory, self._registry, self._workshop, current=current)
+            return plan_goals(config, inventory, self._registry, self._workshop, current=current, orders=self._orders)
 
         return await asyncio.to_thread(plan)
 
@@ -229,6 +234,7 @@ class Controller:
     def _add(self, goal: Goal) -> Replica:
         config = self._goals.config.engine if self._goals else EngineConfig()
         self._replicas[goal.replica] = Replica(goal, config, self._hands())
+        self._replicas[goal.replica].hold(goal.replica in self._orders.drained)
         return self._replicas[goal.replica]
 
     def _hands(self) -> Hands:
@@ -297,29 +303,49 @@ class Controller:
                 await first_of(self._stop.wait(), self._take_new_configuration())
 
     async def _take_new_configuration(self) -> None:
-        """Apply the configuration as it is on disk, or go on as before and say why not."""
-        current = {r.goal.replica: r.goal.slice.id for r in self._replicas.values() if r.view.session is not None}
+        """Apply configuration and orders as they are on disk, or go on as before and say why not.
+
+        Orders count also where the configuration is wrong: whoever gave them waits for them.
+        """
+        ordered = read_orders(self._paths)
+        news, self._orders = ordered != self._orders, ordered
         try:
-            config = await asyncio.to_thread(self._sources.load)
-            goals = await self._plan(config, current)
-            # Whoever gives seats wants those that can be had, and is told of the others.
-            if config.seats is None and not withheld(
-                self._paths
-            ):  # what is on slices that are to be cut anew has nowhere to go for a moment
+            config = await self._new_config(or_last=news)
+            goals = await self._plan(config, self._seats())
+            if not withheld(self._paths) and not ordered.any:  # else something has nowhere to go for a moment
                 goals.complete()
         except SlicewayError as error:
             log.warning("the new configuration is refused, everything goes on as before: %s", error)
             self._refuse(error)
             self._changed.set()
             return
-        log.info("taking over the new configuration")
+        log.info("taking over the new configuration%s", f" and orders {ordered.number}" if news else "")
+        await self._apply(goals)
+        self._carried_out = ordered.number
+        self._changed.set()
+
+    async def _new_config(self, *, or_last: bool) -> PlacementConfig:
+        """The configuration on disk, remembered; the last one if it is wrong and `or_last`. Raises SlicewayError."""
+        try:
+            config = await asyncio.to_thread(self._sources.load)
+        except SlicewayError as error:
+            if not or_last or self._goals is None:
+                raise
+            self._refuse(error)
+            return self._goals.config
         self._refused = None
         self._remember(config)
-        await self._apply(goals)
+        return config
+
+    def _seats(self) -> dict[str, str]:
+        """Where what runs runs, by replica."""
+        return {r.goal.replica: r.goal.slice.id for r in self._replicas.values() if r.view.session is not None}
 
     async def _apply(self, goals: Goals) -> None:
         """Leave alone what is as it should be, stop what is not, start what is missing as soon as its slice is free."""
         self._goals = goals
+        for name, replica in self._replicas.items():
+            replica.hold(name in self._orders.drained)
         for name, replica in self._replicas.items():
             if _unchanged(replica, goals.replicas.get(name)):
                 replica.reconfigure(goals.replicas[name], goals.config.engine)
@@ -411,6 +437,7 @@ class Controller:
             replicas=replicas,
             unplaced={name: error for name, error in unplaced.items() if name not in self._replicas},
             refused=self._refused,
+            orders=self._carried_out,
             notes=self._goals.inventory.notes if self._goals else (),
         )
         write_status(status, self._paths.controller_status)

@@ -8,6 +8,7 @@ PlacementError
 ├── EngineInstallFailed the engine's environment could not be made
 ├── StateLocked         another controller holds the state directory
 ├── TableUnreadable     the routing table on disk is damaged
+├── NotCarriedOut       an order to a single replica did not come about
 ├── SimulatorError      a simulated machine could not be made or used
 ├── PlanError           a fleet could not be planned
 │   ├── StalePlan           the fleet is no longer the one that the plan was made from
@@ -72,6 +73,12 @@ class TableUnreadable(PlacementError):
     """The routing table on disk is missing, damaged or of another version."""
 
     code = "table_unreadable"
+
+
+class NotCarriedOut(PlacementError):
+    """An order was given to a controller and did not come about in time. It stays in force."""
+
+    code = "not_carried_out"
 
 
 class SimulatorError(PlacementError):

@@ -9,7 +9,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from placement.assign import Fits, assign, seated, wanted_replicas
 from placement.engines import EngineKind, EngineVersions, find_engine_python
 from placement.errors import PlacementError
 from placement.launch import SizedModel, build_launch, kv_cache_tokens
+from placement.orders import Orders
 from placement.replicas.replica import Goal
 from placement.schema import EngineConfig, FleetConfig
 from placement.sharing import share_environment
@@ -87,14 +88,18 @@ def plan_goals(
     workshop: Workshop,
     *,
     current: Mapping[str, str] | None = None,
+    orders: Orders | None = None,
 ) -> Goals:
     """Seat every replica and say how it is started.
 
-    `current` are slice ids of replicas that run; they stay where they are if they can. A model that cannot be read, or
+    `current` are slice ids of replicas that run; they stay where they are if they can. Replicas that `orders` stop keep
+    their seats but have no goal; those that they seat may have that slice only. A model that cannot be read, or
     that fits nowhere, is told in `unplaced` and takes nothing from the others.
     """
     models, unreadable = _describe(config, registry)
+    orders = orders or Orders()
     wanted = wanted_replicas(config.models) if config.seats is None else seated(config.seats)
+    wanted = tuple(replace(w, pin=orders.seats.get(w.replica, w.pin)) for w in wanted)
     unplaced: dict[str, SlicewayError] = {w.replica: unreadable[w.model] for w in wanted if w.model in unreadable}
     fits: Fits = {(name, s.id): registry.fit(sized, s) for name, sized in models.items() for s in inventory.slices}
     current = current or {}
@@ -111,6 +116,9 @@ def plan_goals(
             goals[replica] = _goal(replica, sized, target, fits[sized.config.name, slice_id], config.engine, workshop)
         except PlacementError as error:
             unplaced[replica] = error
+    for replica in orders.stopped:
+        goals.pop(replica, None)
+        unplaced.pop(replica, None)
     return Goals(config, inventory, goals, models, unplaced)
 
 

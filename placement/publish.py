@@ -84,6 +84,7 @@ def controller_status(
     replicas: Sequence[ReplicaStatus] = (),
     unplaced: Mapping[str, SlicewayError] | None = None,
     refused: Refusal | None = None,
+    orders: int = 0,
     notes: Sequence[str] = (),
 ) -> ControllerStatus:
     """The whole status."""
@@ -97,6 +98,7 @@ def controller_status(
         replicas=tuple(replicas),
         unplaced={replica: error_row(error) for replica, error in (unplaced or {}).items()},
         refused=refused,
+        orders=orders,
         notes=tuple(notes),
     )
 

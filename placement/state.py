@@ -9,6 +9,7 @@
       config.json             the last configuration that `up` could read
       calibration.json        what engines said about their memory when they started
       withheld.json           slices that `apply --drain` wants free; gone otherwise
+      orders.json, orders.log what is asked of single replicas (drain, stop, start), and every change of that
       simulated/FLEET/        the machine of a simulated fleet
       controller.lock         held by the one controller of this directory; holds its pid
       up.lock, up.json        held by `sliceway up`; the processes it started
@@ -81,6 +82,16 @@ class StatePaths:
     def responses_secret(self) -> Path:
         """What gateways seal ids of stored responses with."""
         return self.root / "responses.secret"
+
+    @property
+    def orders(self) -> Path:
+        """What is asked of single replicas; see `placement.orders`."""
+        return self.root / "orders.json"
+
+    @property
+    def orders_log(self) -> Path:
+        """Every change of the orders, a JSON object per line."""
+        return self.root / "orders.log"
 
     @property
     def controller_lock(self) -> Path:

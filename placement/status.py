@@ -76,6 +76,7 @@ class ControllerStatus(_Row):
         default_factory=dict, description="Replicas that no slice could be found for."
     )
     refused: Refusal | None = None
+    orders: int = Field(default=0, description="Number of the last orders that were taken over; see placement.orders.")
     notes: tuple[str, ...] = ()
 
     @property

@@ -14,6 +14,7 @@ from gateway.cli import (
     models,
     pack,
     profiles,
+    replicas,
     serve,
     sizing,
     slices,
@@ -28,7 +29,22 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for _module in (serve, layouts, config, doctor, models, slices, profiles, pack, sizing, engines, status, keys, bench):
+for _module in (
+    serve,
+    layouts,
+    config,
+    doctor,
+    models,
+    slices,
+    profiles,
+    pack,
+    sizing,
+    engines,
+    status,
+    replicas,
+    keys,
+    bench,
+):
     _module.register(app)
 
 

@@ -15,12 +15,16 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from gateway.cli.cluster import up_on_ray
 from gateway.cli.live import JsonView, PlainView, TerminalView, View
 from gateway.cli.output import Json, err, out, print_json
+from gateway.cli.simulate import Simulate
 from gateway.config import Config, load_config
 from gateway.front import Front, Snapshot, read_last_good
+from gateway.layouts import with_simulation
 from gateway.shutdown import Stopped, stop_everything
-from model_registry.errors import ConfigError
+from gateway.starting_layouts import cut_at_start
+from model_registry.errors import ConfigError, SlicewayError
 from placement.cluster.seats import run_seats
 from placement.controller import Controller, Sources, preflight
 from placement.goals import Goals, PlacementConfig, Workshop
@@ -56,28 +60,44 @@ def up(
     partial: Annotated[
         bool, typer.Option("--partial", help="Serve what fits, even if not every replica has a slice.")
     ] = False,
+    simulate: Simulate = None,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="[ADDRESS]", help="On several machines: the cluster there, or a new one here."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Start an engine per replica and the gateway in front of them; serve until Ctrl-C.
+    """Cut GPUs as configured, start an engine per replica and the gateway in front of them; serve until Ctrl-C.
 
     Everything is checked before anything starts. SIGHUP reads the configuration again; a wrong one changes nothing.
     If this process is killed, engines and gateway go on, and the next `up` finds them.
     """
-    loaded = _with_listen(load_config(config), listen)
+    loaded = with_simulation(_with_listen(load_config(config), listen), simulate)
+    if ray is not None:
+        up_on_ray(config, loaded, ray, listen=listen)
+        return
     view = _view(as_json=as_json)
     enter(loaded.fleet, loaded.state)
     workshop = _workshop(loaded)
     workshop.paths.prepare(workshop.environ)
     remedy = "Use that one, or stop it: `sliceway down CONFIG`, or kill {pid}."
     with exclusive(workshop.paths.up_lock, what="`sliceway up`", remedy=remedy):
-        for line in _before(preflight(placement_sources(config), workshop, partial=partial)):
+        layouts = cut_at_start(loaded, config)
+        for line in layouts.said:
             view.say(line)
-        code = asyncio.run(_serve(Front(loaded, config, listen=listen), view, once=once))
+        try:
+            goals = preflight(placement_sources(config, simulate), workshop, partial=partial)
+        except SlicewayError as error:
+            raise layouts.explain(error) from None
+        for line in _before(goals):
+            view.say(line)
+        code = asyncio.run(_serve(Front(loaded, config, listen=listen, simulate=simulate), view, once=once))
     raise typer.Exit(code)
 
 
 def controller(
     config: ConfigPath,
+    simulate: Simulate = None,
     state_dir: StateDir = None,
     seats: Annotated[
         Path | None,
@@ -86,7 +106,7 @@ def controller(
 ) -> None:
     """Run the placement controller alone: engines on slices, and the routing table."""
     try:
-        loaded = load_config(config)
+        loaded = with_simulation(load_config(config), simulate)
         enter(loaded.fleet, loaded.state)
         paths = StatePaths(loaded.state)
     except ConfigError:
@@ -96,9 +116,9 @@ def controller(
     _log_to_stderr()
     workshop = Workshop(paths, dict(os.environ))
     if seats is not None:
-        asyncio.run(run_seats(seats, placement_sources(config), workshop))
+        asyncio.run(run_seats(seats, placement_sources(config, simulate), workshop))
         return
-    asyncio.run(Controller(placement_sources(config), workshop).run())
+    asyncio.run(Controller(placement_sources(config, simulate), workshop).run())
 
 
 def gateway(config: ConfigPath, listen: Listen = None, state_dir: StateDir = None) -> None:
@@ -130,11 +150,11 @@ def down(config: ConfigPath, as_json: Json = False) -> None:
     out.print(_summary(stopped), highlight=False)
 
 
-def placement_sources(path: Path) -> Sources:
-    """How the controller reads the sections it acts on, anew at every call."""
+def placement_sources(path: Path, simulate: str | None = None) -> Sources:
+    """How the controller reads the sections it acts on, anew at every call; on simulated GPUs if `simulate` names some."""
 
     def load() -> PlacementConfig:
-        config = load_config(path)
+        config = with_simulation(load_config(path), simulate)
         return PlacementConfig(fleet=config.fleet, engine=config.engine, models=config.models)
 
     return Sources(load=load, name=str(path.absolute()))

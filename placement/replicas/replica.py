@@ -34,8 +34,9 @@ _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.5
 _HEALTH_SECONDS = 5.0
 # Gateways look at the table four times a second; after this they send nothing new.
-_NEWS_SECONDS = 0.5
+_NEWS_SECONDS = 0.75
 _STARTING_STOP_SECONDS = 5.0
+DRAINED = "drained: no request runs on it"
 _MISPLACED = "It was ended before it took a request. Compare `sliceway slices` with nvidia-smi; see docs/pinning.md."
 
 
@@ -164,6 +165,8 @@ class Replica:
         self._process: Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._budget_exceeded: tuple[int, int] | None = None
+        self._held = False
+        self._turned = asyncio.Event()
 
     def begin(self, found: Process | None = None) -> None:
         """Start the engine, or go on with `found`, which runs this goal's specification already."""
@@ -192,6 +195,14 @@ class Replica:
         if self.goal.slice.cores and self.goal.slice.kind is not SliceKind.CPU:
             process.pin(self.goal.slice.cores)
 
+    def hold(self, on: bool) -> None:
+        """Take no new requests while `on`, with the engine going on: the replica is `draining`, and `drained` in its stage
+        once nothing runs on it. A replica that is not ready yet is held as soon as it would be.
+        """
+        if self._held != on:
+            self._held = on
+            self._turned.set()
+
     def hurry(self) -> None:
         """End the engine without waiting for anything."""
         if self._process is not None:
@@ -199,7 +210,7 @@ class Replica:
 
     async def stop(self) -> None:
         """Let requests finish, end the engine, and return when all of it is gone."""
-        was_ready = self.view.state is ReplicaState.READY
+        was_ready = self.view.state in (ReplicaState.READY, ReplicaState.DRAINING)
         await self._cancel()
         process = self._process
         if process is not None and not process.ended:
@@ -340,19 +351,33 @@ class Replica:
 
     async def _serve(self, process: Process) -> Diagnosis:
         """Watch an engine that is ready until it ends, or is ended because it serves no longer."""
-        self._set(ReplicaState.READY)
         clock, probe, config = self._hands.clock, self._probe(process), self._config.liveness
         liveness = Liveness(config, at=clock.monotonic())
+        held_at: float | None = self._show_serving(clock.monotonic())
         while not process.ended:
-            await self._pause(process, config.interval_seconds)
+            busy = self._held and self.view.stage != DRAINED
+            await self._pause(process, _POLL_SECONDS if busy else config.interval_seconds)
             if process.ended:
                 break
+            if self._turned.is_set():
+                held_at = self._show_serving(clock.monotonic())
             healthy = await probe.healthy(timeout_seconds=config.timeout_seconds)
             activity = await probe.activity(timeout_seconds=config.timeout_seconds) if healthy else None
             silent = liveness.observe(clock.monotonic(), healthy=healthy, activity=activity)
             if silent is not None and not process.ended:
                 return await self._give_up(process, "unresponsive", silent)
+            if held_at is not None and clock.monotonic() - held_at >= _NEWS_SECONDS and _idle(activity):
+                self._show_stage(DRAINED)
         return await self._diagnosis(process)
+
+    def _show_serving(self, at: float) -> float | None:
+        """Ready, or held. Returns since when it is held."""
+        self._turned.clear()
+        if self._held:
+            self._set(ReplicaState.DRAINING, stage="finishing requests")
+            return at
+        self._set(ReplicaState.READY)
+        return None
 
     async def _give_up(self, process: Process, why: str, waited_seconds: float) -> Diagnosis:
         process.kill()
@@ -370,8 +395,11 @@ class Replica:
         )
 
     async def _pause(self, process: Process, seconds: float) -> None:
-        """Wait `seconds`, or until the process ends."""
-        await first_of(self._hands.clock.sleep(seconds), process.wait())
+        """Wait `seconds`, or until the process ends or somebody holds or releases the replica."""
+        waits: list[Coroutine[Any, Any, object]] = [self._hands.clock.sleep(seconds), process.wait()]
+        if self.view.state in (ReplicaState.READY, ReplicaState.DRAINING):
+            waits.append(self._turned.wait())
+        await first_of(*waits)
 
     def _probe(self, process: Process) -> Prober:
         return self._hands.probe(process.endpoint, self.goal.model, self.goal.task)
@@ -425,6 +453,10 @@ async def _drain(process: Process, probe: Prober, seconds: float, clock: Clock) 
             return False
         await first_of(clock.sleep(_POLL_SECONDS), process.wait())
     return True
+
+
+def _idle(activity: Activity | None) -> bool:
+    return activity is not None and activity.running + activity.waiting == 0
 
 
 async def first_of(*waits: Coroutine[Any, Any, object]) -> None:

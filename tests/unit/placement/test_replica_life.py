@@ -12,7 +12,7 @@ from placement.errors import PlacementError
 from placement.launch import LaunchSpec
 from placement.proof import Finding, Proof, Verdict
 from placement.replicas.probe import Activity
-from placement.replicas.replica import Goal, Replica
+from placement.replicas.replica import DRAINED, Goal, Replica
 from placement.schema import EngineConfig
 from placement.slices import Gpu, Slice, SliceKind
 from placement.table import ReplicaState
@@ -351,4 +351,36 @@ async def test_cores_of_a_gpu_slice_change_under_a_running_engine(
     one.reconfigure(old, EngineConfig())
     one.reconfigure(new, EngineConfig())
     assert process.pinned == moved
+    await one.stop()
+
+
+async def test_a_held_replica_takes_no_requests_finishes_those_it_has_and_comes_back_with_the_same_engine() -> None:
+    world = FakeWorld()
+    world.engine.doing = Activity(running=1, waiting=1, steps=1.0)
+    one = replica(world)
+    one.begin()
+    await until(lambda: one.view.state is ReplicaState.READY)
+    one.hold(True)
+    await until(lambda: one.view.state is ReplicaState.DRAINING)
+    asked = world.engine.asked
+    await until(lambda: world.engine.asked > asked + 6)
+    assert one.view.stage == "finishing requests"
+    world.engine.doing = Activity(running=0, waiting=0, steps=2.0)
+    await until(lambda: one.view.stage == DRAINED)
+    one.hold(False)
+    await until(lambda: one.view.state is ReplicaState.READY)
+    assert len(world.started) == 1
+    await one.stop()
+
+
+async def test_a_replica_that_is_held_while_it_starts_never_serves_until_it_is_released() -> None:
+    world = FakeWorld()
+    states: list[ReplicaState] = []
+    one = replica(world)
+    one.hold(True)
+    one.begin()
+    await until(lambda: states.append(one.view.state) or one.view.state is ReplicaState.DRAINING)
+    assert ReplicaState.READY not in states
+    one.hold(False)
+    await until(lambda: one.view.state is ReplicaState.READY)
     await one.stop()

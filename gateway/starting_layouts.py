@@ -1,0 +1,87 @@
+"""What `sliceway up` does about `fleet.layouts` before it starts anything: cut what it may, and say what it may not."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.config import Config
+from gateway.layouts import machine_of, one_at_a_time
+from model_registry.errors import SlicewayError
+from placement.errors import CannotBeCut, ModeChangeNeeded, NotPrivileged, PartitionError, SliceInUse, StateLocked
+from placement.partition import Applied, LayoutRule
+from placement.partition import apply as apply_layouts
+from placement.partition import plan as plan_layouts
+
+
+@dataclass(frozen=True, slots=True)
+class StartingLayouts:
+    """What was said about the layouts, and why GPUs do not hold what `fleet.layouts` says; None if they do."""
+
+    said: tuple[str, ...] = ()
+    missing: str | None = None
+
+    def explain(self, error: SlicewayError) -> SlicewayError:
+        """`error` with the layouts as its likely cause, where they are missing."""
+        if self.missing is not None:
+            error.remedy = f"First: {self.missing}\n{error.remedy or ''}".rstrip()
+        return error
+
+
+def cut_at_start(config: Config, path: Path) -> StartingLayouts:
+    """Make GPUs hold `fleet.layouts`, by difference: slices that stay are not touched, and neither is what is in use.
+
+    Never switches MIG mode or resets. What it may not do is said, with the command that does; `up` goes on with what is
+    there. Raises RegistryError and ConfigError for layouts that no right would make possible.
+    """
+    rules = config.fleet.layouts
+    if not rules:
+        return StartingLayouts()
+    try:
+        return _cut(config, rules, path)
+    except CannotBeCut:
+        raise
+    except (PartitionError, StateLocked) as error:
+        command = _command(error, path)
+        said = f"fleet.layouts is not applied: {error}"
+        return StartingLayouts((said, f"to apply it: {command}"), missing=command)
+
+
+def _cut(config: Config, rules: tuple[LayoutRule, ...], path: Path) -> StartingLayouts:
+    machine = machine_of(config)
+    plans = plan_layouts(machine.driver.observe(), rules)
+    if not any(p.actions for p in plans):
+        return StartingLayouts()
+    with one_at_a_time(config, machine):
+        applied = apply_layouts(machine.driver, rules, tools=machine.tools())
+    failed = next((g.error for g in applied.gpus if not g.ok and g.error is not None), None)
+    missing = _command(failed, path) if failed is not None else None
+    return StartingLayouts(tuple(_told(applied)), missing)
+
+
+def _told(applied: Applied) -> Iterator[str]:
+    for outcome in applied.gpus:
+        if outcome.result == "unchanged":
+            continue
+        holds = " ".join(i.name for i in outcome.now.instances) if outcome.now is not None else "not known"
+        yield f"{outcome.plan.gpu.label} {outcome.result}: {holds or 'no instances'}"
+        if outcome.error is not None:
+            yield f"{outcome.plan.gpu.label}: {outcome.error}"
+
+
+def _command(error: PartitionError | StateLocked, path: Path) -> str:
+    """What the operator runs to have the layouts after all."""
+    config = shlex.quote(str(path))
+    match error:
+        case NotPrivileged():
+            return f"sudo sliceway apply {config} --layouts-only"
+        case ModeChangeNeeded():
+            return f"sudo sliceway apply {config} --layouts-only --allow-mode-change"
+        case SliceInUse():
+            return f"sliceway apply {config} --drain"
+        case StateLocked():
+            return f"wait for the other change of layouts, then: sliceway apply {config}"
+        case _:
+            return f"sliceway plan {config} shows what stands in the way; then: sliceway apply {config}"
