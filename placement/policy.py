@@ -105,6 +105,10 @@ class AutoscalePolicy(Section):
         description="Requests gained for each one disturbed, at least, before GPUs are cut anew.",
     )
 
+    repartition_horizon: Duration = Field(
+        default=600.0, description="For how long a repartition's gain is counted: demand seldom lasts for ever."
+    )
+
     @model_validator(mode="after")
     def _down_slower_than_up(self) -> AutoscalePolicy:
         if self.scale_down_after < self.scale_up_after:

@@ -23,7 +23,7 @@ MEMORY_EFFICIENCY = 0.75
 COMPUTE_EFFICIENCY = 0.5
 _LAUNCH_SECONDS = 3e-6
 _KERNELS_PER_LAYER = 12
-_BUSY_SHARE = 0.7
+PLANNED_BUSY_RATIO = 0.7
 """How busy a replica may be planned: beyond, queues grow faster than the load."""
 
 ASSUMPTIONS = (
@@ -59,7 +59,7 @@ class SpeedEstimate:
     @property
     def queued_ttft_seconds(self) -> float:
         """TTFT where others are served before, at the load that is planned with."""
-        return self.ttft_seconds / (1 - _BUSY_SHARE)
+        return self.ttft_seconds / (1 - PLANNED_BUSY_RATIO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +196,7 @@ def _at_batch(work: _Work, roof: Roof, batch: int, prompt_tokens: int, output_to
         ttft_seconds=prefill,
         itl_seconds=step,
         decode_tokens_per_second=batch / step,
-        requests_per_second=_BUSY_SHARE / per_request,
+        requests_per_second=PLANNED_BUSY_RATIO / per_request,
         bound_by=bound,
     )
 
@@ -247,7 +247,7 @@ def _prefilled(work: _Work, roof: Roof, demand: Demand) -> SpeedEstimate:
         ttft_seconds=seconds,
         itl_seconds=0.0,
         decode_tokens_per_second=0.0,
-        requests_per_second=_BUSY_SHARE / seconds,
+        requests_per_second=PLANNED_BUSY_RATIO / seconds,
         bound_by="compute",
     )
 

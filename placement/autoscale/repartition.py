@@ -1,0 +1,128 @@
+"""More replicas: first on slices that are free, then by cutting GPUs anew where that gains more than it disturbs. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from placement.errors import TransitionBlocked
+from placement.planner.plan import plan
+from placement.planner.types import FleetPlan, ModelDemand, Problem
+from placement.policy import AutoscalePolicy
+from placement.transition.forecast import Forecast, Timings, forecast
+from placement.transition.planning import plan_transition
+from placement.transition.steps import Transition
+
+
+@dataclass(frozen=True, slots=True)
+class Repartition:
+    """A layout that would serve more. `gained` and `disturbed` are requests, over the policy's horizon.
+
+    `worthwhile` compares them by `repartition_gain`; `automatic` is whether the configuration lets it be done unasked.
+    """
+
+    plan: FleetPlan
+    transition: Transition
+    outlook: Forecast
+    gained: float
+    disturbed: float
+    worthwhile: bool
+    automatic: bool
+    reason: str
+
+    def as_public(self) -> dict[str, object]:
+        """The stable JSON shape, of `sliceway plan --json`."""
+        return {
+            "gained_requests": self.gained,
+            "disturbed_requests": self.disturbed,
+            "worthwhile": self.worthwhile,
+            "automatic": self.automatic,
+            "reason": self.reason,
+            "seconds": self.outlook.seconds,
+            "steps": [s.as_public() for s in self.transition.steps],
+            "plan": self.plan.as_public(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Rescale:
+    """What to do for new numbers of replicas: `plan` uses slices that are there; `proposal` what cutting anew would add."""
+
+    plan: FleetPlan
+    proposal: Repartition | None = None
+
+
+def rescale(fixed: Problem, recut: Problem, policy: AutoscalePolicy, timings: Timings | None = None) -> Rescale:
+    """Plan `fixed` (no GPU is cut), and, if that leaves something unmet, `recut` (GPUs may be) as a proposal."""
+    here = plan(fixed)
+    if not here.unmet:
+        return Rescale(here)
+    then = plan(recut)
+    demands = {d.name: d for d in recut.demands}
+    try:
+        transition = plan_transition(then, recut.demands)
+    except TransitionBlocked:
+        return Rescale(here, _blocked(then, demands, policy, here, timings))
+    return Rescale(here, _weighed(then, transition, demands, policy, here, timings))
+
+
+def _blocked(
+    then: FleetPlan,
+    demands: Mapping[str, ModelDemand],
+    policy: AutoscalePolicy,
+    here: FleetPlan,
+    timings: Timings | None,
+) -> Repartition | None:
+    """What can only be had by breaking a promise for a while is shown, and never done unasked."""
+    transition = plan_transition(then, demands.values(), allow_dip=True)
+    weighed = _weighed(then, transition, demands, policy, here, timings)
+    if weighed is None:
+        return None
+    names = ", ".join(d.demand for d in transition.dips)
+    reason = f"{weighed.reason}; {names} would fall below what is guaranteed for a while"
+    return Repartition(
+        then, transition, weighed.outlook, weighed.gained, weighed.disturbed, weighed.worthwhile, False, reason
+    )
+
+
+def _weighed(
+    then: FleetPlan,
+    transition: Transition,
+    demands: Mapping[str, ModelDemand],
+    policy: AutoscalePolicy,
+    here: FleetPlan,
+    timings: Timings | None,
+) -> Repartition | None:
+    """None where cutting anew serves nobody better."""
+    more = _served(then, demands) - _served(here, demands)
+    if more <= 1e-9 or not transition.steps:
+        return None
+    outlook = forecast(transition, then, demands, timings)
+    lost = sum((m.before - m.lowest) * m.dip_seconds for m in outlook.models)
+    drained = _running_requests(then, transition)
+    gained = more * max(0.0, policy.repartition_horizon - outlook.seconds)
+    disturbed = lost + drained
+    worthwhile = gained > policy.repartition_gain * disturbed
+    reason = (
+        f"{more:.2f} requests/s more in {outlook.seconds:.0f} s: {gained:.0f} requests within "
+        f"{policy.repartition_horizon:.0f} s, {disturbed:.0f} disturbed"
+    )
+    automatic = worthwhile and policy.repartition == "automatic"
+    return Repartition(then, transition, outlook, gained, disturbed, worthwhile, automatic, reason)
+
+
+def _served(plan: FleetPlan, demands: Mapping[str, ModelDemand]) -> float:
+    """Requests per second that count: what each demand gets, up to what it asks for."""
+    total = 0.0
+    for name, demand in demands.items():
+        keys = [(g.gpu.product, s.placement.profile) for g in plan.gpus for s in g.slices if s.demand == name]
+        served = demand.served_by(keys)
+        asked = demand.rate if demand.rate is not None else served
+        total += min(served, asked)
+    return total
+
+
+def _running_requests(plan: FleetPlan, transition: Transition) -> int:
+    running = {(g.gpu.id, i.placement): i.requests for g in plan.gpus for i in g.gpu.instances if i.replica is not None}
+    drained = [s for s in transition.steps if s.kind == "drain"]
+    return sum(running.get((s.place.gpu, s.place.placement), 0) for s in drained)
