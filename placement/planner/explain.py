@@ -1,11 +1,241 @@
-"""Why a demand is not met, and the smallest change that would meet it. stub"""
+"""Why a demand is not met, and the smallest changes that would meet it: each one tried, none guessed."""
 
 from __future__ import annotations
-from collections.abc import Sequence
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from placement.planner.master import Master
+from placement.planner.shapes import Shaper
 from placement.planner.solver import Limits
-from placement.planner.types import PlannedGpu, Problem, Unmet
-from placement.planner.wants import Want
+from placement.planner.types import (
+    Alternative,
+    Constraints,
+    FleetGpu,
+    ModelDemand,
+    Objective,
+    PlannedGpu,
+    Problem,
+    Unmet,
+)
+from placement.planner.wants import Want, wants_of
+
+_TRIED = 6
+"""So many unmet demands get remedies that are tried out; the others only their reason."""
+
+_MOST_GPUS = 10_000
+_TRIAL = Limits(seconds=2.0, gap_ratio=0.0)
 
 
-def unmet(problem: Problem, wants: Sequence[Want], gpus: Sequence[PlannedGpu], limits: Limits) -> tuple[Unmet, ...]:
-    return ()
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """What a plan gives one want."""
+
+    replicas: int
+    served: float
+
+
+def unmet(problem: Problem, wants: Sequence[Want], gpus: Sequence[PlannedGpu]) -> tuple[Unmet, ...]:
+    """Every want that the planned GPUs do not meet, the most important first, with its reason and what would help."""
+    placed = {w.name: _placed(w, gpus) for w in wants}
+    missing = {w.name: w.missing(p.replicas, p.served) for w in wants if (p := placed[w.name])}
+    short = sorted((w for w in wants if missing[w.name] > 1e-6), key=lambda w: (-w.priority, w.name))
+    found = []
+    for number, want in enumerate(short):
+        trials = _Trials(problem, missing, want) if number < _TRIED else None
+        found.append(_unmet(problem, want, placed[want.name], gpus, trials))
+    return tuple(found)
+
+
+def _placed(want: Want, gpus: Iterable[PlannedGpu]) -> _Placed:
+    kinds: Counter[tuple[str, str]] = Counter()
+    for planned in gpus:
+        for at in planned.slices:
+            mine = at.demand == want.name if want.demand else at.reserved == _note(want) and at.change != "keep"
+            if mine:
+                kinds[planned.gpu.product, at.placement.profile] += 1
+    options = ((want.option(*kind), n) for kind, n in kinds.items())
+    fitting = [(o.capacity, n) for o, n in options if o is not None]
+    return _Placed(sum(n for _, n in fitting), sum(c * n for c, n in fitting))
+
+
+def _note(want: Want) -> str | None:
+    return want.reservation.note if want.reservation else None
+
+
+def _unmet(problem: Problem, want: Want, placed: _Placed, gpus: Sequence[PlannedGpu], trials: _Trials | None) -> Unmet:
+    by_rate = want.rate is not None and want.rate - placed.served > 1e-9
+    missing = (want.rate or 0.0) - placed.served if by_rate else float(want.floor - placed.replicas)
+    return Unmet(
+        demand=want.name,
+        missing=missing,
+        served=placed.served if by_rate else float(placed.replicas),
+        unit="requests/s" if by_rate else "replicas",
+        reason=_reason(problem, want, gpus),
+        remedies=(*(trials.remedies() if trials else ()), *_less(want, placed, by_rate=by_rate)),
+    )
+
+
+def _less(want: Want, placed: _Placed, *, by_rate: bool) -> Iterator[str]:
+    """What the fleet can give as it is."""
+    if want.reservation is not None:
+        yield f"reserve {placed.replicas} of them"
+    elif by_rate:
+        yield f"ask for {placed.served:g} requests/s"
+    else:
+        yield f"replicas: {placed.replicas}"
+
+
+def _reason(problem: Problem, want: Want, gpus: Sequence[PlannedGpu]) -> str:
+    """What is in the way, the plainest first."""
+    if not want.options:
+        return "no slice of any GPU here holds it"
+    fitting = [g for g in problem.gpus if any(o.product == g.product for o in want.options)]
+    kinds = _listed(sorted({f"{o.profile} of {o.product}" for o in want.options}))
+    if not fitting:
+        return f"it fits {kinds}, and there is no such GPU here"
+    if not any(g.open for g in fitting):
+        return f"every GPU that it fits ({kinds}) is cordoned or draining"
+    if contradiction := _contradiction(want, fitting):
+        return contradiction
+    rivals = _rivals(want, gpus)
+    taken = f": taken by {_listed(rivals)}" if rivals else ""
+    return f"the {_gpus(len(fitting))} that it fits ({kinds}) have no room left{taken}"
+
+
+def _contradiction(want: Want, fitting: Sequence[FleetGpu]) -> str | None:
+    """Limits that cannot all hold, whatever else is on the GPUs."""
+    nodes = len({g.node for g in fitting})
+    for limit, places, what in ((want.max_per_gpu, len(fitting), "GPUs"), (want.max_per_node, nodes, "nodes")):
+        if limit is not None and limit * places < want.floor:
+            return f"{want.floor} replicas are wanted, and at most {limit} on each of {places} {what} are allowed"
+    if want.rate is not None and want.ceiling is not None and want.ceiling * want.best < want.rate - 1e-9:
+        return f"at most {want.ceiling} replicas are allowed, which serve {want.ceiling * want.best:g} of {want.rate:g} requests/s"
+    return None
+
+
+def _rivals(want: Want, gpus: Sequence[PlannedGpu]) -> list[str]:
+    """Who else is on the GPUs that it fits, the largest holders first."""
+    products = {o.product for o in want.options}
+    held: Counter[str] = Counter()
+    for planned in gpus:
+        if planned.gpu.product in products:
+            held.update(_holder(s.demand, s.reserved) for s in planned.slices if s.replica or s.reserved)
+    del held[want.name]
+    return [name for name, _ in sorted(held.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def _holder(demand: str | None, reserved: str | None) -> str:
+    return demand if demand is not None else f"{reserved} (reserved)"
+
+
+class _Trials:
+    """Changes to the problem, tried out for one want: would it be met, with the others no worse off than they are?"""
+
+    def __init__(self, problem: Problem, missing: Mapping[str, float], want: Want) -> None:
+        self._problem = problem
+        self._missing = missing
+        self._want = want
+
+    def remedies(self) -> tuple[str, ...]:
+        """Everything that helps by itself."""
+        limit = self._problem.constraints.max_layout_changes
+        if limit is not None and self._met(self._problem):
+            return (f"allow more than {limit} layout changes (max_layout_changes)",)
+        return (*self._gpus(), *self._settings(), *self._spread(), *self._open(), *self._headroom())
+
+    def _gpus(self) -> Iterator[str]:
+        """So many more of a product, the cheapest first; one of a product that is not here at all."""
+        here: dict[str, FleetGpu] = {}
+        for gpu in self._problem.gpus:
+            here.setdefault(gpu.product, gpu)
+        products = sorted({o.product for o in self._want.options})
+        found = [(n * here[p].price_per_hour, n, p) for p in products if p in here and (n := self._more(here[p]))]
+        for _, count, product in sorted(found):
+            yield f"{count} more {product}"
+        for product in products:
+            if product not in here:
+                yield f"a {product}, of which there is none here"
+
+    def _more(self, like: FleetGpu) -> int | None:
+        """How many more GPUs like this one would do; None if no number does."""
+        capacity = min(o.capacity for o in self._want.options if o.product == like.product)
+        most = min(_MOST_GPUS, max(1, math.ceil(self._missing[self._want.name] * self._want.best / capacity)))
+        fresh = [
+            FleetGpu(f"more-{n}", like.product, like.geometry, f"more-{n}", price_per_hour=1.0, whole=like.whole)
+            for n in range(most)
+        ]
+        free = [replace(g, price_per_hour=0.0) for g in self._problem.gpus]
+        master = self._master(replace(self._problem, gpus=(*free, *fresh)))
+        level = master.minimise(Objective.PRICE, _TRIAL)
+        return None if level is None else max(1, round(level.value))
+
+    def _settings(self) -> Iterator[str]:
+        """Alternatives that the sizing side offers: a shorter context, a smaller cache type."""
+        demand = self._want.demand
+        if demand is None:
+            return
+        for alternative in demand.alternatives:
+            if self._met(self._with(_offering(demand, alternative))):
+                yield alternative.change
+
+    def _spread(self) -> Iterator[str]:
+        demand = self._want.demand
+        if demand is None:
+            return
+        if demand.max_per_gpu is not None and self._met(self._with(replace(demand, max_per_gpu=None))):
+            yield f"allow more than {demand.max_per_gpu} on a GPU (max_per_gpu)"
+        if demand.max_per_node is not None and self._met(self._with(replace(demand, max_per_node=None))):
+            yield f"allow more than {demand.max_per_node} on a node (max_per_node)"
+        limited = demand.rate is not None and demand.max_replicas is not None
+        if limited and self._met(self._with(replace(demand, max_replicas=None))):
+            yield f"allow more than {demand.max_replicas} replicas (max_replicas)"
+
+    def _open(self) -> Iterator[str]:
+        """The first closed GPU that would do by itself."""
+        products = {o.product for o in self._want.options}
+        for gpu in [g for g in self._problem.gpus if not g.open and g.product in products][:8]:
+            others = (g for g in self._problem.gpus if g is not gpu)
+            if self._met(replace(self._problem, gpus=(*others, replace(gpu, cordoned=False, draining=False)))):
+                yield f"open GPU {gpu.id} again"
+                return
+
+    def _headroom(self) -> Iterator[str]:
+        constraints = self._problem.constraints
+        bare = replace(self._problem, constraints=replace(constraints, headroom_ratio=0.0))
+        if constraints.headroom_ratio and self._want.rate is not None and self._met(bare):
+            yield f"plan without the head-room of {constraints.headroom_ratio:.0%}"
+
+    def _with(self, demand: ModelDemand) -> Problem:
+        others = (d for d in self._problem.demands if d.name != demand.name)
+        return replace(self._problem, demands=(*others, demand))
+
+    def _met(self, problem: Problem) -> bool:
+        level = self._master(problem).minimise(Objective.PRICE, _TRIAL)
+        return level is not None
+
+    def _master(self, problem: Problem) -> Master:
+        """The coarse program of a changed problem, with every want held at what it misses and this one at nothing."""
+        wants = wants_of(problem)
+        unlimited = Constraints(problem.constraints.reserve, problem.constraints.headroom_ratio)
+        master = Master(Shaper(wants).coarse(problem.gpus), wants, unlimited, keep=False)
+        for want in wants:
+            allowed = 0.0 if want.name == self._want.name else self._missing.get(want.name, 0.0)
+            master.hold(master.shortfall_of(want.name), allowed)
+        return master
+
+
+def _offering(demand: ModelDemand, alternative: Alternative) -> ModelDemand:
+    others = (o for o in demand.options if o.key != alternative.option.key)
+    return replace(demand, options=(*others, alternative.option), alternatives=())
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _gpus(count: int) -> str:
+    return "GPU" if count == 1 else f"{count} GPUs"

@@ -8,41 +8,55 @@ placeable.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from model_registry.catalogue import Product
-from model_registry.geometry import Placement, option_of
+from model_registry.geometry import Geometry, Placement
 
 
 @dataclass(frozen=True)
 class Fragmentation:
-    """F on one product, prepared for being asked often. Media and graphics variants are left out: they start where
-    their base profile does."""
+    """F on one product, prepared for being asked often.
+
+    `masks` holds the memory slices of every placement on the product, one bit each. Media and graphics variants do not
+    count towards F: they start where their base profile does.
+    """
 
     product: Product
+    masks: Mapping[Placement, int] = field(init=False, repr=False, compare=False)
     _windows: tuple[tuple[int, tuple[int, ...]], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        masks = {o.placement: o.mask for o in Geometry.with_variants(self.product).options}
         windows = tuple(
-            (p.memory_slices or 0, tuple(option_of(self.product, Placement(s, p.name)).mask for s in p.placements))
+            (p.memory_slices or 0, tuple(masks[Placement(start, p.name)] for start in p.placements))
             for p in self.product.base_profiles
             if p.plannable
         )
+        object.__setattr__(self, "masks", masks)
         object.__setattr__(self, "_windows", windows)
 
     def of(self, placements: Iterable[Placement]) -> int:
         """F of a GPU that holds these."""
+        return self.of_mask(self.taken(placements))
+
+    def taken(self, placements: Iterable[Placement]) -> int:
+        """The memory slices that these take together, one bit each."""
         mask = 0
         for placement in placements:
-            mask |= option_of(self.product, placement).mask
-        return self.of_mask(mask)
+            mask |= self.masks[placement]
+        return mask
 
     def of_mask(self, mask: int) -> int:
         """F of a GPU with these memory slices taken, one bit each."""
         if not mask:
             return 0
         free = (self.product.memory_slices or 0) - mask.bit_count()
-        return sum(
-            size * sum(1 for window in windows if window & mask) for size, windows in self._windows if size <= free
-        )
+        lost = 0
+        for size, windows in self._windows:
+            if size <= free:
+                for window in windows:
+                    if window & mask:
+                        lost += size
+        return lost

@@ -11,7 +11,7 @@ Objectives are minimised one after the other, each with the earlier ones held at
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from placement.planner.shapes import GpuClass, Shape
@@ -85,12 +85,13 @@ class Master:
     def _level(
         self, objective: Objective, terms: Terms, limits: Limits, *, base: float = 0.0, unit: float = 1.0
     ) -> Level | None:
-        solved = self.program.minimise(terms, limits, start=self._last.values if self._last else None)
+        known = self._last.values if self._last else None
+        solved = self.program.minimise(terms, limits, constant=base, start=known)
         if solved is None:
             return None
         self._last = solved
-        self.hold(terms, solved.objective)
-        return Level(objective, (solved.objective + base) / unit, (solved.lower_bound + base) / unit)
+        self.hold(terms, solved.objective - base)
+        return Level(objective, solved.objective / unit, solved.lower_bound / unit)
 
     def _meet_demand(self, limits: Limits) -> Level | None:
         """What is missing at all; if something must be, from the highest priority down."""
@@ -122,6 +123,10 @@ class Master:
         """What is missing, in replicas; of one priority only where one is named."""
         return {self._s[w.name]: 1.0 for w in self.wants if priority in (None, w.priority)}
 
+    def shortfall_of(self, name: str) -> Terms:
+        """What one want is missing, in replicas of its best option."""
+        return {self._s[name]: 1.0}
+
     def price(self) -> Terms:
         """Price per hour of the GPUs in use."""
         return {v: p for (c, s), v in self._y.items() if self._shape(c, s).on and (p := self.classes[c].price_per_hour)}
@@ -139,10 +144,15 @@ class Master:
 
     def _add_shapes(self) -> None:
         for c, group in enumerate(self.classes):
-            count = len(group.members)
+            count = len(group.members) or sum(len(self.classes[v].members) for v in group.vacated_by)
             for s in range(len(group.shapes)):
                 self._y[c, s] = self.program.variable(count)
-            self.program.row({self._y[c, s]: 1.0 for s in range(len(group.shapes))}, count, count)
+            mine = {self._y[c, s]: 1.0 for s in range(len(group.shapes))}
+            vacated = {self._y[v, s]: -1.0 for v in group.vacated_by for s in self._vacating(v)}
+            self.program.row(mine | vacated, len(group.members), len(group.members))
+
+    def _vacating(self, c: int) -> Iterator[int]:
+        return (s for s, shape in enumerate(self.classes[c].shapes) if shape.vacated)
 
     def _pools(self) -> dict[str, list[int]]:
         pools: dict[str, list[int]] = defaultdict(list)
@@ -188,7 +198,7 @@ class Master:
         missing = self.program.variable(INFINITY, integer=want.fixed)
         self._s[want.name] = missing
         mine = self._of(want)
-        replicas = {v: 1.0 for v in mine.values()}
+        replicas = dict.fromkeys(mine.values(), 1.0)
         self.program.row(replicas | {missing: 1.0}, want.floor)
         self.program.row(replicas, upper=INFINITY if want.ceiling is None else want.ceiling)
         if want.rate is not None:
@@ -206,7 +216,7 @@ class Master:
         for group, replicas in pools.items():
             if want.max_per_gpu:
                 self.program.row(replicas | self._reach(want, members[group]), upper=0.0)
-            nodes = {gpu.node for c in members.get(group, ()) for gpu in self.classes[c].members}
+            nodes = sorted({gpu.node for c in members.get(group, ()) for gpu in self.classes[c].members})
             if want.max_per_node:
                 self.program.row(replicas, upper=want.max_per_node * len(nodes))
                 for node in nodes if len(nodes) == 1 else ():

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from model_registry.catalogue import Product
-from model_registry.geometry import Geometry, Placement, option_of
+from model_registry.geometry import Geometry, Placement
 from placement.planner.fragmentation import Fragmentation
 
 Counts = tuple[tuple[str, int], ...]
@@ -65,12 +65,11 @@ class PatternBook:
 
     def _enumerate(self, kept: tuple[Placement, ...], profiles: tuple[str, ...]) -> tuple[Pattern, ...]:
         geometry = Geometry(self.product, profiles)
-        masks = {o.placement: o.mask for o in geometry.options}
-        taken = sum(option_of(self.product, p).mask for p in kept)
+        taken = self._measure.taken(kept)
         best: dict[Counts, Pattern] = {}
         for added in geometry.additions(kept):
             counts = tuple(sorted(Counter(p.profile for p in added).items()))
-            score = self._measure.of_mask(taken + sum(masks[p] for p in added))
+            score = self._measure.of_mask(taken | self._measure.taken(added))
             rival = best.get(counts)
             if rival is None or (score, added) < (rival.fragmentation, rival.placements):
                 best[counts] = Pattern(counts, added, score)

@@ -16,11 +16,11 @@ from placement.errors import PlanError
 from placement.planner.explain import unmet
 from placement.planner.master import Answer, Master
 from placement.planner.seats import Seating, seat
-from placement.planner.shapes import Shaper
+from placement.planner.shapes import GpuClass, Shaper
 from placement.planner.solver import Limits
 from placement.planner.staying import Standing, by_priority, standing
 from placement.planner.types import FleetPlan, Level, Objective, Problem
-from placement.planner.wants import Want, wants_of
+from placement.planner.wants import Want, bound_to_stop, wants_of
 from placement.planner.written import decisions, planned_gpus
 
 _SMALL = 64
@@ -52,7 +52,7 @@ def plan(problem: Problem, limits: Limits | None = None) -> FleetPlan:
     return FleetPlan(
         gpus=gpus,
         decisions=decisions(problem, wants, gpus),
-        unmet=unmet(problem, wants, gpus, limits),
+        unmet=unmet(problem, wants, gpus),
         levels=found.levels,
         fingerprint=problem.fingerprint,
     )
@@ -61,7 +61,8 @@ def plan(problem: Problem, limits: Limits | None = None) -> FleetPlan:
 def _search(problem: Problem, wants: Sequence[Want], limits: Limits) -> _Found:
     stay = standing(problem, wants)
     first, rest = _split(problem)
-    shaper = Shaper(wants)
+    leaving = bound_to_stop(wants, problem.gpus)
+    shaper = Shaper(wants, surplus=[name for name, count in leaving.items() if count])
     levels: tuple[Level, ...] = ()
     if first:
         coarse = Master(shaper.coarse(problem.gpus), wants, problem.constraints, keep=False)
@@ -69,10 +70,10 @@ def _search(problem: Problem, wants: Sequence[Want], limits: Limits) -> _Found:
         reached = coarse.answer(levels)
         if stay and rest[:1] == (Objective.DISTURBANCE,) and _as_good(stay, reached, wants, limits):
             return _stayed(problem, shaper, stay, levels)
-    for by_gpu in (False, True):
-        found = _detailed(problem, wants, shaper, levels if not by_gpu else (), limits, by_gpu=by_gpu)
-        if not found.seating.unseated or len(problem.gpus) > _SMALL:
-            break
+    detail = _Detail(problem, wants, shaper, sum(leaving.values()), limits)
+    found = detail.search(levels, rest)
+    if found.seating.unseated and len(problem.gpus) <= _SMALL:
+        found = detail.search((), problem.order, by_gpu=True)
     return found
 
 
@@ -99,20 +100,55 @@ def _minimised(master: Master, objectives: Sequence[Objective], limits: Limits) 
     return tuple(levels)
 
 
-def _detailed(
-    problem: Problem, wants: Sequence[Want], shaper: Shaper, reached: tuple[Level, ...], limits: Limits, *, by_gpu: bool
-) -> _Found:
-    classes = shaper.detailed(problem.gpus, by_gpu=by_gpu)
-    running = Counter(i.demand for g in problem.gpus for i in g.instances if i.demand is not None)
-    known = {w.name: running[w.name] for w in wants if running[w.name]}
-    master = Master(classes, wants, problem.constraints, known)
-    for level in reached:
-        terms = master.shortfall() if level.objective is Objective.DEMAND else master.price()
-        master.hold(terms, level.value)
-    done = {level.objective for level in reached}
-    levels = (*reached, *_minimised(master, [o for o in problem.order if o not in done], limits))
-    answer = master.answer(levels)
-    return _Found(seat(classes, answer, wants), levels)
+@dataclass(frozen=True, slots=True)
+class _Detail:
+    """The second program. `unavoidable` replicas have to leave their place under any plan."""
+
+    problem: Problem
+    wants: Sequence[Want]
+    shaper: Shaper
+    unavoidable: int
+    limits: Limits
+
+    def search(self, reached: tuple[Level, ...], rest: Sequence[Objective], *, by_gpu: bool = False) -> _Found:
+        """The best plan with the levels `reached` held and `rest` minimised."""
+        narrow = reached and rest[:1] == (Objective.DISTURBANCE,) and not by_gpu
+        lost = 0 if narrow and any(i.replica for g in self.problem.gpus for i in g.instances) else None
+        classes, master, levels = self._first(reached, rest[:1], lost, by_gpu=by_gpu)
+        proven = self.shaper.complete
+        levels = (*reached, *levels, *_minimised(master, rest[1:], self.limits))
+        if not proven:
+            levels = (*reached, *(self._unproven(level) for level in levels[len(reached) :]))
+        return _Found(seat(classes, master.answer(levels), self.wants), levels)
+
+    def _first(
+        self, reached: tuple[Level, ...], objectives: Sequence[Objective], lost: int | None, *, by_gpu: bool
+    ) -> tuple[tuple[GpuClass, ...], Master, tuple[Level, ...]]:
+        """The program, and the first objective minimised in it.
+
+        Where that is disturbance, shapes that lose no replica are looked at first. What is found then bounds how many
+        any shape of a better plan can lose: those up to the bound are added, and the search is made again.
+        """
+        classes = self.shaper.detailed(self.problem.gpus, most_lost=lost, by_gpu=by_gpu)
+        master = self._master(classes, reached)
+        levels = _minimised(master, objectives, self.limits)
+        if lost is not None and levels and (most := int(levels[0].value + 1e-6) - self.unavoidable) > lost:
+            return self._first(reached, objectives, most, by_gpu=by_gpu)
+        return classes, master, levels
+
+    def _master(self, classes: tuple[GpuClass, ...], reached: tuple[Level, ...]) -> Master:
+        running = Counter(i.demand for g in self.problem.gpus for i in g.instances if i.demand is not None)
+        known = {w.name: running[w.name] for w in self.wants if running[w.name]}
+        master = Master(classes, self.wants, self.problem.constraints, known)
+        for level in reached:
+            terms = master.shortfall() if level.objective is Objective.DEMAND else master.price()
+            master.hold(terms, level.value)
+        return master
+
+    def _unproven(self, level: Level) -> Level:
+        """Where not every shape was looked at, only what holds for every plan is a bound."""
+        bound = float(self.unavoidable) if level.objective is Objective.DISTURBANCE else 0.0
+        return replace(level, lower_bound=min(level.value, bound))
 
 
 def _as_good(stay: Standing, reached: Answer, wants: Sequence[Want], limits: Limits) -> bool:

@@ -47,11 +47,15 @@ def seat(classes: Sequence[GpuClass], answer: Answer, wants: Sequence[Want]) -> 
 def _shapes_by_gpu(classes: Sequence[GpuClass], answer: Answer) -> dict[str, Shape]:
     """One shape for every GPU: among GPUs that are alike, those with the fewest requests lose their replicas."""
     chosen: dict[str, Shape] = {}
+    vacated: dict[int, list[FleetGpu]] = {}
     for c, group in enumerate(classes):
+        members = list(group.members) or sorted((g for v in group.vacated_by for g in vacated[v]), key=lambda g: g.id)
         shapes = [group.shapes[s] for s in range(len(group.shapes)) for _ in range(answer.shapes.get((c, s), 0))]
         shapes.sort(key=lambda shape: -sum(n for _, n in shape.own))
-        busiest = sorted(group.members, key=lambda g: (-sum(i.requests for i in g.instances), g.id))
-        chosen |= {gpu.id: shape for gpu, shape in zip(busiest, shapes, strict=True)}
+        busiest = sorted(members, key=lambda g: (-sum(i.requests for i in g.instances), g.id))
+        taken = list(zip(busiest, shapes, strict=True))
+        vacated[c] = [gpu for gpu, shape in taken if shape.vacated]
+        chosen |= {gpu.id: shape for gpu, shape in taken}
     return chosen
 
 

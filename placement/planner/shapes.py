@@ -7,13 +7,13 @@ that nobody uses stay as they are unless they are in the way of what is added; t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from model_registry.catalogue import Product
 from model_registry.errors import IllegalLayout
-from model_registry.geometry import Layout, Placement, option_of
+from model_registry.geometry import Layout, Placement
 from placement.planner.fragmentation import Fragmentation
 from placement.planner.patterns import Counts, PatternBook
 from placement.planner.types import WHOLE, WHOLE_GPU, FleetGpu, Instance
@@ -28,7 +28,8 @@ class Shape:
     """What one GPU is used for, besides what is reserved on it.
 
     `used` are all placements in use, `slots` their profiles by count, `own` those on which the replica that runs there
-    can stay. `changes` are instances created and destroyed to get there. `on` tells whether the GPU is paid for.
+    can stay. `changes` are instances created and destroyed to get there. `on` tells whether the GPU is paid for. A
+    `vacated` GPU loses everything and joins the empty ones of its pool.
     """
 
     used: tuple[Placement, ...]
@@ -37,6 +38,7 @@ class Shape:
     changes: int
     fragmentation: int
     on: bool
+    vacated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,41 +46,55 @@ class GpuClass:
     """GPUs that are alike in everything that a plan looks at, and the shapes that each of them can take.
 
     `group` names the pool of slots that they belong to; `closed` says that only the replicas that run there may use it.
+    A class without members stands for the vacated GPUs of the classes numbered in `vacated_by`.
     """
 
     group: str
     product: str
+    price_per_hour: float
     members: tuple[FleetGpu, ...]
     shapes: tuple[Shape, ...]
     closed: bool = False
-
-    @property
-    def price_per_hour(self) -> float:
-        """Of each member."""
-        return self.members[0].price_per_hour
+    vacated_by: tuple[int, ...] = ()
 
 
 class Shaper:
-    """Makes classes of GPUs, for one list of wants."""
+    """Makes classes of GPUs, for one list of wants.
 
-    def __init__(self, wants: Sequence[Want], *, budget: int = 4000) -> None:
+    Of wants in `surplus` more replicas run than are wanted, so that losing one of theirs may cost nothing. `budget` is
+    about how many shapes there may be in all; `complete` tells whether it was enough for those that were asked for.
+    """
+
+    def __init__(self, wants: Sequence[Want], *, surplus: Collection[str] = (), budget: int = 20_000) -> None:
         self._names = frozenset(w.name for w in wants)
+        self._surplus = frozenset(surplus)
         self._budget = budget
         self._profiles: dict[str, set[str]] = {}
         for option in (o for w in wants for o in w.options):
             self._profiles.setdefault(option.product, set()).add(option.profile)
         self._books: dict[Product, PatternBook] = {}
         self._measures: dict[Product, Fragmentation] = {}
+        self.complete = True
 
     def coarse(self, gpus: Iterable[FleetGpu]) -> tuple[GpuClass, ...]:
         """As if nothing ran that can be moved: what demand and price depend on, in very few classes."""
         bare = [(self._bare(g) if g.open else g, g) for g in gpus]
         return self._classes(bare, group=lambda g: g.product if g.open else g.id)
 
-    def detailed(self, gpus: Iterable[FleetGpu], *, by_gpu: bool = False) -> tuple[GpuClass, ...]:
-        """With everything that runs. `by_gpu` gives every GPU a pool of slots of its own: what spreading depends on."""
+    def detailed(
+        self, gpus: Iterable[FleetGpu], *, most_lost: int | None = None, by_gpu: bool = False
+    ) -> tuple[GpuClass, ...]:
+        """With everything that runs.
+
+        With `most_lost`, no shape loses more than so many replicas that are not in surplus, except by cutting the whole
+        GPU anew. `by_gpu` gives every GPU a pool of slots of its own: what spreading depends on.
+        """
         pairs = [(g, g) for g in gpus]
-        return self._classes(pairs, group=lambda g: g.product if g.open and not by_gpu else g.id, by_gpu=by_gpu)
+        self.complete = True
+        classes = self._classes(
+            pairs, group=lambda g: g.product if g.open and not by_gpu else g.id, by_gpu=by_gpu, most_lost=most_lost
+        )
+        return (*classes, *self._vacated(classes))
 
     def fragmentation(self, gpu: FleetGpu, used: Iterable[Placement]) -> int:
         """F of a GPU on which these and the reserved placements are in use."""
@@ -94,7 +110,12 @@ class Shaper:
         )
 
     def _classes(
-        self, pairs: Sequence[tuple[FleetGpu, FleetGpu]], *, group: Callable[[FleetGpu], str], by_gpu: bool = False
+        self,
+        pairs: Sequence[tuple[FleetGpu, FleetGpu]],
+        *,
+        group: Callable[[FleetGpu], str],
+        by_gpu: bool = False,
+        most_lost: int | None = None,
     ) -> tuple[GpuClass, ...]:
         alike: dict[tuple[object, ...], list[tuple[FleetGpu, FleetGpu]]] = {}
         for seen, real in pairs:
@@ -104,12 +125,25 @@ class Shaper:
             GpuClass(
                 group(same[0][1]),
                 same[0][0].product,
+                same[0][0].price_per_hour,
                 tuple(real for _, real in same),
-                self._shapes(same[0][0], share),
+                self._shapes(same[0][0], share, most_lost),
                 closed=not same[0][1].open,
             )
             for same in alike.values()
         )
+
+    def _vacated(self, classes: Sequence[GpuClass]) -> Iterator[GpuClass]:
+        """For GPUs that can be vacated, the shapes of an empty one: once for all that are alike then."""
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for number, group in enumerate(classes):
+            if any(shape.vacated for shape in group.shapes):
+                empty = self._bare(group.members[0])
+                alike.setdefault((group.group, *self._signature(empty, by_gpu=False)), []).append(number)
+        for numbers in alike.values():
+            like = classes[numbers[0]]
+            shapes = self._shapes(self._bare(like.members[0]), 1, None)
+            yield GpuClass(like.group, like.product, like.price_per_hour, (), shapes, vacated_by=tuple(numbers))
 
     def _signature(self, gpu: FleetGpu, *, by_gpu: bool) -> tuple[object, ...]:
         """What makes GPUs alike. Replicas' names and their requests do not matter here, only whose they are."""
@@ -120,17 +154,17 @@ class Shaper:
         )
         return gpu.product, gpu.geometry, gpu.price_per_hour, gpu.whole, inside
 
-    def _shapes(self, gpu: FleetGpu, budget: int) -> tuple[Shape, ...]:
+    def _shapes(self, gpu: FleetGpu, budget: int, most_lost: int | None) -> tuple[Shape, ...]:
         """The shapes worth having: for the same slots and the same replicas kept, the one with the fewest changes."""
-        best: dict[tuple[Counts, Own], Shape] = {}
-        for shape in self._walk(gpu, budget):
-            key = shape.slots, shape.own
+        best: dict[tuple[Counts, Own, bool], Shape] = {}
+        for shape in self._walk(gpu, budget, most_lost):
+            key = shape.slots, shape.own, shape.vacated
             rival = best.get(key)
             if rival is None or _rank(shape) < _rank(rival):
                 best[key] = shape
         return tuple(best[key] for key in sorted(best))
 
-    def _walk(self, gpu: FleetGpu, budget: int) -> Iterator[Shape]:
+    def _walk(self, gpu: FleetGpu, budget: int, most_lost: int | None) -> Iterator[Shape]:
         yield self._shape(gpu, (), ())
         if gpu.draining:
             return
@@ -139,17 +173,26 @@ class Shaper:
             if wanted:
                 yield self._shape(gpu, tuple(wanted), ())
             return
+        hard = [i for i in wanted if i.demand not in self._surplus]
+        limit = len(hard) if most_lost is None else min(most_lost, len(hard))
         made = 0
-        for kept in _keepings(gpu.instances, wanted):
+        for kept in _keepings(gpu.instances, hard, limit):
+            if made > budget:
+                self.complete = False
+                break
             for added in self._additions(gpu, kept):
                 made += 1
                 yield self._shape(gpu, kept, added)
-            if made > budget:
-                break
-        # However small the budget: to take everything down and cut the card anew is always possible.
-        if made > budget:
+        if limit < len(hard) or made > budget:
+            yield from self._cut_anew(gpu)
+
+    def _cut_anew(self, gpu: FleetGpu) -> Iterator[Shape]:
+        """However small the budget: to take everything down and cut the card anew is always possible."""
+        if any(i.reserved is not None for i in gpu.instances):
             for added in self._additions(gpu, ()):
                 yield self._shape(gpu, (), added)
+        else:
+            yield Shape((), (), (), len(gpu.instances), 0, on=False, vacated=True)
 
     def _additions(self, gpu: FleetGpu, kept: tuple[Instance, ...]) -> Iterator[tuple[Placement, ...]]:
         """What can be added beside `kept` and the reserved instances."""
@@ -218,9 +261,9 @@ def in_the_way(gpu: FleetGpu, used: Iterable[Placement]) -> tuple[Placement, ...
 
 
 def _fits(product: Product, held: Sequence[Placement], another: Placement) -> bool:
-    """Whether `another` can be beside `held`. The masks decide nearly always, and cheaply."""
-    mask = option_of(product, another).mask
-    if any(option_of(product, p).mask & mask for p in held):
+    """Whether `another` can be beside `held`. Overlap decides nearly always, and cheaply."""
+    start, stop = another.start, another.start + (product.profile(another.profile).memory_slices or 0)
+    if any(p.start < stop and start < p.start + (product.profile(p.profile).memory_slices or 0) for p in held):
         return False
     try:
         Layout(product, (*held, another))
@@ -233,11 +276,13 @@ def _rank(shape: Shape) -> tuple[object, ...]:
     return shape.changes, shape.fragmentation, shape.used
 
 
-def _keepings(instances: Sequence[Instance], wanted: Sequence[Instance]) -> Iterator[tuple[Instance, ...]]:
-    """Every choice of instances to go on using, those first that keep the most running replicas."""
-    free = [i for i in instances if i.reserved is None and i not in wanted]
-    for lost in range(len(wanted) + 1):
-        for running in combinations(wanted, len(wanted) - lost):
-            for taken in range(len(free) + 1):
-                for idle in combinations(free, taken):
-                    yield (*running, *idle)
+def _keepings(
+    instances: Sequence[Instance], hard: Sequence[Instance], most_lost: int
+) -> Iterator[tuple[Instance, ...]]:
+    """Every choice of instances to go on using that loses at most so many of `hard`, those first that lose fewest."""
+    soft = [i for i in instances if i.reserved is None and i not in hard]
+    for lost in range(most_lost + 1):
+        for running in combinations(hard, len(hard) - lost):
+            for dropped in range(len(soft) + 1):
+                for others in combinations(soft, len(soft) - dropped):
+                    yield (*running, *others)

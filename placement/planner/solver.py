@@ -97,16 +97,22 @@ class Program:
         self._row_upper.append(upper)
 
     def minimise(
-        self, objective: Mapping[int, float], limits: Limits, *, start: tuple[float, ...] | None = None
+        self,
+        objective: Mapping[int, float],
+        limits: Limits,
+        *,
+        constant: float = 0.0,
+        start: tuple[float, ...] | None = None,
     ) -> Solved | None:
         """The best answer within the limits; None where there is none, or none was found in time.
 
-        `start` is an answer that is known to be possible: the result is never worse.
+        `constant` is added to the objective. `start` is an answer that is known to be possible: the result is never worse.
         """
         if not self.variables:
-            return Solved((), 0.0, 0.0) if all(a <= 0 <= b for a, b in self._bounds()) else None
+            possible = all(a <= 0 <= b for a, b in zip(self._row_lower, self._row_upper, strict=True))
+            return Solved((), constant, constant) if possible else None
         highs = _highs(limits, step=_step(objective, self._integer))
-        highs.passModel(self._model(objective))
+        highs.passModel(self._model(objective, constant))
         if start is not None:
             import highspy  # costs a tenth of a second, and most commands never plan
 
@@ -120,16 +126,13 @@ class Program:
         values = tuple(float(v) for v in highs.getSolution().col_value)
         found = float(info.objective_function_value)
         bound = float(info.mip_dual_bound) if any(self._integer) else found
-        return _rounded(Solved(values, found, min(bound, found)), objective, self._integer)
+        return _rounded(Solved(values, found, min(bound, found)), objective, constant, self._integer)
 
     def relaxed(self) -> Program:
         """The same program with every variable real: its optimum bounds this one's."""
         return replace(self, _integer=[False] * self.variables)
 
-    def _bounds(self) -> list[tuple[float, float]]:
-        return list(zip(self._row_lower, self._row_upper, strict=True))
-
-    def _model(self, objective: Mapping[int, float]) -> Any:
+    def _model(self, objective: Mapping[int, float], constant: float) -> Any:
         import highspy
         import numpy as np
 
@@ -138,7 +141,7 @@ class Program:
         costs = np.zeros(self.variables)
         for variable, cost in objective.items():
             costs[variable] = cost
-        model.col_cost_ = costs
+        model.col_cost_, model.offset_ = costs, constant
         model.col_lower_, model.col_upper_ = np.array(self._lower), np.array(self._upper)
         model.row_lower_, model.row_upper_ = np.array(self._row_lower), np.array(self._row_upper)
         model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
@@ -181,11 +184,11 @@ def _step(objective: Mapping[int, float], integer: list[bool]) -> float:
     return math.gcd(*scaled) / 10_000
 
 
-def _rounded(solved: Solved, objective: Mapping[int, float], integer: list[bool]) -> Solved:
+def _rounded(solved: Solved, objective: Mapping[int, float], constant: float, integer: list[bool]) -> Solved:
     """Integers made whole, the objective added up again, and the bound lifted to the next value that can be had."""
     values = tuple(float(round(v)) if whole else v for v, whole in zip(solved.values, integer, strict=True))
-    found = sum(cost * values[variable] for variable, cost in objective.items())
+    found = constant + sum(cost * values[variable] for variable, cost in objective.items())
     bound = solved.lower_bound
     if step := _step(objective, integer):
-        bound = math.ceil(bound / step - _INTEGRAL) * step
+        bound = constant + math.ceil((bound - constant) / step - _INTEGRAL) * step
     return Solved(values, found, min(bound, found))

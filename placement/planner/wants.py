@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from placement.planner.types import FleetGpu, ModelDemand, Option, Problem, Reservation
@@ -49,6 +50,18 @@ class Want:
         """Its option for this kind of slice."""
         return next((o for o in self.options if o.key == (product, profile)), None)
 
+    def surplus(self, capacities: Sequence[float]) -> int:
+        """Of replicas that serve so much each, the fewest that have to stop for the others to be no more than is wanted."""
+        stopped = max(0, len(capacities) - self.ceiling) if self.ceiling is not None else 0
+        if self.rate is None:
+            return stopped
+        served, stopped_for_rate = sum(capacities), 0
+        for capacity in sorted(capacities, reverse=True):
+            if served <= self.most + 1e-9:
+                break
+            served, stopped_for_rate = served - capacity, stopped_for_rate + 1
+        return max(stopped, stopped_for_rate)
+
     def missing(self, replicas: int, served: float) -> float:
         """How much is missing when so many replicas serve so much together, in replicas of the best option."""
         short = max(0.0, float(self.floor - replicas))
@@ -58,7 +71,7 @@ class Want:
 def wants_of(problem: Problem) -> tuple[Want, ...]:
     """Every demand and every reservation that is not there yet, sorted by name."""
     headroom = 1.0 + problem.constraints.headroom_ratio
-    wants = [_of_demand(d, headroom) for d in problem.demands]
+    wants = [want_of(d, headroom) for d in problem.demands]
     wants += [_of_reservation(r, problem.gpus) for r in problem.constraints.reserve]
     return tuple(sorted(wants, key=lambda w: w.name))
 
@@ -73,13 +86,34 @@ def held_for(reservation: Reservation, gpus: Iterable[FleetGpu]) -> int:
     )
 
 
-def _of_demand(demand: ModelDemand, headroom: float) -> Want:
+def bound_to_stop(wants: Iterable[Want], gpus: Iterable[FleetGpu]) -> dict[str, int]:
+    """For each want with running replicas, how many of them cannot stay where they are under any plan.
+
+    These are replicas on draining GPUs or on slices that are no option for them, and those beyond what is wanted.
+    """
+    by_name = {w.name: w for w in wants}
+    lost: Counter[str] = Counter()
+    staying: dict[str, list[float]] = {}
+    for gpu in gpus:
+        for instance in gpu.instances:
+            if (want := by_name.get(str(instance.demand))) is None:
+                continue
+            option = want.option(gpu.product, instance.profile)
+            if option is None or gpu.draining:
+                lost[want.name] += 1
+            else:
+                staying.setdefault(want.name, []).append(option.capacity)
+    return {name: lost[name] + by_name[name].surplus(staying.get(name, ())) for name in {*lost, *staying}}
+
+
+def want_of(demand: ModelDemand, factor: float) -> Want:
+    """One demand as a want, its rate multiplied by `factor`."""
     return Want(
         name=demand.name,
         options=demand.options,
         floor=demand.floor,
         ceiling=demand.ceiling,
-        rate=None if demand.rate is None else demand.rate * headroom,
+        rate=None if demand.rate is None else demand.rate * factor,
         priority=demand.priority,
         max_per_gpu=demand.max_per_gpu,
         max_per_node=demand.max_per_node,

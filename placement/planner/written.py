@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count
 
 from model_registry.geometry import Placement
 from placement.planner.seats import Seating
@@ -74,18 +75,15 @@ def _names(problem: Problem, wants: Sequence[Want], seating: Seating) -> dict[Se
             (str(i.replica) for seat, i in there.items() if i.demand == want.name and seat not in seating.kept),
             key=natural,
         )
-        for seat, name in zip(seats[want.name], _supply(want.name, movers, taken), strict=False):
+        for seat, name in zip(seats[want.name], chain(movers, unused_names(want.name, taken)), strict=False):
             names[seat] = name
     return names
 
 
-def _supply(stem: str, movers: Sequence[str], taken: set[str]) -> Iterator[str]:
-    yield from movers
-    number = 0
-    while True:
-        if (name := f"{stem}-{number}") not in taken:
-            yield name
-        number += 1
+def unused_names(stem: str, taken: Iterable[str]) -> Iterator[str]:
+    """`chat-0`, `chat-1` and so on, those left out that are taken."""
+    gone = frozenset(taken)
+    return (name for number in count() if (name := f"{stem}-{number}") not in gone)
 
 
 def natural(name: str) -> tuple[tuple[int, int | str], ...]:

@@ -1,0 +1,217 @@
+"""One demand added or changed between two full plans: placed in milliseconds, with nothing else moved.
+
+The rule is that of arXiv 2511.18906: a newcomer goes where the fragmentation of its GPU grows least. Before that come
+what costs money, since a GPU in use is paid for: the price of GPUs that have to be opened, then the share of a GPU that
+the option takes for what it serves. GPUs that are taken alike are looked at once, however many there are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from model_registry.catalogue import Product
+from model_registry.geometry import Geometry, Placement
+from placement.planner.fragmentation import Fragmentation
+from placement.planner.shapes import in_the_way
+from placement.planner.types import WHOLE, WHOLE_GPU, FleetGpu, Instance, ModelDemand, Option
+from placement.planner.wants import Want, want_of
+from placement.planner.written import natural, unused_names
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """One replica more: where, whether an idle instance is used, and what has to be destroyed first."""
+
+    replica: str
+    gpu: str
+    placement: Placement
+    option: Option
+    reused: bool = False
+    destroyed: tuple[Placement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """What changes for one demand. `missing` is what still cannot be served, in replicas of the best option.
+
+    `gpus` is the fleet afterwards, in the order in which it was given.
+    """
+
+    demand: str
+    added: tuple[Added, ...]
+    stopped: tuple[str, ...]
+    missing: float
+    gpus: tuple[FleetGpu, ...] = field(repr=False)
+
+
+def adjust(gpus: Iterable[FleetGpu], demand: ModelDemand, *, headroom_ratio: float = 0.0) -> Adjustment:
+    """Bring one demand to what it asks for: replicas added where they disturb nobody, or stopped where they free most.
+
+    Running replicas stay where they are. Raises nothing: what finds no room is told in `missing`.
+    """
+    desk = _Desk(tuple(gpus), want_of(demand, 1.0 + headroom_ratio))
+    stopped = tuple(desk.stop_surplus())
+    added = tuple(desk.add_missing())
+    return Adjustment(demand.name, added, stopped, desk.missing, tuple(desk.gpus.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """One way to place one more replica; the smallest `rank` wins."""
+
+    rank: tuple[float, float, float, int, int, int, str, Placement]
+    gpu: str
+    placement: Placement
+    option: Option
+
+
+class _Desk:
+    """The fleet while one demand is being brought to its number."""
+
+    def __init__(self, gpus: Sequence[FleetGpu], want: Want) -> None:
+        self.gpus = {g.id: g for g in gpus}
+        self._want = want
+        self._options: dict[str, list[Option]] = {}
+        for option in want.options:
+            self._options.setdefault(option.product, []).append(option)
+        self._measures: dict[Product, Fragmentation] = {}
+        self._running = {
+            str(i.replica): (g.id, i)
+            for g in gpus
+            for i in g.instances
+            if i.demand == want.name and i.replica is not None
+        }
+
+    @property
+    def missing(self) -> float:
+        """What is not served yet, in replicas of the best option."""
+        return self._want.missing(len(self._running), self._served())
+
+    def stop_surplus(self) -> Iterator[str]:
+        """Stop replicas that are not needed: those first whose GPU is empty then, then those that defragment most."""
+        while candidates := [name for name in self._running if self._spare(name)]:
+            name = min(candidates, key=self._stop_rank)
+            gpu, instance = self._running.pop(name)
+            self._update(gpu, instance, Instance(instance.placement))
+            yield name
+
+    def add_missing(self) -> Iterator[Added]:
+        """Add one replica after the other until the demand is met or nothing is left for it."""
+        names = unused_names(
+            self._want.name, (str(i.replica) for g in self.gpus.values() for i in g.instances if i.replica)
+        )
+        while self.missing > 1e-9 and not self._full():
+            best = min(self._candidates(), key=lambda c: c.rank, default=None)
+            if best is None:
+                return
+            yield self._add(next(names), best)
+
+    def _full(self) -> bool:
+        return self._want.ceiling is not None and len(self._running) >= self._want.ceiling
+
+    def _served(self, without: str | None = None) -> float:
+        options = (
+            self._want.option(self.gpus[gpu].product, i.profile)
+            for name, (gpu, i) in self._running.items()
+            if name != without
+        )
+        return sum(o.capacity for o in options if o is not None)
+
+    def _spare(self, name: str) -> bool:
+        return self._want.missing(len(self._running) - 1, self._served(without=name)) <= 1e-9
+
+    def _stop_rank(self, name: str) -> tuple[float, float, int, tuple[tuple[int, int | str], ...]]:
+        gpu_id, instance = self._running[name]
+        gpu = self.gpus[gpu_id]
+        busy = [i.placement for i in gpu.instances if not i.idle]
+        saved = gpu.price_per_hour if len(busy) == 1 else 0.0
+        rest = [p for p in busy if p != instance.placement]
+        return -saved, self._measure_of(gpu, rest) - self._measure_of(gpu, busy), instance.requests, natural(name)
+
+    def _measure_of(self, gpu: FleetGpu, busy: Sequence[Placement]) -> float:
+        if gpu.geometry is None or WHOLE in busy:
+            return 0.0
+        return float(self._measure(gpu.geometry).of(busy))
+
+    def _add(self, name: str, chosen: _Candidate) -> Added:
+        gpu = self.gpus[chosen.gpu]
+        there = next((i for i in gpu.instances if i.placement == chosen.placement), None)
+        busy = [i.placement for i in gpu.instances if not i.idle]
+        gone = in_the_way(gpu, (*busy, chosen.placement))
+        instance = Instance(chosen.placement, name, self._want.name)
+        kept = tuple(i for i in gpu.instances if i is not there and i.placement not in gone)
+        self.gpus[gpu.id] = replace(gpu, instances=(*kept, instance))
+        self._running[name] = gpu.id, instance
+        return Added(name, gpu.id, chosen.placement, chosen.option, there is not None, gone)
+
+    def _update(self, gpu_id: str, old: Instance, new: Instance) -> None:
+        gpu = self.gpus[gpu_id]
+        self.gpus[gpu_id] = replace(gpu, instances=tuple(new if i is old else i for i in gpu.instances))
+
+    def _candidates(self) -> Iterator[_Candidate]:
+        """The best of every kind of GPU there is: by product, price, what is busy on it, and who of ours is near."""
+        on_gpu = Counter(gpu for gpu, _ in self._running.values())
+        on_node = Counter(self.gpus[gpu].node for gpu, _ in self._running.values())
+        seen: dict[tuple[object, ...], FleetGpu] = {}
+        for gpu in self.gpus.values():
+            crowd = on_gpu[gpu.id], on_node[gpu.node]
+            if gpu.product not in self._options or not gpu.open or not self._may(*crowd):
+                continue
+            kind = (gpu.product, gpu.price_per_hour, gpu.whole, crowd, *((i.placement, i.idle) for i in gpu.instances))
+            if kind not in seen or gpu.id < seen[kind].id:
+                seen[kind] = gpu
+        for gpu in seen.values():
+            yield from self._on(gpu, on_node[gpu.node], on_gpu[gpu.id])
+
+    def _may(self, on_gpu: int, on_node: int) -> bool:
+        want = self._want
+        return on_gpu < (want.max_per_gpu or on_gpu + 1) and on_node < (want.max_per_node or on_node + 1)
+
+    def _on(self, gpu: FleetGpu, on_node: int, on_gpu: int) -> Iterator[_Candidate]:
+        busy = tuple(i.placement for i in gpu.instances if not i.idle)
+        opened = 0.0 if busy else gpu.price_per_hour
+        idle = {i.placement for i in gpu.instances if i.idle}
+        left = self._left()
+        for option in self._options[gpu.product]:
+            useful = min(option.capacity, left) if left else option.capacity
+            for placement, growth, share in self._places(gpu, busy, option.profile):
+                rank = (
+                    opened / useful + option.penalty,
+                    gpu.price_per_hour * share / useful,
+                    float(growth),
+                    int(placement not in idle),
+                    on_node,
+                    on_gpu,
+                    gpu.id,
+                    placement,
+                )
+                yield _Candidate(rank, gpu.id, placement, option)
+
+    def _left(self) -> float:
+        return max(0.0, (self._want.rate or 0.0) - self._served()) if self._want.rate is not None else 0.0
+
+    def _places(
+        self, gpu: FleetGpu, busy: tuple[Placement, ...], profile: str
+    ) -> Iterator[tuple[Placement, int, float]]:
+        """Where `profile` can still start, how much F grows there, and what share of the card it takes."""
+        if profile == WHOLE_GPU:
+            if not busy and gpu.whole:
+                yield WHOLE, 0, 1.0
+            return
+        if gpu.geometry is None or WHOLE in busy:
+            return
+        measure = self._measure(gpu.geometry)
+        taken = measure.taken(busy)
+        before = measure.of_mask(taken)
+        for start in Geometry(gpu.geometry, (profile,)).free_starts(busy).get(profile, ()):
+            placement = Placement(start, profile)
+            mask = measure.masks[placement]
+            share = mask.bit_count() / (gpu.geometry.memory_slices or 1)
+            yield placement, measure.of_mask(taken | mask) - before, share
+
+    def _measure(self, product: Product) -> Fragmentation:
+        if product not in self._measures:
+            self._measures[product] = Fragmentation(product)
+        return self._measures[product]
