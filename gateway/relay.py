@@ -26,7 +26,7 @@ from gateway.request import PASSED_ON, ROUTES, request_id, too_large
 from gateway.sse import USAGE_TAIL_BYTES, StreamMeter, usage_of_body
 from gateway.surface import CALL, Call
 from gateway.typed_events import TypedEventMeter
-from gateway.upstream import EngineResponse, Engines
+from gateway.upstream import NOT_PASSED_BACK, EngineResponse, Engines
 from placement.table import ReplicaRow
 
 Scope = MutableMapping[str, Any]
@@ -41,23 +41,8 @@ WHOLE_ANSWER_BYTES = (
 LAST_WORDS_SECONDS = 5.0  # for an error event to a client that may not be reading
 AFTER_DONE_SECONDS = 5.0  # for an engine to end its answer after [DONE], so that its connection can be used again
 
-# RFC 9110, 7.6.1, and what the gateway says itself.
-_NOT_PASSED_BACK = frozenset(
-    (
-        *(
-            b"connection",
-            b"keep-alive",
-            b"proxy-authenticate",
-            b"proxy-authorization",
-            b"te",
-            b"trailer",
-            b"transfer-encoding",
-            b"upgrade",
-        ),
-        *(b"content-length", b"date", b"server", b"set-cookie", b"x-request-id"),
-    )
-)
-
+STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+"""What every stream's head has besides: no proxy on the way is to hold events back."""
 
 WATCHABLE = "sliceway.connection"  # the key in a scope under which a server may offer a Watchable
 
@@ -263,10 +248,8 @@ async def _pump(
 
 
 async def _begin_stream(exchange: Exchange, response: EngineResponse, send: Send) -> None:
-    extra = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-    await send(
-        {"type": "http.response.start", "status": response.status, "headers": _passed_back(exchange, response) + extra}
-    )
+    headers = _passed_back(exchange, response) + STREAM_HEADERS
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
     exchange.begun(response.status)
 
 
@@ -311,8 +294,12 @@ async def _large(exchange: Exchange, response: EngineResponse, held: bytearray, 
 
 
 def _passed_back(exchange: Exchange, response: EngineResponse) -> Headers:
-    headers = [(name, value) for name, value in response.headers if name not in _NOT_PASSED_BACK]
-    headers.append((b"x-request-id", exchange.request_id))
+    return answer_headers(exchange, [header for header in response.headers if header[0] not in NOT_PASSED_BACK])
+
+
+def answer_headers(exchange: Exchange, passed_back: Headers) -> Headers:
+    """The head of an answer: what the engine said without NOT_PASSED_BACK, and what the gateway says."""
+    headers = [*passed_back, (b"x-request-id", exchange.request_id)]
     if exchange.route.dialect == "anthropic":
         headers.append((b"request-id", exchange.request_id))
     if exchange.replica is not None:

@@ -94,16 +94,26 @@ class StreamMeter:
 
         Raises EngineError if an event grows beyond MAX_EVENT_BYTES.
         """
-        last = self.last_content_at
-        if last is not None and not self._held and data.endswith(b"\n\n"):
-            events = data.count(b"data: ")
-            if events and events == data.count(_OPEN_EVENT):
-                self.events += events
-                if self._gap is not None:
-                    self._gap(now - last, now)
-                self.last_content_at = now
-                return data
+        if data.endswith(b"\n\n") and self.passes(data, now):
+            return data
         return self._read(data, now)
+
+    def passes(self, data: bytes, now: float) -> bool:
+        """Whether `data` holds nothing but whole events in the middle of a stream; if so they are counted, and passed on as they are.
+
+        `data` has to begin and end with an event, as it stands or in the framing of one chunk.
+        """
+        last = self.last_content_at
+        if last is None or self._held:
+            return False
+        events = data.count(_OPEN_EVENT)
+        if not events or events != data.count(b"data: "):
+            return False
+        self.events += events
+        if self._gap is not None:
+            self._gap(now - last, now)
+        self.last_content_at = now
+        return True
 
     def _read(self, data: bytes, now: float) -> bytes:
         """The careful way: event by event."""

@@ -10,27 +10,26 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import uvloop
 
 from gateway.config import Config
 from gateway.errors import Draining
 from gateway.ingress.server import DrainingServer, listening_socket
-from gateway.relay import AsgiRelay
 from gateway.service import Gateway
-from gateway.wiring import RelayFactory, create_gateway, server_config
+from gateway.wiring import create_gateway, server_config
 from placement.fake_engine import Behaviour, FakeEngine, listening
 from placement.state import StatePaths
 from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow, publish
 
 T = TypeVar("T")
 
-RELAYS: Mapping[str, RelayFactory] = {"asgi": AsgiRelay}
+RELAYS: tuple[Literal["asgi", "fast"], ...] = ("asgi", "fast")
 """Every relay there is; the suite of the gateway runs on each."""
 
 WAIT_SECONDS = 20.0
@@ -257,11 +256,13 @@ class RunningGateway:
 
 @contextmanager
 def running_gateway(
-    config: Config, *, config_path: Path | None = None, relay: str = "asgi"
+    config: Config, *, config_path: Path | None = None, relay: str | None = None
 ) -> Iterator[RunningGateway]:
-    """Serve `config` in a thread, on the port it names (0: a free one), until the block ends."""
+    """Serve `config` in a thread, on the port it names (0: a free one), until the block ends. `relay` is used instead of the configured one."""
+    if relay is not None:
+        config = config.model_copy(update={"gateway": config.gateway.model_copy(update={"relay": relay})})
     sock = listening_socket(config.gateway.listen)
-    gateway, app = create_gateway(config, config_path=config_path, relay=RELAYS[relay])
+    gateway, app = create_gateway(config, config_path=config_path)
     server = DrainingServer(server_config(config, app), gateway)
     thread = LoopThread()
     serving = asyncio.run_coroutine_threadsafe(server.serve(sockets=[sock]), thread.loop)

@@ -22,6 +22,14 @@ from placement.table import ReplicaRow
 KEEP_ALIVE_SECONDS = 3.0
 READ_BUFFER_BYTES = 64 * 2**10
 _BIG_BODY_BYTES = 2**20
+
+# Of an engine's headers: RFC 9110, 7.6.1, and what the gateway says itself.
+NOT_PASSED_BACK = frozenset(
+    (
+        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer"),
+        *(b"transfer-encoding", b"upgrade", b"content-length", b"date", b"server", b"set-cookie", b"x-request-id"),
+    )
+)
 _MAX_URLS = 1024
 
 

@@ -9,7 +9,6 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,8 +20,8 @@ from gateway.config import Config
 from gateway.digests import LatencyBook
 from gateway.exchange import Clock, Exchanges, Policy
 from gateway.health import HealthBook
+from gateway.hotpath import BothEngines, HotEngines, HotPath, hot_protocol
 from gateway.ingress import Ingress, cold_app
-from gateway.ingress.app import AsgiApp
 from gateway.ingress.protocol import HeadLimits, bounded_by
 from gateway.ingress.server import BACKLOG, DrainingServer, listening_socket
 from gateway.keys import Keyring, Keystore, WallClock
@@ -35,11 +34,9 @@ from gateway.stats import Stats
 from gateway.stored_responses import ResponseIds, secret_in
 from gateway.table_watch import Watched
 from gateway.tenants import Directory
-from gateway.upstream import AiohttpEngines, Engines
+from gateway.upstream import Engines
 from placement import table
 from placement.state import StatePaths
-
-RelayFactory = Callable[[Exchanges, Engines], AsgiApp]
 
 log = logging.getLogger("sliceway.gateway")
 
@@ -56,13 +53,14 @@ def create_gateway(
     clock: Clock = time.perf_counter,
     wall: WallClock = wall_clock,
     engines: Engines | None = None,
-    relay: RelayFactory = AsgiRelay,
 ) -> tuple[Gateway, Ingress]:
     """The gateway and its ASGI application; nothing runs before the application's lifespan starts.
 
     `config_path` is read again on `Gateway.reload`. `clock` is monotonic, in seconds.
     """
     state, keystore = StatePaths(config.state), Keystore(config.state)
+    connect_timeout_seconds = config.gateway.connect_timeout_seconds
+    hot_engines = HotEngines(connect_timeout_seconds=connect_timeout_seconds)
     parts = Parts(
         table=Watched(state.routing_table, lambda: table.read(state.routing_table), None),
         keyring=Watched(keystore.path, keystore.load, Keyring({}, b"")),
@@ -70,7 +68,7 @@ def create_gateway(
         book=LatencyBook(),
         stats=Stats(),
         health=HealthBook(),
-        engines=engines or AiohttpEngines(connect_timeout_seconds=config.gateway.connect_timeout_seconds),
+        engines=engines or BothEngines(hot_engines, connect_timeout_seconds=connect_timeout_seconds),
         clock=clock,
         wall=wall,
     )
@@ -92,8 +90,9 @@ def create_gateway(
     gateway.metrics_page = MetricsPage(
         GatewayCollector(parts.stats, parts.book, parts.in_flight, gateway.routes, gateway.files, clock)
     )
-    hot = dict.fromkeys(ROUTES, relay(gateway.exchanges, parts.engines))
-    app = Ingress(hot=hot, cold=cold_app(gateway, version=_version()), lifecycle=gateway)
+    hot = dict.fromkeys(ROUTES, AsgiRelay(gateway.exchanges, parts.engines))
+    fast = HotPath.of(gateway.exchanges, hot_engines) if config.gateway.relay == "fast" else None
+    app = Ingress(hot=hot, cold=cold_app(gateway, version=_version()), lifecycle=gateway, fast=fast)
     return gateway, app
 
 
@@ -131,7 +130,7 @@ def server_config(config: Config, app: Ingress) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="none",
-        http=bounded_by(limits),
+        http=hot_protocol(limits, app.fast) if app.fast else bounded_by(limits),
         ws="none",
         lifespan="on",
         interface="asgi3",

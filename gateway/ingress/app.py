@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from gateway.error_map import error_answer
 from gateway.errors import MethodNotAllowed
+from gateway.hotpath import HotPath
 from gateway.relay import Receive, Scope, Send
 from gateway.request import request_id
 from gateway.surface import CALL, CREATE_RESPONSE, Call, by_id
@@ -35,9 +36,15 @@ class Lifecycle(Protocol):
 
 
 class Ingress:
-    """See the module. `hot` maps a path to the application that serves its POST."""
+    """See the module. `hot` maps a path to the application that serves its POST.
 
-    def __init__(self, *, hot: Mapping[str, AsgiApp], cold: AsgiApp, lifecycle: Lifecycle) -> None:
+    `fast` is what a server may serve without calling this, if it can; None where it may not.
+    """
+
+    def __init__(
+        self, *, hot: Mapping[str, AsgiApp], cold: AsgiApp, lifecycle: Lifecycle, fast: HotPath | None = None
+    ) -> None:
+        self.fast = fast
         self._hot = hot
         self._stored = hot[CREATE_RESPONSE]
         self._cold = cold

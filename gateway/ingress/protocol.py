@@ -76,22 +76,41 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """The first byte of a request."""
+        self.make_scope()
+        self.await_head()
+
+    def make_scope(self) -> None:
+        """What ASGI is told of the request, still empty."""
         super().on_message_begin()
         self.scope[WATCHABLE] = self  # type: ignore[literal-required]  # an extension of our own
+
+    def await_head(self) -> None:
+        """A head has begun, and is to be there in time."""
         if self._head_since is None:
             self._head_since = self.loop.time()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header. What follows a chunked body (a trailer) is none: it would come too late to be checked."""
+        if not self._body_open:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        """The head is whole; it may still be too large."""
+        """The head is whole."""
+        self.head_complete()
+        self.serve()
+
+    def serve(self) -> None:
+        """Hand the request to ASGI, at once or when the one before it is answered."""
+        super().on_headers_complete()
+
+    def head_complete(self) -> None:
+        """The head is whole; it may still be too large, which is answered, and raises ValueError to stop the parser."""
         self._head_since = None
         self._head_bytes = 0
-        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self.limits.max_bytes:
+        if len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > self.limits.max_bytes:
             self.refuse(self._too_large())
-            raise ValueError(
-                "head too large"
-            )  # the parser's way to stop; ends in send_400_response, which finds the connection closed
+            raise ValueError("head too large")  # ends in send_400_response, which finds the connection closed
         self._body_open = True
-        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Throw away what is left of a refused body, up to a bound."""
@@ -104,13 +123,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The body is whole. If it was answered before, the connection is idle from here on."""
         super().on_message_complete()
-        self._body_open = False
-        self._lingering_since = None
-        self._lingered_bytes = 0
+        self.body_over()
         if self.cycle.response_complete and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+
+    def body_over(self) -> None:
+        """What comes next is another request."""
+        self._body_open = False
+        self._lingering_since = None
+        self._lingered_bytes = 0
 
     def expire(self, now: float) -> None:
         """Close the connection if a head, or the rest of a refused body, has been awaited for too long. `now` is the loop's time."""

@@ -1,0 +1,414 @@
+"""One request on the fast relay: what `gateway.relay` does as a coroutine, as the steps of a state machine.
+
+The steps are called by the client's connection (`take_part`, `body_complete`, `client_lost`, `pause`, `resume`), by the engine's
+(`answered`, `continued`, `passes`, `engine_failed`) and by the exchange (a place is granted, an interruption). None of them waits; the only task there
+can be makes a new connection to an engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from enum import Enum, auto
+from typing import ClassVar, Protocol
+
+from gateway.dialects import answer_to, last_words, proper_end
+from gateway.error_map import ERROR_BODY_BYTES, Headers, engine_refusal, unexpected
+from gateway.errors import EngineDied, EngineError, EngineUnreachable, GatewayError
+from gateway.exchange import ClientLeft, Exchanges
+from gateway.hotpath.engines import EngineConnection, HotEngines
+from gateway.hotpath.framing import LAST_CHUNK, chunk, request_head, request_prefix, response_head
+from gateway.relay import STREAM_HEADERS, WHOLE_ANSWER_BYTES, answer_headers
+from gateway.request import PASSED_ON, request_id, too_large
+from gateway.sse import USAGE_TAIL_BYTES, StreamMeter, usage_of_body
+from gateway.surface import Route
+from placement.table import ReplicaRow
+
+log = logging.getLogger("sliceway.relay")
+
+CHUNKED = (b"transfer-encoding", b"chunked")
+_EVENT_STREAM = b"text/event-stream"
+
+
+class Client(Protocol):
+    """The client's connection as a request sees it."""
+
+    transport: asyncio.Transport
+
+    def hot_ended(self, *, keep_alive: bool) -> None:
+        """The request is over, and its answer written."""
+        ...
+
+
+class _State(Enum):
+    """What the request waits for."""
+
+    BODY = auto()
+    ENGINE = auto()  # a place, a connection, or the head of the answer
+    WHOLE = auto()  # the rest of an answer in one piece
+    REFUSAL = auto()  # the rest of an engine's error
+    OPENING = auto()  # the first event
+    STREAM = auto()
+    LARGE = auto()  # the rest of an answer that is too large to be held
+    OVER = auto()
+
+
+class _Nobody:
+    """Stands where uvicorn keeps the event that wakes an ASGI application; here none sleeps."""
+
+    def set(self) -> None: ...
+
+
+class HotRequest:
+    """See the module. `response_complete` to `message_event` are what uvicorn's protocol asks of the request it serves."""
+
+    __slots__ = (
+        *("_client", "_connecting", "_engine", "_engines", "_exchange", "_further", "_held", "_held_bytes", "_limit"),
+        *("_meter", "_paused", "_state", "_status", "_upstream_headers"),
+        *("_clock", "disconnected", "keep_alive", "response_complete"),
+    )
+
+    message_event: ClassVar = _Nobody()
+
+    def __init__(
+        self,
+        client: Client,
+        exchanges: Exchanges,
+        engines: HotEngines,
+        route: Route,
+        headers: Mapping[bytes, bytes],
+        *,
+        keep_alive: bool,
+        paused: bool,
+    ) -> None:
+        self._client = client
+        self._clock = exchanges.clock
+        self._engines = engines
+        self._engine: EngineConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._meter: StreamMeter | None = None
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._limit = exchanges.policy.limits.max_body
+        self._further: Headers = [(name, headers[name]) for name in PASSED_ON if name in headers]
+        self._upstream_headers: Headers = []
+        self._status = 0
+        self._paused = paused  # the client does not read, not even the answer before
+        self._state = _State.BODY
+        self.keep_alive = keep_alive
+        self.response_complete = False
+        self.disconnected = False
+        self._exchange = exchanges.open(route, request_id(headers.get(b"x-request-id")), self._interrupted)
+
+    # ---- the client's side
+
+    def start(self, headers: Mapping[bytes, bytes]) -> None:
+        """The head is there; to be called once. A refusal may be written before this returns."""
+        self._exchange.__enter__()
+        self._guarded(self._exchange.admit, headers)
+
+    def take_part(self, data: bytes) -> None:
+        """A part of the body. More than the limit is refused as soon as it is there, whatever the head said."""
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes > self._limit:
+            self._tell(too_large(self._limit))
+
+    def body_complete(self) -> None:
+        """The body is whole."""
+        held, self._held = self._held, []
+        self._state = _State.ENGINE
+        self._guarded(self._take_body, held[0] if len(held) == 1 else b"".join(held))
+
+    def client_lost(self) -> None:
+        """The client closed its connection."""
+        self.disconnected = True
+        if self._state is not _State.OVER:
+            self._exchange.client_left()
+
+    def pause(self) -> None:
+        """The client does not read: nothing is read from the engine."""
+        self._paused = True
+        if self._engine is not None:
+            self._engine.pause()
+
+    def resume(self) -> None:
+        """It reads again."""
+        self._paused = False
+        if self._engine is not None:
+            self._engine.resume()
+
+    # ---- to an engine
+
+    def _take_body(self, raw: bytes) -> None:
+        self._exchange.take_body(raw)
+        self._place()
+
+    def _place(self) -> None:
+        """Ask for a replica until one is asked, or has to be waited for."""
+        self._state = _State.ENGINE
+        replica = self._exchange.place(self._turn)
+        if replica is not None:
+            self._ask(replica)
+
+    def _turn(self) -> None:
+        self._guarded(self._placed)
+
+    def _placed(self) -> None:
+        if self._state is not _State.OVER:
+            self._ask(self._exchange.placed())
+
+    def _ask(self, replica: ReplicaRow) -> None:
+        connection = self._engines.take(replica.endpoint)
+        if connection is not None:
+            self._send(replica, connection)
+        else:
+            self._connecting = asyncio.ensure_future(self._connect(replica))
+
+    async def _connect(self, replica: ReplicaRow) -> None:
+        try:
+            connection = await self._engines.connect(replica.endpoint, replica.replica)
+        except EngineUnreachable as error:
+            self._connecting = None
+            self._guarded(self._unreachable, error)
+        else:
+            self._connecting = None
+            self._guarded(self._send, replica, connection)
+
+    def _unreachable(self, error: EngineUnreachable) -> None:
+        self._exchange.unreachable(error)
+        self._place()
+
+    def _send(self, replica: ReplicaRow, connection: EngineConnection) -> None:
+        exchange = self._exchange
+        self._engine = connection
+        body = exchange.outgoing(replica)
+        prefix = request_prefix(self._engines.host(replica.endpoint), exchange.route.path)
+        sent_at = self._clock()
+        connection.ask(self, replica.replica, request_head(prefix, exchange.request_id, self._further, len(body)), body)
+        exchange.dispatched(sent_at)
+        if self._paused:
+            connection.pause()
+
+    # ---- from an engine
+
+    def answered(self, status: int, headers: Headers, body: bytes, *, complete: bool) -> None:
+        """The head of the answer decides how the rest is read."""
+        self._status = status
+        self._upstream_headers = headers
+        if status >= 400:
+            self._state = _State.REFUSAL
+        elif _content_type(headers).startswith(_EVENT_STREAM):
+            self._state = _State.OPENING
+            meter = self._exchange.stream_meter()
+            assert isinstance(meter, StreamMeter), "a plain route streams chunks"
+            self._meter = meter
+        else:
+            self._state = _State.WHOLE
+            self._held_bytes = 0
+        if body or complete:
+            self.continued(body, complete=complete)
+
+    def continued(self, body: bytes, *, complete: bool) -> None:
+        """More of the answer."""
+        self._guarded(_STEPS[self._state], self, body, complete)
+
+    def passes(self, data: bytes) -> bool:
+        """A whole chunk of events: written as it is if there is nothing particular in it."""
+        exchange, meter = self._exchange, self._meter
+        now = self._clock()
+        if meter is None or not meter.passes(data, now):
+            return False
+        exchange.deadline = now + exchange.idle_timeout_seconds
+        self._client.transport.write(data)
+        return True
+
+    def engine_failed(self, error: EngineError) -> None:
+        """The answer did not come to its end."""
+        self._engine = None
+        if self._state is _State.STREAM and self._meter is not None and self._meter.ended:
+            self._guarded(self._end_stream)
+        elif isinstance(error, EngineDied):
+            self._guarded(self._retry, error)
+        else:
+            self._tell(error)
+
+    def _retry(self, error: EngineDied) -> None:
+        """Ask another engine if the client has had nothing; raises `error` if it has."""
+        self._held = []
+        self._exchange.died(error)
+        self._place()
+
+    def _refusal(self, body: bytes, complete: bool) -> None:
+        self._held.append(body)
+        self._held_bytes += len(body)
+        whole = b"".join(self._held)
+        if complete or len(whole) >= ERROR_BODY_BYTES:
+            raise engine_refusal(self._status, whole[:ERROR_BODY_BYTES])
+
+    def _whole(self, body: bytes, complete: bool) -> None:
+        """An answer in one piece is held until it is complete, so that a death in the middle of it has a status."""
+        if complete and not self._held:
+            self._answer_whole(body)
+            return
+        self._held.append(body)
+        self._held_bytes += len(body)
+        if complete:
+            self._answer_whole(b"".join(self._held))
+        elif self._held_bytes > WHOLE_ANSWER_BYTES:
+            self._begin_large()
+
+    def _answer_whole(self, whole: bytes) -> None:
+        exchange = self._exchange
+        exchange.usage = usage_of_body(whole)
+        headers = answer_headers(exchange, self._upstream_headers)
+        headers.append((b"content-length", b"%d" % len(whole)))
+        head = response_head(self._status, headers, keep_alive=self.keep_alive)
+        exchange.begun(self._status)
+        exchange.finished()
+        self._client.transport.write(head + whole)
+        self._end()
+
+    def _begin_large(self) -> None:
+        held, self._held = b"".join(self._held), []
+        self._begin(answer_headers(self._exchange, self._upstream_headers), held)
+        self._held = [held[-USAGE_TAIL_BYTES:]]
+        self._state = _State.LARGE
+
+    def _large(self, body: bytes, complete: bool) -> None:
+        exchange = self._exchange
+        exchange.begun(self._status)
+        self._held = [(self._held[0] + body)[-USAGE_TAIL_BYTES:]]
+        self._client.transport.write(chunk(body))
+        if complete:
+            exchange.usage = usage_of_body(self._held[0])
+            exchange.finished()
+            self._client.transport.write(LAST_CHUNK)
+            self._end()
+
+    def _opening(self, body: bytes, complete: bool) -> None:
+        """The first event is awaited before the status line. An error event is still an error status."""
+        meter = self._meter
+        assert meter is not None
+        passed = meter.feed(body, self._clock()) if body else b""
+        if meter.error is not None:
+            raise meter.error
+        if not passed:
+            if complete:
+                raise EngineDied("The engine ended its answer before it began.")
+            return
+        self._begin([*answer_headers(self._exchange, self._upstream_headers), *STREAM_HEADERS], b"")
+        self._state = _State.STREAM
+        if self._engine is not None:
+            self._engine.pass_chunks()
+        self._pass_events(meter, passed, complete)
+
+    def _stream(self, body: bytes, complete: bool) -> None:
+        exchange, meter = self._exchange, self._meter
+        assert meter is not None
+        now = self._clock()
+        exchange.deadline = now + exchange.idle_timeout_seconds
+        self._pass_events(meter, meter.feed(body, now) if body else b"", complete)
+
+    def _pass_events(self, meter: StreamMeter, passed: bytes, complete: bool) -> None:
+        if meter.done:
+            self._exchange.finished()
+            self._client.transport.write(chunk(passed) + LAST_CHUNK)
+            self._end()
+            return
+        if passed:
+            self._client.transport.write(chunk(passed))
+        if complete:
+            self._end_stream()
+
+    def _end_stream(self) -> None:
+        """The engine's answer is over without `[DONE]`: if it was complete, only that word is missing. Raises EngineDied if not."""
+        assert self._meter is not None
+        if not self._meter.ended:
+            raise EngineDied("The engine stopped before it finished this answer.")
+        self._exchange.finished()
+        self._client.transport.write(chunk(proper_end(self._exchange.route)) + LAST_CHUNK)
+        self._end()
+
+    def _begin(self, headers: Headers, body: bytes) -> None:
+        """Write the head of a chunked answer, and `body`."""
+        head = response_head(self._status, [*headers, CHUNKED], keep_alive=self.keep_alive)
+        self._client.transport.write(head + chunk(body))
+        self._exchange.begun(self._status)
+
+    # ---- ends
+
+    def _guarded(self, step: Callable[..., None], *arguments: object) -> None:
+        """Run one step; what it raises is told to the client."""
+        try:
+            step(*arguments)
+        except GatewayError as error:
+            self._tell(error)
+        except Exception as error:  # the root of everything that runs for this request
+            log.exception("request %s failed", self._exchange.request_id.decode())
+            self._tell(unexpected(error))
+
+    def _interrupted(self) -> None:
+        """The exchange was told to end."""
+        reason = self._exchange.interruption()
+        if isinstance(reason, ClientLeft):
+            self._exchange.left()
+            self.keep_alive = False
+            self._end()
+        elif reason is not None:
+            self._tell(reason)
+
+    def _tell(self, error: GatewayError) -> None:
+        """Answer with `error`, or end with it what has begun. An answer in one piece that has begun is cut off, which is its error."""
+        exchange, transport = self._exchange, self._client.transport
+        if self._state is _State.OVER:
+            return
+        exchange.failed(error)
+        if not exchange.answering:
+            answer = answer_to(exchange.route, error, exchange.request_id)
+            headers = [(name, value) for name, value in answer.headers if name != b"connection"]
+            self.keep_alive = self.keep_alive and len(headers) == len(answer.headers)
+            transport.write(response_head(answer.status, headers, keep_alive=self.keep_alive) + answer.body)
+        elif exchange.streaming and not self._paused:
+            transport.write(chunk(last_words(exchange.route, error)) + LAST_CHUNK)
+        else:
+            log.info("request %s: its connection is closed in the middle", exchange.request_id.decode())
+            transport.abort()
+        self._end()
+
+    def _end(self) -> None:
+        """Give everything back. The engine's connection is kept where its answer is over, or nearly."""
+        self._state = _State.OVER
+        self.response_complete = True
+        exchange, engine = self._exchange, self._engine
+        self._engine = self._meter = None
+        self._held = []
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        if engine is not None:
+            if self._paused:
+                engine.resume()
+            if exchange.complete or engine.complete:
+                engine.release()
+            else:
+                engine.abort()
+        exchange.__exit__(None, None, None)
+        self._client.hot_ended(keep_alive=self.keep_alive)
+
+
+def _content_type(headers: Headers) -> bytes:
+    for name, value in headers:
+        if name == b"content-type":
+            return value
+    return b""
+
+
+_STEPS: Mapping[_State, Callable[[HotRequest, bytes, bool], None]] = {
+    _State.WHOLE: HotRequest._whole,
+    _State.REFUSAL: HotRequest._refusal,
+    _State.OPENING: HotRequest._opening,
+    _State.STREAM: HotRequest._stream,
+    _State.LARGE: HotRequest._large,
+}
