@@ -9,12 +9,13 @@ with the models that would suffer, or, where a dip is allowed, the smallest one 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 
 from model_registry.errors import IllegalLayout
 from model_registry.geometry import Layout, Placement
 from placement.errors import TransitionBlocked
-from placement.planner.types import WHOLE, FleetGpu, FleetPlan, ModelDemand, fingerprint
+from placement.planner.types import WHOLE, FleetGpu, FleetPlan, ModelDemand, PlannedSlice, fingerprint
 from placement.transition.steps import Dip, Kind, Place, Step, Transition
 
 _CLOSE = 1e-9
@@ -24,8 +25,10 @@ def plan_transition(plan: FleetPlan, demands: Iterable[ModelDemand], *, allow_di
     """The steps that carry `plan` out.
 
     A demand is guaranteed what it asks for (its rate without head-room, or its number of replicas), as far as it has that
-    now and will have it then. Raises TransitionBlocked, naming every model that would fall below, unless `allow_dip`.
+    now and will have it then. A replica that moves gets a name of its own in its new place (see `with_own_names`).
+    Raises TransitionBlocked, naming every model that would fall below, unless `allow_dip`.
     """
+    plan = with_own_names(plan)
     walk = _Walk(plan, {d.name: d for d in demands})
     while walk.advance():
         pass
@@ -39,6 +42,7 @@ def plan_transition(plan: FleetPlan, demands: Iterable[ModelDemand], *, allow_di
         steps=_with_dependencies(walk.steps),
         fingerprint=plan.fingerprint,
         target=fingerprint(plan.after()),
+        seats={s.replica: str(Place(g.gpu.id, s.placement)) for g in plan.gpus for s in g.slices if s.replica},
         before=dict(sorted(walk.before.items())),
         guaranteed=dict(sorted(walk.guaranteed.items())),
         dips=tuple(
@@ -47,6 +51,24 @@ def plan_transition(plan: FleetPlan, demands: Iterable[ModelDemand], *, allow_di
             if low < walk.guaranteed[d] - _CLOSE
         ),
     )
+
+
+def with_own_names(plan: FleetPlan) -> FleetPlan:
+    """`plan` with a fresh name for every replica that goes on elsewhere, so that the old engine and the new one, which run
+    side by side for a while, are two replicas to everyone who knows replicas by name.
+    """
+    running = {i.replica: (g.gpu.id, i.placement) for g in plan.gpus for i in g.gpu.instances if i.replica}
+    used = {*running, *(s.replica for g in plan.gpus for s in g.slices if s.replica)}
+
+    def named(gpu: str, there: PlannedSlice) -> PlannedSlice:
+        if there.replica not in running or running[there.replica] == (gpu, there.placement):
+            return there
+        fresh = next(n for n in (f"{there.demand}-{i}" for i in count()) if n not in used)
+        used.add(fresh)
+        return replace(there, replica=fresh)
+
+    gpus = tuple(replace(g, slices=tuple(named(g.gpu.id, s) for s in g.slices)) for g in plan.gpus)
+    return replace(plan, gpus=gpus)
 
 
 def capacity_of(demand: ModelDemand | None, product: str, placement: Placement) -> float:

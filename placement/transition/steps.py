@@ -100,7 +100,8 @@ class Dip:
 class Transition:
     """Everything between two fleets, in an order that keeps every promise of `guaranteed`.
 
-    `fingerprint` is that of the fleet it starts from, `target` of the one it leads to. `dips` are promises that could not
+    `fingerprint` is that of the fleet it starts from, `target` of the one it leads to, where `seats` are the slice ids by
+    replica. `before` is what each demand's engines serve at first, in the unit of its capacity. `dips` are promises that could not
     be kept, where that was allowed. Steps that depend on nothing of each other may be taken at the same time; any order
     that respects `after` keeps the promises.
     """
@@ -108,6 +109,7 @@ class Transition:
     steps: tuple[Step, ...]
     fingerprint: str
     target: str
+    seats: Mapping[str, str] = field(default_factory=dict)
     before: Mapping[str, float] = field(default_factory=dict)
     guaranteed: Mapping[str, float] = field(default_factory=dict)
     dips: tuple[Dip, ...] = ()

@@ -82,8 +82,8 @@ IN_PLACE = plan(planned(gpu("A", ("7g.80gb@0", "chat-0")), ("3g.40gb@0", "chat-1
 def test_the_new_one_starts_before_the_old_one_stops_where_there_is_room() -> None:
     assert told(plan_transition(MOVE, (CHAT, CODE))) == [
         "create B/3g.40gb@4",
-        "start chat-0 on B/3g.40gb@4",
-        "check chat-0 on B/3g.40gb@4",
+        "start chat-1 on B/3g.40gb@4",
+        "check chat-1 on B/3g.40gb@4",
         "drain chat-0 on A/3g.40gb@0",
         "stop chat-0 on A/3g.40gb@0",
         "destroy A/3g.40gb@0",
@@ -172,7 +172,7 @@ async def test_a_step_that_fails_stops_the_transition_and_what_runs_goes_on(tmp_
     outcome = await executor.begin(plan_transition(MOVE, (CHAT, CODE)))
     assert not outcome.ok
     assert [str(s) for s in outcome.done] == ["create B/3g.40gb@4"]
-    assert str(outcome.failed) == "start chat-0 on B/3g.40gb@4"
+    assert str(outcome.failed) == "start chat-1 on B/3g.40gb@4"
     assert outcome.error is not None
     assert outcome.error.message == "the engine ended at once"
     assert len(outcome.not_done) == 8
@@ -212,7 +212,7 @@ async def test_what_was_done_before_a_kill_is_not_done_again(tmp_path: Path) -> 
     assert outcome is not None
     assert outcome.ok
     starts = [str(s) for s in fleet.taken if s.kind == "start"]
-    assert starts == ["start chat-0 on B/3g.40gb@4", "start code-0 on A/7g.80gb@0"]
+    assert starts == ["start chat-1 on B/3g.40gb@4", "start code-0 on A/7g.80gb@0"]
 
 
 async def test_a_plan_made_from_another_fleet_is_refused(tmp_path: Path) -> None:
