@@ -7,15 +7,17 @@ the whole relay.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, quote, urlencode
 
 from gateway.error_map import error_answer
 from gateway.errors import MethodNotAllowed
-from gateway.hotpath import HotPath
 from gateway.relay import Receive, Scope, Send
 from gateway.request import request_id
 from gateway.surface import CALL, CREATE_RESPONSE, Call, by_id
+
+if TYPE_CHECKING:  # its protocol is built on this package
+    from gateway.hotpath import HotPath
 
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
