@@ -171,27 +171,30 @@ def _created(
     left = Counter(wanted)
     used: list[tuple[Placement, ...]] = [()] * occupied
     fresh: list[tuple[Placement, ...]] = []
-    for (c, p), count in sorted(chosen.items(), key=lambda item: (classes[item[0][0]].fresh, item[0])):
-        group, pattern = classes[c], classes[c].patterns[p]
-        members = iter(sorted(group.members))
-        if not group.fresh:
-            taken = sum(n for (d, q), n in chosen.items() if d == c and q < p)
-            members = iter(sorted(group.members)[taken:])
-        for _ in range(count):
-            added = _needed(pattern, left)
-            if group.fresh:
-                fresh.append(added)
-            else:
-                used[next(members)] = added
+    for c, group in sorted(enumerate(classes), key=lambda item: item[1].fresh):
+        added = [
+            placements
+            for p, pattern in enumerate(group.patterns)
+            for placements in _handed_out(pattern, chosen.get((c, p), 0), left)
+        ]
+        if group.fresh:
+            fresh = added
+        for member, placements in zip(group.members, added, strict=False):
+            used[member] = placements
     fresh.sort(key=lambda placements: (-len(placements), placements))
     return (*used, *fresh)
 
 
+def _handed_out(pattern: Pattern, times: int, left: Counter[str]) -> list[tuple[Placement, ...]]:
+    """What so many GPUs get of a pattern: all of it as long as all is wanted. Takes it off `left`."""
+    whole = min((left[name] // n for name, n in pattern.counts), default=times)
+    whole = min(whole, times)
+    left.subtract({name: n * whole for name, n in pattern.counts})
+    return [pattern.placements] * whole + [_needed(pattern, left) for _ in range(times - whole)]
+
+
 def _needed(pattern: Pattern, left: Counter[str]) -> tuple[Placement, ...]:
     """The pattern's placements as far as they are still wanted; takes them off `left`."""
-    if all(left[name] >= n for name, n in pattern.counts):
-        left.subtract(dict(pattern.counts))
-        return pattern.placements
     added = []
     for placement in pattern.placements:
         if left[placement.profile] > 0:
