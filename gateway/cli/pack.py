@@ -122,14 +122,14 @@ def _kind(value: object) -> str:
 
 
 def _public(packing: Packing, took: float) -> dict[str, object]:
-    # A layout that many GPUs get is written out once.
-    written = {added: [str(p) for p in added] for added in set(packing.created)}
+    # GPUs that get the same share one tuple: it is written out once, however many they are.
+    written = {id(added): [str(p) for p in added] for added in {id(a): a for a in packing.created}.values()}
     return {
         "product": packing.product.name,
         "gpus": packing.gpus,
         "optimal": packing.optimal,
         "lower_bound": packing.lower_bound,
-        "layouts": [written[added] for added in packing.created],
+        "layouts": [written[id(added)] for added in packing.created],
         "seconds": round(took, 6),
     }
 

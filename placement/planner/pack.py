@@ -9,8 +9,9 @@ the demand. GPUs in use are classes of their own: their patterns are what can be
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 
 from model_registry.catalogue import Product
 from model_registry.errors import UnknownProfile
@@ -21,6 +22,10 @@ from placement.planner.solver import INFINITY, Limits, Program, Solved
 
 _TIDY = Limits(seconds=2.0, nodes=2000)
 """For the choice among layouts that need equally few GPUs: worth a little time, and no proof."""
+
+
+_Run = tuple[tuple[Placement, ...], int]
+"""The same placements on so many GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,27 +175,29 @@ def _created(
     """Patterns handed to GPUs, occupied ones first; what is more than the demand is left out."""
     left = Counter(wanted)
     used: list[tuple[Placement, ...]] = [()] * occupied
-    fresh: list[tuple[Placement, ...]] = []
+    fresh: list[_Run] = []
     for c, group in sorted(enumerate(classes), key=lambda item: item[1].fresh):
-        added = [
-            placements
-            for p, pattern in enumerate(group.patterns)
-            for placements in _handed_out(pattern, chosen.get((c, p), 0), left)
+        runs = [
+            run for p, pattern in enumerate(group.patterns) for run in _handed_out(pattern, chosen.get((c, p), 0), left)
         ]
         if group.fresh:
-            fresh = added
-        for member, placements in zip(group.members, added, strict=False):
+            fresh = sorted(runs, key=lambda run: (-len(run[0]), run[0]))
+        for member, placements in zip(group.members, _expanded(runs), strict=False):
             used[member] = placements
-    fresh.sort(key=lambda placements: (-len(placements), placements))
-    return (*used, *fresh)
+    return (*used, *_expanded(fresh))
 
 
-def _handed_out(pattern: Pattern, times: int, left: Counter[str]) -> list[tuple[Placement, ...]]:
+def _handed_out(pattern: Pattern, times: int, left: Counter[str]) -> Iterator[_Run]:
     """What so many GPUs get of a pattern: all of it as long as all is wanted. Takes it off `left`."""
-    whole = min((left[name] // n for name, n in pattern.counts), default=times)
-    whole = min(whole, times)
+    whole = min(times, *(left[name] // n for name, n in pattern.counts)) if pattern.counts else times
     left.subtract({name: n * whole for name, n in pattern.counts})
-    return [pattern.placements] * whole + [_needed(pattern, left) for _ in range(times - whole)]
+    yield pattern.placements, whole
+    for _ in range(times - whole):
+        yield _needed(pattern, left), 1
+
+
+def _expanded(runs: Iterable[_Run]) -> Iterator[tuple[Placement, ...]]:
+    return chain.from_iterable(repeat(placements, times) for placements, times in runs)
 
 
 def _needed(pattern: Pattern, left: Counter[str]) -> tuple[Placement, ...]:
