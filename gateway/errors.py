@@ -23,7 +23,7 @@ GatewayError
 ├── OperatorError             what an operator asked for cannot be done
 │   ├── UnknownTenant, UnknownKey, UnknownReplica
 │   └── ConflictingChange     it is the configuration's, or something already stands there
-└── KeystoreError, SecretUnavailable, AuditError, TlsError, AddressInUse    told to the operator, never to a client
+└── KeystoreError, OverlayError, SecretUnavailable, AuditError, TlsError, AddressInUse    told to the operator, never to a client
 
 `gateway.error_map` says which status, type and code each has on the wire.
 """
@@ -301,6 +301,12 @@ class SecretUnavailable(GatewayError):
     """A secret that the configuration names is not where it says."""
 
     code = "secret_unavailable"
+
+
+class OverlayError(GatewayError):
+    """The file with what operators changed at run time cannot be used."""
+
+    code = "overlay_error"
 
 
 class AuditError(GatewayError):

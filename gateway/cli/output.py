@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from gateway.errors import UnknownKey, UnknownTenant
+from gateway.errors import OperatorError
 from model_registry.errors import ConfigError, IllegalLayout, SlicewayError, UnknownProduct, UnknownProfile
 
-_WRONG_INPUT = (ConfigError, UnknownProduct, UnknownProfile, IllegalLayout, UnknownTenant, UnknownKey)
+_WRONG_INPUT = (ConfigError, UnknownProduct, UnknownProfile, IllegalLayout, OperatorError)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 

@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from gateway.cli import app
-from gateway.cli.keys import parse_lifetime
+from gateway.cli.operate import parse_lifetime
 from gateway.errors import UnknownKey, UnknownTenant
 from model_registry.errors import ConfigError
 
