@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from gateway.cli import (
+    audit,
     bench,
     config,
     doctor,
@@ -19,6 +20,7 @@ from gateway.cli import (
     sizing,
     slices,
     status,
+    tenants,
 )
 from gateway.cli.output import run
 
@@ -43,6 +45,8 @@ for _module in (
     status,
     replicas,
     keys,
+    tenants,
+    audit,
     bench,
 ):
     _module.register(app)
