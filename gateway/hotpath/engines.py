@@ -49,7 +49,18 @@ class EngineConnection(asyncio.Protocol):
 
     __slots__ = (
         *("_at_chunk", "_begun", "_body", "_complete", "_drained", "_head_bytes", "_headers", "_parser", "_pass"),
-        *("_pool", "_receiver", "_reusable", "_status", "_told", "_until_close", "idle_since", "replica", "transport"),
+        *(
+            "_pool",
+            "_receiver",
+            "_reusable",
+            "_status",
+            "_told",
+            "_until_close",
+            "idle_since",
+            "lost",
+            "replica",
+            "transport",
+        ),
     )
 
     def __init__(self, pool: _Pool) -> None:
@@ -58,9 +69,7 @@ class EngineConnection(asyncio.Protocol):
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anybody sees the connection
         self.replica = ""
         self.idle_since = 0.0
-        self._reset()
-
-    def _reset(self) -> None:
+        self.lost = asyncio.Event()
         self._parser = httptools.HttpResponseParser(self)
         self._begin()
 
@@ -132,9 +141,8 @@ class EngineConnection(asyncio.Protocol):
 
     # ---- reading
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvloop's are
         """Ready for requests."""
-        assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self._pool.connections.add(self)
 
@@ -196,6 +204,7 @@ class EngineConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The engine closed, or we did."""
         self._pool.lost(self)
+        self.lost.set()
         receiver, self._receiver = self._receiver, None
         if receiver is None:
             return
@@ -365,12 +374,15 @@ class HotEngines:
         for endpoint in self._pools.keys() - set(endpoints):
             self._pools.pop(endpoint).close()
 
-    def close(self) -> None:
-        """Close everything."""
+    async def close(self) -> None:
+        """Close everything, and see it closed."""
+        closing = [connection for pool in self._pools.values() for connection in pool.connections]
         self.retain(())
         if self._sweeping is not None:
             self._sweeping.cancel()
             self._sweeping = None
+        for connection in closing:
+            await connection.lost.wait()
 
     @property
     def open_connections(self) -> int:
@@ -410,5 +422,5 @@ class BothEngines(AiohttpEngines):
 
     async def close(self) -> None:
         """As Engines has it."""
-        self._hot.close()
+        await self._hot.close()
         await super().close()

@@ -387,6 +387,7 @@ class HotRequest:
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
+        exchange.__exit__(None, None, None)
         if engine is not None:
             if self._paused:
                 engine.resume()
@@ -394,7 +395,6 @@ class HotRequest:
                 engine.release()
             else:
                 engine.abort()
-        exchange.__exit__(None, None, None)
         self._client.hot_ended(keep_alive=self.keep_alive)
 
 
