@@ -77,12 +77,7 @@ class _Desk:
         for option in want.options:
             self._options.setdefault(option.product, []).append(option)
         self._measures: dict[Product, Fragmentation] = {}
-        self._running = {
-            str(i.replica): (g.id, i)
-            for g in gpus
-            for i in g.instances
-            if i.demand == want.name and i.replica is not None
-        }
+        self._running = {str(i.replica): (g.id, i) for g in gpus for i in g.instances if i.demand == want.name}
 
     @property
     def missing(self) -> float:
@@ -90,12 +85,15 @@ class _Desk:
         return self._want.missing(len(self._running), self._served())
 
     def stop_surplus(self) -> Iterator[str]:
-        """Stop replicas that are not needed: those first whose GPU is empty then, then those that defragment most."""
+        """Stop replicas whose slice is no option any more, and those that are not needed.
+
+        Of these go first those whose GPU is empty then, then those that leave the least fragmentation.
+        """
+        for name in sorted((n for n in self._running if not self._suits(n)), key=natural):
+            yield self._stop(name)
         while candidates := [name for name in self._running if self._spare(name)]:
             name = min(candidates, key=self._stop_rank)
-            gpu, instance = self._running.pop(name)
-            self._update(gpu, instance, Instance(instance.placement))
-            yield name
+            yield self._stop(name)
 
     def add_missing(self) -> Iterator[Added]:
         """Add one replica after the other until the demand is met or nothing is left for it."""
@@ -107,6 +105,15 @@ class _Desk:
             if best is None:
                 return
             yield self._add(next(names), best)
+
+    def _suits(self, name: str) -> bool:
+        gpu, instance = self._running[name]
+        return self._want.option(self.gpus[gpu].product, instance.profile) is not None
+
+    def _stop(self, name: str) -> str:
+        gpu, instance = self._running.pop(name)
+        self._update(gpu, instance, Instance(instance.placement))
+        return name
 
     def _full(self) -> bool:
         return self._want.ceiling is not None and len(self._running) >= self._want.ceiling

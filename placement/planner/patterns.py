@@ -7,7 +7,7 @@ state are alike, and a pattern already says where its profiles go.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from model_registry.catalogue import Product
@@ -18,13 +18,17 @@ Counts = tuple[tuple[str, int], ...]
 """How many of each profile, sorted by name."""
 
 
+_Key = tuple[tuple[Placement, ...], tuple[str, ...]]
+
+
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Profiles added to a GPU: how many of each, where, and F of the GPU with them."""
+    """Profiles added to a GPU: how many of each, where, and F of the GPU with them. `mask` has a bit for each slice taken."""
 
     counts: Counts
     placements: tuple[Placement, ...]
     fragmentation: int
+    mask: int = 0
 
     def count(self, profile: str) -> int:
         """How many of `profile` it adds."""
@@ -37,14 +41,26 @@ class PatternBook:
     def __init__(self, product: Product) -> None:
         self.product = product
         self._measure = Fragmentation(product)
-        self._all: dict[tuple[tuple[Placement, ...], tuple[str, ...]], tuple[Pattern, ...]] = {}
-        self._maximal: dict[tuple[tuple[Placement, ...], tuple[str, ...]], tuple[Pattern, ...]] = {}
+        self._placed: dict[_Key, tuple[Pattern, ...]] = {}
+        self._all: dict[_Key, tuple[Pattern, ...]] = {}
+        self._maximal: dict[_Key, tuple[Pattern, ...]] = {}
+
+    def placed(self, profiles: Iterable[str], kept: Iterable[Placement] = ()) -> tuple[Pattern, ...]:
+        """Every way to add `profiles` to `kept`, also those that differ only in their starts; the best of equals first."""
+        key = (tuple(sorted(kept)), tuple(sorted(set(profiles))))
+        if key not in self._placed:
+            found = sorted(self._enumerate(*key), key=lambda p: (p.counts, p.fragmentation, p.placements))
+            self._placed[key] = tuple(found)
+        return self._placed[key]
 
     def patterns(self, profiles: Iterable[str], kept: Iterable[Placement] = ()) -> tuple[Pattern, ...]:
         """Every choice of `profiles` by count that can be added to `kept`, none at all among them; sorted by counts."""
         key = (tuple(sorted(kept)), tuple(sorted(set(profiles))))
         if key not in self._all:
-            self._all[key] = self._enumerate(*key)
+            first: dict[Counts, Pattern] = {}
+            for pattern in self.placed(key[1], key[0]):
+                first.setdefault(pattern.counts, pattern)
+            self._all[key] = tuple(first.values())
         return self._all[key]
 
     def maximal(self, profiles: Iterable[str], kept: Iterable[Placement] = ()) -> tuple[Pattern, ...]:
@@ -63,14 +79,9 @@ class PatternBook:
         wanted = tuple(sorted((name, n) for name, n in counts.items() if n))
         return next((p for p in self.patterns(dict(wanted), kept) if p.counts == wanted), None)
 
-    def _enumerate(self, kept: tuple[Placement, ...], profiles: tuple[str, ...]) -> tuple[Pattern, ...]:
-        geometry = Geometry(self.product, profiles)
+    def _enumerate(self, kept: tuple[Placement, ...], profiles: tuple[str, ...]) -> Iterator[Pattern]:
         taken = self._measure.taken(kept)
-        best: dict[Counts, Pattern] = {}
-        for added in geometry.additions(kept):
+        for added in Geometry(self.product, profiles).additions(kept):
             counts = tuple(sorted(Counter(p.profile for p in added).items()))
-            score = self._measure.of_mask(taken | self._measure.taken(added))
-            rival = best.get(counts)
-            if rival is None or (score, added) < (rival.fragmentation, rival.placements):
-                best[counts] = Pattern(counts, added, score)
-        return tuple(best[counts] for counts in sorted(best))
+            mask = self._measure.taken(added)
+            yield Pattern(counts, added, self._measure.of_mask(taken | mask), mask)

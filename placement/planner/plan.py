@@ -62,7 +62,9 @@ def _search(problem: Problem, wants: Sequence[Want], limits: Limits) -> _Found:
     stay = standing(problem, wants)
     first, rest = _split(problem)
     leaving = bound_to_stop(wants, problem.gpus)
-    shaper = Shaper(wants, surplus=[name for name, count in leaving.items() if count])
+    shaper = Shaper(
+        wants, surplus=[name for name, count in leaving.items() if count], tidy_first=_tidy_first(problem.order)
+    )
     levels: tuple[Level, ...] = ()
     if first:
         coarse = Master(shaper.coarse(problem.gpus), wants, problem.constraints, keep=False)
@@ -85,6 +87,13 @@ def _split(problem: Problem) -> tuple[tuple[Objective, ...], tuple[Objective, ..
     if problem.constraints.max_layout_changes is not None:
         ahead = 0
     return order[:ahead], order[ahead:]
+
+
+def _tidy_first(order: Sequence[Objective]) -> bool:
+    """Whether fragmentation counts for more than disturbance."""
+    ranks = {objective: rank for rank, objective in enumerate(order)}
+    last = len(order)
+    return ranks.get(Objective.FRAGMENTATION, last) < ranks.get(Objective.DISTURBANCE, last)
 
 
 def _minimised(master: Master, objectives: Sequence[Objective], limits: Limits) -> tuple[Level, ...]:

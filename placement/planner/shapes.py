@@ -61,13 +61,17 @@ class GpuClass:
 class Shaper:
     """Makes classes of GPUs, for one list of wants.
 
+    Between shapes that serve alike the one with the fewest changes is taken, with `tidy_first` the least fragmented one.
     Of wants in `surplus` more replicas run than are wanted, so that losing one of theirs may cost nothing. `budget` is
     about how many shapes there may be in all; `complete` tells whether it was enough for those that were asked for.
     """
 
-    def __init__(self, wants: Sequence[Want], *, surplus: Collection[str] = (), budget: int = 20_000) -> None:
+    def __init__(
+        self, wants: Sequence[Want], *, surplus: Collection[str] = (), tidy_first: bool = False, budget: int = 20_000
+    ) -> None:
         self._names = frozenset(w.name for w in wants)
         self._surplus = frozenset(surplus)
+        self._tidy_first = tidy_first
         self._budget = budget
         self._profiles: dict[str, set[str]] = {}
         for option in (o for w in wants for o in w.options):
@@ -155,14 +159,14 @@ class Shaper:
         return gpu.product, gpu.geometry, gpu.price_per_hour, gpu.whole, inside
 
     def _shapes(self, gpu: FleetGpu, budget: int, most_lost: int | None) -> tuple[Shape, ...]:
-        """The shapes worth having: for the same slots and the same replicas kept, the one with the fewest changes."""
-        best: dict[tuple[Counts, Own, bool], Shape] = {}
+        """The shapes worth having: one for the same slots and the same replicas kept."""
+        best: dict[tuple[Counts, Own, bool], tuple[tuple[object, ...], Shape]] = {}
         for shape in self._walk(gpu, budget, most_lost):
             key = shape.slots, shape.own, shape.vacated
-            rival = best.get(key)
-            if rival is None or _rank(shape) < _rank(rival):
-                best[key] = shape
-        return tuple(best[key] for key in sorted(best))
+            rank = (*self._rank(shape.changes, shape.fragmentation), shape.used)
+            if key not in best or rank < best[key][0]:
+                best[key] = rank, shape
+        return tuple(best[key][1] for key in sorted(best))
 
     def _walk(self, gpu: FleetGpu, budget: int, most_lost: int | None) -> Iterator[Shape]:
         yield self._shape(gpu, (), ())
@@ -205,9 +209,29 @@ class Shaper:
             yield (WHOLE,)
         if gpu.geometry is None:
             return
-        known = {p.name for p in gpu.geometry.profiles if p.plannable}
-        for pattern in self._book(gpu.geometry).patterns(profiles & known, beside):
-            yield pattern.placements
+        known = profiles & {p.name for p in gpu.geometry.profiles if p.plannable}
+        others = [p for i in gpu.instances if (p := i.placement) not in beside and p != WHOLE]
+        if not others:
+            yield from (pattern.placements for pattern in self._book(gpu.geometry).patterns(known, beside))
+        else:
+            yield from self._sparing(gpu.geometry, known, beside, others)
+
+    def _sparing(
+        self, product: Product, profiles: set[str], beside: Sequence[Placement], others: Sequence[Placement]
+    ) -> Iterator[tuple[Placement, ...]]:
+        """For each choice of profiles the starts that spare `others`, which nobody uses, or leave the most usable rest."""
+        masks = {p: self._measure(product).masks[p] for p in others}
+        best: dict[Counts, tuple[tuple[int, int], tuple[Placement, ...]]] = {}
+        for pattern in self._book(product).placed(profiles, beside):
+            created = sum(p not in masks for p in pattern.placements)
+            gone = sum(1 for p, mask in masks.items() if mask & pattern.mask and p not in pattern.placements)
+            rank = self._rank(created + gone, pattern.fragmentation)
+            if pattern.counts not in best or rank < best[pattern.counts][0]:
+                best[pattern.counts] = rank, pattern.placements
+        return (placements for _, placements in best.values())
+
+    def _rank(self, changes: int, fragmentation: int) -> tuple[int, int]:
+        return (fragmentation, changes) if self._tidy_first else (changes, fragmentation)
 
     def _shape(self, gpu: FleetGpu, kept: tuple[Instance, ...], added: tuple[Placement, ...]) -> Shape:
         used = tuple(sorted((*(i.placement for i in kept), *added)))
@@ -270,10 +294,6 @@ def _fits(product: Product, held: Sequence[Placement], another: Placement) -> bo
     except IllegalLayout:
         return False
     return True
-
-
-def _rank(shape: Shape) -> tuple[object, ...]:
-    return shape.changes, shape.fragmentation, shape.used
 
 
 def _keepings(

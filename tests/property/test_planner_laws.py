@@ -1,0 +1,365 @@
+"""Laws that every plan keeps, whatever the problem, and small problems against every way of placing their replicas."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model_registry.catalogue import Product, load_catalogue
+from model_registry.errors import IllegalLayout
+from model_registry.geometry import Geometry, Layout, Placement
+from placement.planner.fragmentation import Fragmentation
+from placement.planner.online import adjust
+from placement.planner.plan import plan
+from placement.planner.types import (
+    WHOLE,
+    Constraints,
+    FleetGpu,
+    FleetPlan,
+    Instance,
+    Level,
+    ModelDemand,
+    Objective,
+    Option,
+    Problem,
+    Reservation,
+)
+
+CATALOGUE = load_catalogue()
+A30, A100 = CATALOGUE.product("a30"), CATALOGUE.product("a100-80gb")
+PROFILES = {A30.name: ("1g.6gb", "2g.12gb", "4g.24gb"), A100.name: ("1g.10gb", "2g.20gb", "3g.40gb", "4g.40gb")}
+LAYOUTS = {p.name: ((), *(layout.placements for layout in Geometry(p, PROFILES[p.name]).layouts)) for p in (A30, A100)}
+NAMES = ("chat", "code", "embed", "vision")
+
+
+@st.composite
+def demands(draw: st.DrawFn, name: str, *, tiny: bool = False) -> ModelDemand:
+    kinds = [(p, q) for p in (A30.name, A100.name) for q in (*PROFILES[p], "gpu")]
+    chosen = draw(st.lists(st.sampled_from(kinds), unique=True, max_size=3))
+    options = tuple(Option(p, q, capacity=draw(st.sampled_from([1.0, 1.5, 2.0, 4.0]))) for p, q in chosen)
+    limits = {
+        "max_per_gpu": draw(st.sampled_from([None, None, 1, 2])),
+        "max_per_node": draw(st.sampled_from([None, None, 1, 3])),
+    }
+    priority = draw(st.sampled_from([0, 0, 1]))
+    if tiny or draw(st.booleans()):
+        count = draw(st.integers(0, 2 if tiny else 4))
+        return ModelDemand(name, name, options, replicas=count, priority=priority, **limits)
+    least = draw(st.sampled_from([0, 1, 2]))
+    most = draw(st.sampled_from([None, 3]))
+    rate = draw(st.sampled_from([0.0, 1.0, 2.5, 7.0]))
+    return ModelDemand(
+        name, name, options, rate=rate, min_replicas=least, max_replicas=most, priority=priority, **limits
+    )
+
+
+@st.composite
+def gpus(draw: st.DrawFn, number: int, *, products: Sequence[Product] = (A30, A100)) -> FleetGpu:
+    product = draw(st.sampled_from(products))
+    held = draw(st.one_of(st.just(()), st.sampled_from(LAYOUTS[product.name]), st.just((WHOLE,))))
+    use = st.sampled_from([*NAMES, "gone", "idle", "reserved"])
+    instances = []
+    for k, placement in enumerate(held):
+        who = draw(use) if placement != WHOLE else draw(st.sampled_from(NAMES))
+        instances.append(instance(placement, who, f"g{number}i{k}", draw(st.integers(0, 3))))
+    state = draw(st.sampled_from(["open", "open", "open", "cordoned", "draining"]))
+    return FleetGpu(
+        f"gpu-{number}",
+        product.name,
+        product,
+        node=f"node-{number // 2}",
+        instances=tuple(instances),
+        cordoned=state == "cordoned",
+        draining=state == "draining",
+        price_per_hour=draw(st.sampled_from([1.0, 2.5])),
+    )
+
+
+def instance(placement: Placement, who: str, ident: str, requests: int) -> Instance:
+    if who == "idle":
+        return Instance(placement)
+    if who == "reserved":
+        return Instance(placement, reserved="tuning")
+    return Instance(placement, replica=f"{who}-{ident}", demand=who, requests=requests)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    fleet = tuple(draw(gpus(n)) for n in range(draw(st.integers(0, 4))))
+    wanted = tuple(draw(demands(name)) for name in NAMES[: draw(st.integers(0, 4))])
+    reserve = draw(st.sampled_from([(), (Reservation("1g.6gb", 2, "tuning"),), (Reservation("3g.40gb", 1, "jobs"),)]))
+    constraints = Constraints(
+        reserve, draw(st.sampled_from([0.0, 0.0, 0.5])), draw(st.sampled_from([None, None, None, 0, 2, 5]))
+    )
+    return Problem(fleet, wanted, constraints)
+
+
+def check(problem: Problem, made: FleetPlan) -> None:
+    """Everything that must hold for a plan."""
+    before = {g.id: g for g in problem.gpus}
+    wanted = {d.name: d for d in problem.demands}
+    assert [g.gpu for g in made.gpus] == list(problem.gpus)
+    placed: dict[str, list[tuple[FleetGpu, Placement]]] = {}
+    for planned in made.gpus:
+        check_layout(planned.after())
+        now = before[planned.gpu.id]
+        kept = {s.placement for s in planned.slices if s.change != "create"}
+        assert kept | set(planned.destroyed) == {i.placement for i in now.instances}
+        for i in now.instances:
+            if i.reserved is not None:
+                assert any(s.placement == i.placement and s.reserved == i.reserved for s in planned.slices)
+        for s in planned.slices:
+            if s.replica is None:
+                continue
+            demand = wanted[str(s.demand)]
+            assert (now.product, s.placement.profile) in {o.key for o in demand.options}
+            assert s.change == "keep" or now.open
+            assert not now.draining
+            placed.setdefault(demand.name, []).append((now, s.placement))
+    assert len(set(replicas(made))) == len(replicas(made))
+    for demand in problem.demands:
+        check_demand(demand, placed.get(demand.name, []), made, problem.constraints.headroom_ratio)
+    if (limit := problem.constraints.max_layout_changes) is not None:
+        assert sum(g.changes for g in made.gpus) <= limit
+    assert {d.subject for d in made.decisions if d.demand is not None} == {
+        *replicas(made),
+        *(i.replica for g in problem.gpus for i in g.instances if i.replica),
+    }
+    assert all(d.reason for d in made.decisions)
+
+
+def check_layout(gpu: FleetGpu) -> None:
+    """FleetGpu refuses overlapping slices and a card that is whole and cut at once; nothing else is left to check."""
+    assert gpu.geometry is not None
+    if gpu.instances != (Instance(WHOLE),) and all(i.placement != WHOLE for i in gpu.instances):
+        Layout(gpu.geometry, tuple(i.placement for i in gpu.instances))
+
+
+def replicas(made: FleetPlan) -> list[str]:
+    return [s.replica for g in made.gpus for s in g.slices if s.replica is not None]
+
+
+def check_demand(
+    demand: ModelDemand, placed: Sequence[tuple[FleetGpu, Placement]], made: FleetPlan, headroom: float
+) -> None:
+    served = demand.served_by((g.product, p.profile) for g, p in placed)
+    asked = (demand.rate or 0.0) * (1 + headroom)
+    met = len(placed) >= demand.floor and served >= asked - 1e-6
+    assert met == (demand.name not in {u.demand for u in made.unmet}), "what is not met is told, with its name"
+    assert demand.ceiling is None or len(placed) <= demand.ceiling
+    for limit, places in (
+        (demand.max_per_gpu, Counter(g.id for g, _ in placed)),
+        (demand.max_per_node, Counter(g.node for g, _ in placed)),
+    ):
+        assert limit is None or max(places.values(), default=0) <= limit
+
+
+@given(problems())
+@settings(max_examples=60, deadline=None)
+def test_every_plan_keeps_the_laws_and_carrying_it_out_leaves_nothing_to_plan(problem: Problem) -> None:
+    made = plan(problem)
+    check(problem, made)
+    if problem.constraints.max_layout_changes is not None:
+        return  # what one run may not change is left for the next
+    again = plan(replace(problem, gpus=made.after()))
+    assert not again.changed, [(d.action, d.subject, d.reason) for d in again.decisions if d.action != "keep"]
+    assert again.unmet == () or made.unmet != ()
+
+
+@given(problems(), st.randoms(use_true_random=False))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_the_input_makes_no_difference(problem: Problem, chance: random.Random) -> None:
+    fleet, wanted = list(problem.gpus), [shuffled(d, chance) for d in problem.demands]
+    chance.shuffle(fleet)
+    chance.shuffle(wanted)
+    other = Problem(tuple(fleet), tuple(wanted), problem.constraints)
+    assert other == problem
+    assert plan(other) == plan(problem)
+
+
+def shuffled(demand: ModelDemand, chance: random.Random) -> ModelDemand:
+    options = list(demand.options)
+    chance.shuffle(options)
+    return replace(demand, options=tuple(options))
+
+
+@given(problems())
+@settings(max_examples=25, deadline=None)
+def test_online_placement_keeps_the_laws_and_moves_nobody(problem: Problem) -> None:
+    for demand in problem.demands:
+        done = adjust(problem.gpus, demand)
+        before = {i.replica: (g.id, i.placement) for g in problem.gpus for i in g.instances if i.replica}
+        after = {i.replica: (g.id, i.placement) for g in done.gpus for i in g.instances if i.replica}
+        assert {r: before[r] for r in before if r not in done.stopped} == {r: after[r] for r in after if r in before}
+        assert set(after) - set(before) == {a.replica for a in done.added}
+        assert {g.id: [i for i in g.instances if i.reserved] for g in done.gpus} == {
+            g.id: [i for i in g.instances if i.reserved] for g in problem.gpus
+        }
+        assert not adjust(done.gpus, demand).added
+        assert not adjust(done.gpus, demand).stopped
+
+
+# Brute force: every way of placing the replicas of a tiny problem, judged by its own arithmetic.
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Objectives of one way, in the default order."""
+
+    missing: tuple[float, ...]
+    price: float
+    disturbance: float
+    fragmentation: float
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (
+            *(round(m, 6) for m in self.missing),
+            round(self.price, 6),
+            round(self.disturbance, 6),
+            self.fragmentation,
+        )
+
+
+Seat = tuple[int, Placement]
+
+
+def ways(problem: Problem) -> Iterator[dict[Seat, str]]:
+    """Every legal choice of seats, each replica of a demand seated or not."""
+    seats = [list(seats_of(problem, d)) for d in problem.demands]
+    choices = [
+        [c for n in range((d.replicas or 0) + 1) for c in itertools.combinations(mine, n)]
+        for d, mine in zip(problem.demands, seats, strict=True)
+    ]
+    for choice in itertools.product(*choices):
+        taken = {seat: d.name for d, chosen in zip(problem.demands, choice, strict=True) for seat in chosen}
+        if len(taken) == sum(map(len, choice)) and all(legal(g, n, taken) for n, g in enumerate(problem.gpus)):
+            yield taken
+
+
+def seats_of(problem: Problem, demand: ModelDemand) -> Iterator[Seat]:
+    for number, gpu in enumerate(problem.gpus):
+        assert gpu.geometry is not None
+        for option in demand.options:
+            if option.product == gpu.product and option.profile == "gpu":
+                yield number, WHOLE
+            elif option.product == gpu.product:
+                for start in gpu.geometry.profile(option.profile).placements:
+                    yield number, Placement(start, option.profile)
+
+
+def legal(gpu: FleetGpu, number: int, taken: dict[Seat, str]) -> bool:
+    assert gpu.geometry is not None
+    mine = {at: name for (n, at), name in taken.items() if n == number}
+    there = {i.placement: i for i in gpu.instances}
+    if gpu.draining and mine:
+        return False
+    if gpu.cordoned and any(at not in there or there[at].demand != name for at, name in mine.items()):
+        return False
+    reserved = [i.placement for i in gpu.instances if i.reserved]
+    if any(at in reserved for at in mine):
+        return False
+    if WHOLE in mine:
+        return len(mine) == 1 and not reserved
+    try:
+        Layout(gpu.geometry, (*mine, *reserved))
+    except IllegalLayout:
+        return False
+    return True
+
+
+def judged(problem: Problem, taken: dict[Seat, str]) -> Judged:
+    counts = Counter(taken.values())
+    levels = sorted({d.priority for d in problem.demands}, reverse=True)
+    missing = tuple(
+        float(sum((d.replicas or 0) - counts[d.name] for d in problem.demands if d.priority == level))
+        for level in levels
+    )
+    price = moved = changes = lost = 0.0
+    names = {d.name for d in problem.demands}
+    for number, gpu in enumerate(problem.gpus):
+        used = {at: name for (n, at), name in taken.items() if n == number}
+        reserved = {i.placement for i in gpu.instances if i.reserved}
+        price += gpu.price_per_hour if used or reserved else 0.0
+        moved += sum(i.demand in names and used.get(i.placement) != i.demand for i in gpu.instances)
+        changes += changed(gpu, set(used), reserved)
+        if WHOLE not in used:
+            assert gpu.geometry is not None
+            lost += Fragmentation(gpu.geometry).of({*used, *reserved})
+    return Judged(missing, price, moved + changes / 1000, lost)
+
+
+def changed(gpu: FleetGpu, used: set[Placement], reserved: set[Placement]) -> int:
+    there = {i.placement for i in gpu.instances}
+    new = used - there
+    if not new:
+        return 0
+    if WHOLE in new or WHOLE in there:
+        return len(new) + len(there)
+    idle = sorted(there - used - reserved)
+    assert gpu.geometry is not None
+    return len(new) + min(
+        len(gone)
+        for n in range(len(idle) + 1)
+        for gone in itertools.combinations(idle, n)
+        if possible(gpu.geometry, used | reserved | (set(idle) - set(gone)))
+    )
+
+
+def possible(product: Product, placements: set[Placement]) -> bool:
+    try:
+        Layout(product, tuple(placements))
+    except IllegalLayout:
+        return False
+    return True
+
+
+@st.composite
+def tiny_problems(draw: st.DrawFn) -> Problem:
+    products = draw(st.sampled_from([(A30,), (A30,), (A100,), (A30, A100)]))
+    fleet = tuple(without_reserved(draw(gpus(n, products=products))) for n in range(draw(st.integers(1, 2))))
+    wanted = tuple(
+        replace(draw(demands(name, tiny=True)), max_per_gpu=None, max_per_node=None)
+        for name in NAMES[: draw(st.integers(1, 2))]
+    )
+    return Problem(fleet, wanted)
+
+
+def without_reserved(gpu: FleetGpu) -> FleetGpu:
+    """At most one reserved instance, so that something is left to plan."""
+    reserved = [i for i in gpu.instances if i.reserved][1:]
+    return replace(gpu, instances=tuple(replace(i, reserved=None) if i in reserved else i for i in gpu.instances))
+
+
+@given(tiny_problems())
+@settings(max_examples=60, deadline=None)
+def test_no_way_of_placing_a_tiny_problem_is_better(problem: Problem) -> None:
+    best = min((judged(problem, taken) for taken in ways(problem)), key=lambda j: j.key)
+    made = plan(problem)
+    found = {level.objective: level for level in made.levels}
+    assert all(level.optimal for level in made.levels)
+    assert found[Objective.DEMAND].value == pytest.approx(sum(best.missing))
+    assert found[Objective.PRICE].value == pytest.approx(best.price)
+    assert found[Objective.DISTURBANCE].value == pytest.approx(best.disturbance)
+    assert found[Objective.FRAGMENTATION].value == pytest.approx(best.fragmentation)
+    assert realised(problem, made).key == best.key, "what the levels say is what the plan does"
+
+
+def realised(problem: Problem, made: FleetPlan) -> Judged:
+    taken = {
+        (n, s.placement): str(s.demand) for n, g in enumerate(made.gpus) for s in g.slices if s.replica is not None
+    }
+    return judged(problem, taken)
+
+
+def test_the_levels_of_a_plan_are_never_below_their_bounds() -> None:
+    with_gap = Level(Objective.PRICE, 10.0, 9.9)
+    assert not with_gap.optimal
+    assert with_gap.gap == pytest.approx(0.01)
