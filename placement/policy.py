@@ -121,6 +121,10 @@ class AutoscalePolicy(Section):
 class PlanningConfig(Section):
     """The part of `fleet:` that planning reads."""
 
+    partition: Literal["layouts", "planned"] = Field(
+        default="layouts",
+        description="`planned`: GPUs that no layout names are cut as the plan for models and demands says. `layouts`: they stay.",
+    )
     prices: dict[str, Annotated[float, Field(ge=0, le=1e6)]] = Field(
         default_factory=dict, description="Per GPU-hour by product, in any currency: `{h100-sxm: 2.5}`."
     )

@@ -16,6 +16,8 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from gateway.cli.layout_view import show_outcomes, show_plans, show_replicas
 from gateway.cli.locate import ConfigArgument, config_path
 from gateway.cli.output import Json, err, out, print_json
+from gateway.cli.plan import AllowDip, planned_fleet
+from gateway.cli.plan_view import show_fleet, show_why
 from gateway.cli.simulate import Simulate
 from gateway.config import Config, load_config
 from gateway.doctor import default_config_path
@@ -63,6 +65,10 @@ def register(app: typer.Typer) -> None:
 def plan(
     config: ConfigArgument = None,
     layouts_only: LayoutsOnly = False,
+    why: Annotated[
+        str | None, typer.Option("--why", metavar="MODEL", help="Why this model is where the plan puts it.")
+    ] = None,
+    allow_dip: AllowDip = False,
     simulate: Simulate = None,
     as_json: Json = False,
 ) -> None:
@@ -70,13 +76,20 @@ def plan(
     loaded = with_simulation(load_config(config_path(config)), simulate)
     plans = _planned(loaded)
     replicas = None if layouts_only else replica_difference(loaded)
+    fleet = None if layouts_only else planned_fleet(loaded, asked=why is not None, allow_dip=allow_dip)
     if as_json:
-        print_json(_plan_json(plans, replicas))
+        told = fleet.as_public(why) if fleet else None
+        print_json(_plan_json(plans, replicas) | {"fleet": told})
         return
     _say_what_is_simulated(loaded)
-    if not loaded.fleet.layouts:
+    if fleet is not None and why is not None:
+        show_why(fleet.answer, why)
+        return
+    if not loaded.fleet.layouts and fleet is None:
         out.print("fleet.layouts names no GPU: all stay as they are")
     show_plans(plans)
+    if fleet is not None:
+        show_fleet(fleet.answer, fleet.gpus, fleet.reserved)
     if replicas is not None and not replicas.same:
         show_replicas(replicas)
 

@@ -25,11 +25,13 @@ class Card:
         return cls(product.name, product, product.total_memory_bytes)
 
     def places(self, also: Iterable[str] = ()) -> tuple[Place, ...]:
-        """Its plain profiles whose starts are known, those of `also` that are variants, and the whole card last."""
+        """Its plain profiles whose starts are known, small ones first, those of `also` that are variants, and the whole card last."""
         wanted = set(also)
         cut = [
-            Place(self.name, p.name, p.memory_bytes, p)
-            for p in (self.geometry.profiles if self.geometry else ())
+            Place(
+                self.name, p.name, p.memory_bytes, p, (p.memory_slices or 0) / ((self.geometry or p).memory_slices or 1)
+            )
+            for p in sorted(self.geometry.profiles if self.geometry else (), key=_size)
             if p.plannable and (p.is_base or p.name in wanted)
         ]
         return (*cut, Place(self.name, WHOLE_GPU, self.memory_bytes))
@@ -43,17 +45,25 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One way to run on a card: a profile, or `gpu` for all of it. `memory_bytes` None: not published."""
+    """One way to run on a card: a profile, or `gpu` for all of it. `memory_bytes` None: not published.
+
+    `share` is the part of the card's memory slices that it takes.
+    """
 
     product: str
     profile: str
     memory_bytes: int | None
     info: ProfileInfo | None = field(default=None, repr=False)
+    share: float = 1.0
 
     @property
     def mig(self) -> bool:
         """Whether it is a slice."""
         return self.info is not None
+
+
+def _size(profile: ProfileInfo) -> tuple[int, int, bool, str]:
+    return profile.memory_slices or 0, profile.g, not profile.is_base, profile.name
 
 
 def cards_of(gpus: Iterable[GpuState]) -> tuple[Card, ...]:

@@ -21,7 +21,9 @@ from placement.planner.types import WHOLE_GPU, Option
 from placement.workload.cards import Card, Place
 
 Measured = Mapping[CalibrationKey, Calibration]
-_MODE_CHANGE_PENALTY = 1.0
+_SIZE_PENALTY = 0.4
+"""Of a whole card's memory slices; below 1, so that nothing that runs is moved for it."""
+_MODE_CHANGE_PENALTY = 0.45
 """A whole card takes MIG off, which empties it: only where nothing else is as good."""
 
 
@@ -201,7 +203,10 @@ def _fixed_number(config: ModelConfig) -> int | None:
 
 
 def _option(place: Place, capacity: float) -> Option:
-    return Option(place.product, place.profile, capacity, 0.0 if place.mig else _MODE_CHANGE_PENALTY)
+    """At equal price the smaller slice: what is left of the card may serve somebody else later."""
+    return Option(
+        place.product, place.profile, capacity, _SIZE_PENALTY * place.share if place.mig else _MODE_CHANGE_PENALTY
+    )
 
 
 def _gets(speed: SpeedEstimate) -> str:

@@ -1,0 +1,233 @@
+"""The fleet plan for people: what each GPU will hold as a difference, what each model gets, the steps, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from gateway.cli.output import out
+from gateway.cli.profiles import drawn
+from gateway.planning import FleetAnswer, ReservedSlice
+from model_registry.errors import ConfigError, SlicewayError
+from model_registry.geometry import Layout, Placement
+from placement.capacity import costs_of_demands
+from placement.gpus import GpuState
+from placement.planner.types import WHOLE, FleetGpu, PlannedGpu, PlannedSlice
+from placement.transition import Outlook, Place
+
+_MOST_STEPS = 40
+
+
+def show_fleet(answer: FleetAnswer, gpus: Sequence[GpuState], reserved: Sequence[ReservedSlice] = ()) -> None:
+    """Everything but the reasons."""
+    labels = {g.uuid: f"GPU {g.index}" for g in gpus}
+    out.print(_summary(answer), highlight=False)
+    for planned in answer.plan.gpus:
+        if planned.changes or planned.used or planned.gpu.instances:
+            for line in _gpu_lines(planned, answer, labels):
+                out.print(line, highlight=False)
+    for there in reserved:
+        out.print(f"[dim]reserved[/] {escape(str(there))}", highlight=False)
+    if answer.demands:
+        out.print()
+        out.print(_models(answer))
+    for line in (*_unmet(answer), *_transition(answer, labels), *_proposal(answer)):
+        out.print(line, highlight=False)
+
+
+def show_why(answer: FleetAnswer, name: str) -> None:
+    """What was decided about one model or reservation, and every place it could have had. Raises ConfigError for another name."""
+    models = {d.model for d in answer.demands.values() if name in (d.name, d.model)} | (
+        {name} & set(answer.workload.models)
+    )
+    decisions = [d for n in _demands_of(answer, name) for d in answer.plan.why(n)]
+    if not models and not decisions and name not in answer.workload.unreadable:
+        known = sorted({*answer.workload.models, *answer.workload.unreadable, *answer.demands})
+        raise ConfigError(f"the plan knows no model {name!r}", remedy=f"There are: {', '.join(known) or 'none'}.")
+    for decision in decisions:
+        place = f" {decision.placement}" if decision.placement else ""
+        out.print(
+            f"[bold]{decision.action}[/] {escape(decision.subject)}{place}: {escape(decision.reason)}", highlight=False
+        )
+    if name in answer.workload.unreadable:
+        out.print(f"[red]not planned[/]: {escape(str(answer.workload.unreadable[name]))}", highlight=False)
+    for unmet in answer.plan.unmet:
+        if unmet.demand in _demands_of(answer, name):
+            out.print(_unmet_line(answer, unmet.demand), highlight=False)
+    for model in sorted(models & set(answer.workload.models)):
+        _show_places(answer, model)
+
+
+def _demands_of(answer: FleetAnswer, name: str) -> list[str]:
+    return [d.name for d in answer.demands.values() if name in (d.name, d.model)] or [name]
+
+
+def _show_places(answer: FleetAnswer, model: str) -> None:
+    choices = answer.workload.models[model]
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "product", "profile"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("what it gets there, or why not")
+    for c in choices.candidates:
+        table.add_row("[green]yes[/]" if c.option else "[red]no[/]", c.place.product, c.place.profile, escape(c.reason))
+    out.print(table)
+    for a in choices.alternatives:
+        out.print(
+            f"[dim]{escape(a.change)} would let it run on {a.option.profile} of {a.option.product}[/]", highlight=False
+        )
+
+
+def _summary(answer: FleetAnswer) -> str:
+    used = [g for g in answer.plan.gpus if g.used]
+    prices = {g.gpu.price_per_hour for g in answer.plan.gpus}
+    cost = "" if prices <= {1.0} else f", {answer.plan.price_per_hour:.2f} per hour"
+    proof = "nothing cheaper exists" if answer.plan.optimal else f"at most {answer.plan.gap:.1%} above the cheapest"
+    return f"[bold]plan[/] {len(used)} of {len(answer.plan.gpus)} GPUs in use{cost}  [dim]{proof}[/]"
+
+
+def _gpu_lines(planned: PlannedGpu, answer: FleetAnswer, labels: dict[str, str]) -> Iterator[RenderableType]:
+    gpu = planned.gpu
+    flags = " (cordoned)" if gpu.cordoned else ""
+    changed = planned.changes or any(s.change == "reuse" for s in planned.slices)
+    state = "" if changed else " [green]stays[/]"
+    yield f"[bold]{labels.get(gpu.id, gpu.id)}[/] {escape(gpu.product)}{flags}{state}"
+    if planned.changes:
+        yield from _bars(gpu, tuple(i.placement for i in gpu.instances), tuple(s.placement for s in planned.slices))
+    there = {i.placement: i for i in gpu.instances}
+    goes = {d.subject: d for d in answer.plan.decisions if d.action in ("move", "stop")}
+    for placement in planned.destroyed:
+        replica = there[placement].replica
+        decision = goes.get(replica or "")
+        whither = "" if decision is None else " moves" if decision.action == "move" else " stops"
+        yield f"[red]- {placement}[/] {escape(replica or 'idle')}{whither}"
+    for planned_slice in planned.slices:
+        yield _slice_line(planned_slice, labels)
+
+
+def _slice_line(there: PlannedSlice, labels: dict[str, str]) -> str:
+    who = there.replica or (f"reserved: {there.reserved}" if there.reserved else "idle")
+    text = f"{there.placement} {escape(who)}"
+    if there.was:
+        gpu, _, placement = there.was.partition("/")
+        text += f" [dim]from {labels.get(gpu, gpu)} {placement}[/]"
+    match there.change:
+        case "create":
+            return f"[green]+ {text}[/]"
+        case "reuse":
+            return f"[yellow]~ {text}[/]"
+        case "idle":
+            return f"  [dim]{text}[/]"
+        case _:
+            return f"  {text} [dim]stays[/]"
+
+
+def _bars(gpu: FleetGpu, now: Sequence[Placement], then: Sequence[Placement]) -> Iterator[Text]:
+    product = gpu.geometry
+    if product is None or not product.memory_slices:
+        return
+    rows = [("now", now), ("then", then)]
+    try:
+        layouts = [
+            (name, Layout(product, tuple(p for p in held if p != WHOLE))) for name, held in rows if WHOLE not in held
+        ]
+    except SlicewayError:
+        return
+    if not layouts:
+        return
+    ruler, *lines = drawn(product, [layout for _, layout in layouts], width=out.width - 8)
+    yield Text("      ").append_text(ruler)
+    for (name, _), line in zip(layouts, lines, strict=True):
+        yield Text(f"{name:>5} ", style="dim").append_text(line)
+
+
+def _models(answer: FleetAnswer) -> Table:
+    costs = costs_of_demands(answer.plan)
+    priced = {g.gpu.price_per_hour for g in answer.plan.gpus} > {1.0} or any(
+        g.gpu.price_per_hour != 1.0 for g in answer.plan.gpus
+    )
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    table.add_column("slices")
+    for title in ("asked", "served", *(("per hour",) if priced else ()), "meanwhile"):
+        table.add_column(title, justify="right", no_wrap=True)
+    meanwhile = {m.demand: m for m in answer.outlook.models} if answer.outlook else {}
+    for name, demand in sorted(answer.demands.items()):
+        keys = [(g.gpu.product, s.placement.profile) for g in answer.plan.gpus for s in g.slices if s.demand == name]
+        counted = demand.rate is None
+        asked = f"{demand.floor}" if counted else f"{demand.rate:.4g}/s"
+        served = f"{len(keys)}" if counted else f"{demand.served_by(keys):.4g}/s"
+        cost = (f"{costs.get(name, 0.0):.2f}",) if priced else ()
+        table.add_row(
+            escape(name), _places(keys) or "[red]none[/]", asked, served, *cost, _meanwhile(meanwhile.get(name))
+        )
+    return table
+
+
+def _places(keys: Iterable[tuple[str, str]]) -> str:
+    listed = list(keys)
+    return ", ".join(f"{listed.count(key)} x {key[1]} on {key[0]}" for key in sorted(set(listed)))
+
+
+def _meanwhile(outlook: Outlook | None) -> str:
+    """The capacity dip, if there is one."""
+    if outlook is None:
+        return "[dim]unchanged[/]"
+    if outlook.before <= 0:
+        return "[green]new[/]"
+    if outlook.dip_seconds <= 0:
+        return "[green]no dip[/]"
+    return f"[yellow]{outlook.lowest:.4g} of {outlook.before:.4g} for {outlook.dip_seconds:.0f} s[/]"
+
+
+def _unmet(answer: FleetAnswer) -> Iterator[str]:
+    for unmet in answer.plan.unmet:
+        yield _unmet_line(answer, unmet.demand)
+    for name, error in answer.workload.unreadable.items():
+        yield f"[bold red]not planned[/] {escape(name)}: {escape(error.message)}\n  [dim]{escape(error.remedy or '')}[/]"
+
+
+def _unmet_line(answer: FleetAnswer, demand: str) -> str:
+    unmet = next(u for u in answer.plan.unmet if u.demand == demand)
+    choices = answer.workload.models.get(demand.partition("@")[0])
+    blocked = f": {choices.blocked}" if choices is not None and choices.blocked else ""
+    help_ = f"\n  [dim]It would do: {escape(' or '.join(unmet.remedies))}[/]" if unmet.remedies else ""
+    return f"[bold red]not met[/] {escape(demand)}: {unmet.missing:.4g} {unmet.unit} missing. {escape(unmet.reason + blocked)}.{help_}"
+
+
+def _transition(answer: FleetAnswer, labels: dict[str, str]) -> Iterator[str]:
+    if answer.blocked is not None:
+        yield f"[bold red]no safe order[/] {escape(answer.blocked.message)}\n  [dim]{escape(answer.blocked.remedy or '')}[/]"
+        return
+    if answer.transition is None or answer.outlook is None:
+        return
+    if not answer.transition.steps:
+        yield "[green]nothing to do[/]"
+        return
+    yield f"\n{len(answer.transition.steps)} steps, about {_duration(answer.outlook.seconds)} (estimate):"
+    for step in answer.transition.steps[:_MOST_STEPS]:
+        yield f"  {step.number + 1:>3} {escape(_named(str(step), step.place, labels))}"
+    left = len(answer.transition.steps) - _MOST_STEPS
+    if left > 0:
+        yield f"  ... and {left} more; --json lists them all"
+
+
+def _named(text: str, place: Place, labels: dict[str, str]) -> str:
+    label = labels.get(place.gpu, place.gpu)
+    return text.replace(f"{place.gpu}/", f"{label} ").replace(place.gpu, label)
+
+
+def _proposal(answer: FleetAnswer) -> Iterator[str]:
+    if answer.proposal is None:
+        return
+    worth = "worth it" if answer.proposal.worthwhile else "not worth it"
+    yield f"\n[bold]cutting GPUs anew[/] would serve {escape(answer.proposal.reason)}: {worth}"
+    yield "  [dim]fleet.partition: planned lets the plan cut GPUs; fleet.autoscale.repartition: automatic does it unasked.[/]"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

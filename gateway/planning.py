@@ -1,0 +1,210 @@
+"""A configuration and a machine as a question to the planner, its answer, and the steps from here to there.
+
+The machine is read, models' metadata is read, and from there on everything is a function of values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from gateway.config import Config, TenantConfig
+from gateway.layouts import running_controller
+from model_registry.catalogue import load_catalogue
+from model_registry.schema import ReplicaRange
+from model_registry.sizing.calibration import CalibrationStore
+from placement.autoscale import Repartition, rescale
+from placement.cores import format_cores
+from placement.errors import TransitionBlocked
+from placement.gpus import GpuState
+from placement.inventory import observe
+from placement.partition import GpuPlan
+from placement.partition.select import selected
+from placement.planner.plan import plan
+from placement.planner.types import FleetPlan, ModelDemand, Problem
+from placement.registry import ModelRegistry, installed_vllm
+from placement.reservations import RESERVATIONS_FILE, Reservations
+from placement.state import StatePaths
+from placement.transition import Forecast, Timings, Transition, forecast, plan_transition
+from placement.workload import (
+    Card,
+    Occupancy,
+    Running,
+    Tenant,
+    Workload,
+    cards_of,
+    check_pins,
+    constraints,
+    observed_fleet,
+    workload,
+)
+from placement.workload.options import Measured
+from placement.workload.subjects import read_subjects
+
+
+@dataclass(frozen=True, slots=True)
+class FleetAnswer:
+    """What a configuration makes of a fleet.
+
+    `transition` is None where no order of steps keeps every promise (`blocked` says why). `proposal` is what cutting GPUs
+    anew would add where the configuration does not let the plan cut them.
+    """
+
+    workload: Workload
+    problem: Problem
+    plan: FleetPlan
+    transition: Transition | None
+    outlook: Forecast | None
+    blocked: TransitionBlocked | None = None
+    proposal: Repartition | None = None
+
+    @property
+    def demands(self) -> Mapping[str, ModelDemand]:
+        """The demands by name."""
+        return {d.name: d for d in self.problem.demands}
+
+    @property
+    def met(self) -> bool:
+        """Whether every demand is, and every model could be read."""
+        return not self.plan.unmet and not self.workload.unreadable
+
+    def as_public(self) -> dict[str, object]:
+        """The stable JSON shape: `fleet` in `sliceway plan --json`."""
+        steps = [s.as_public() for s in self.transition.steps] if self.transition else []
+        return self.plan.as_public() | {
+            "met": self.met,
+            "changed": self.plan.changed,
+            "models": {
+                name: [c.as_public() for c in choices.candidates] for name, choices in self.workload.models.items()
+            },
+            "unreadable": {name: error.as_dict() for name, error in self.workload.unreadable.items()},
+            "transition": {
+                "steps": steps,
+                "seconds": self.outlook.seconds if self.outlook else 0.0,
+                "models": [m.as_public() for m in self.outlook.models] if self.outlook else [],
+                "blocked": self.blocked.as_dict() if self.blocked else None,
+            },
+            "proposal": self.proposal.as_public() if self.proposal else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ReservedSlice:
+    """A slice that was made for other work, with what that work needs to use it."""
+
+    slice_id: str
+    note: str
+    uuid: str | None
+    cores: str
+
+    def __str__(self) -> str:
+        cores = f", cores {self.cores}" if self.cores else ""
+        return f"{self.note}: {self.slice_id}, {self.uuid}{cores}"
+
+    def as_public(self) -> dict[str, object]:
+        """The stable JSON shape."""
+        return {"slice": self.slice_id, "note": self.note, "uuid": self.uuid, "cores": self.cores}
+
+
+def reserved_slices(config: Config) -> tuple[ReservedSlice, ...]:
+    """The reservations whose slices are there: UUID for CUDA_VISIBLE_DEVICES, and the CPU cores next to the GPU."""
+    notes = reservations(config).read()
+    if not notes:
+        return ()
+    slices = observe(config.fleet).by_id
+    return tuple(
+        ReservedSlice(slice_id, note, slices[slice_id].uuid, format_cores(slices[slice_id].cores))
+        for slice_id, note in sorted(notes.items())
+        if slice_id in slices
+    )
+
+
+def plans_fleet(config: Config) -> bool:
+    """Whether the configuration asks for more than layouts and fixed numbers of replicas."""
+    asks = any(m.demand or isinstance(m.replicas, ReplicaRange) for m in config.models)
+    return asks or bool(config.fleet.reserve) or config.fleet.partition == "planned"
+
+
+def answer(
+    config: Config, gpus: Sequence[GpuPlan], *, desired: Mapping[str, int] | None = None, allow_dip: bool = False
+) -> FleetAnswer:
+    """Plan `config` on the GPUs that `gpus` are the layout plans of. Reads models' metadata and the state directory.
+
+    `desired` are numbers of replicas that autoscaling has decided on, by demand. Raises ConfigError for contradictions
+    (a pin on a cordoned GPU), and what the planner raises.
+    """
+    mine = _not_shared(config, gpus)
+    work = demanded(config, cards_of([p.gpu for p in mine]), desired=desired)
+    occupancy = _occupancy(config, [p.gpu for p in mine])
+    limits = constraints(config.fleet, [p.gpu for p in mine])
+    recut = config.fleet.partition == "planned"
+    fleet = observed_fleet(mine, config.fleet, occupancy, recut=recut)
+    check_pins(config.models, fleet)
+    problem = Problem(fleet, work.demands, limits)
+    found, proposal = plan(problem), None
+    if found.unmet and not recut:
+        anew = replace(problem, gpus=observed_fleet(mine, config.fleet, occupancy, recut=True))
+        proposal = rescale(problem, anew, config.fleet.autoscale).proposal
+    transition, blocked = _transition(found, problem.demands, allow_dip=allow_dip)
+    told = forecast(transition, found, {d.name: d for d in problem.demands}, Timings()) if transition else None
+    return FleetAnswer(work, problem, found, transition, told, blocked, proposal)
+
+
+def demanded(config: Config, cards: Sequence[Card], *, desired: Mapping[str, int] | None = None) -> Workload:
+    """What `config` demands of cards of these kinds. Reads models' metadata, and what engines measured."""
+    registry = ModelRegistry(config.engine, vllm_version=installed_vllm(config.engine, "cuda"))
+    subjects = read_subjects(config.models, registry)
+    return workload(
+        subjects.models,
+        cards,
+        tenants=[tenant_of(t) for t in config.tenants],
+        desired=desired,
+        measured=measured(config),
+        unreadable=subjects.unreadable,
+    )
+
+
+def measured(config: Config) -> Measured:
+    """What engines measured of their own memory, from the state directory."""
+    return {r.key: r for r in CalibrationStore(StatePaths(config.state).calibration).all()}
+
+
+def tenant_of(tenant: TenantConfig) -> Tenant:
+    """A tenant as planning sees it."""
+    models = None if tenant.models == "all" else tenant.models
+    return Tenant(tenant.name, models, tenant.isolation == "dedicated", tenant.demand)
+
+
+def reservations(config: Config) -> Reservations:
+    """The slices that were made for other work."""
+    return Reservations(config.state / RESERVATIONS_FILE)
+
+
+def _not_shared(config: Config, gpus: Sequence[GpuPlan]) -> list[GpuPlan]:
+    """Without GPUs that several engines use at once (`fleet.sharing`): those are no slices that a plan could count on."""
+    states = [p.gpu for p in gpus]
+    shared = {
+        g.uuid
+        for n, rule in enumerate(config.fleet.sharing)
+        for g in selected(states, rule, f"fleet.sharing[{n}]", load_catalogue())
+    }
+    return [p for p in gpus if p.gpu.uuid not in shared]
+
+
+def _occupancy(config: Config, gpus: Sequence[GpuState]) -> Occupancy:
+    status = running_controller(config)
+    rows = status.replicas if status is not None else ()
+    running = {r.slice.id: Running(r.replica, r.replica.rpartition("-")[0]) for r in rows}
+    pinned = {slice_id: m.name for m in config.models for slice_id in m.slices}
+    there = {f"{g.uuid}/{i.name}" for g in gpus for i in g.instances}
+    reserved = {s: note for s, note in reservations(config).read().items() if s in there}
+    return Occupancy(running, reserved, pinned)
+
+
+def _transition(
+    found: FleetPlan, demands: Sequence[ModelDemand], *, allow_dip: bool
+) -> tuple[Transition | None, TransitionBlocked | None]:
+    try:
+        return plan_transition(found, demands, allow_dip=allow_dip), None
+    except TransitionBlocked as blocked:
+        return None, blocked

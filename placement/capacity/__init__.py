@@ -1,0 +1,8 @@
+"""What a workload costs: the cheapest cards for it, per model and per tenant, against whole cards."""
+
+from __future__ import annotations
+
+from placement.capacity.answer import Capacity, ModelCost, Purchase, capacity
+from placement.capacity.costs import EVERYONE, Costs, costs_of_demands, costs_of_tenants
+
+__all__ = ["EVERYONE", "Capacity", "Costs", "ModelCost", "Purchase", "capacity", "costs_of_demands", "costs_of_tenants"]
