@@ -7,6 +7,7 @@ import typer
 from gateway.cli import (
     audit,
     bench,
+    capacity,
     config,
     doctor,
     engines,
@@ -41,6 +42,7 @@ for _module in (
     profiles,
     pack,
     sizing,
+    capacity,
     engines,
     status,
     replicas,
