@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from gateway.admission.schema import QueueConfig, SharedLimitsConfig, TenantLimits
 from gateway.auth.schema import AuthConfig
 from gateway.secret_values import SecretRef
 from model_registry.loader import load_yaml
@@ -33,6 +34,7 @@ class TenantConfig(Section):
         default={},
         description="Other names for models, as this tenant sends them; they go before `aliases` of the whole file.",
     )
+    limits: TenantLimits | None = Field(default=None, description="Requests and tokens; unset: no limit.")
     weight: float = Field(
         default=1.0, gt=0, le=1000, description="Share of a busy slice, relative to other tenants' weights."
     )
@@ -88,6 +90,8 @@ class GatewayConfig(Section):
     )
     max_body: Size = Field(default=32 * 2**20, description="Larger request bodies are refused with 413.")
     max_header: Size = Field(default=64 * 2**10, description="Larger request heads are refused.")
+    queue: QueueConfig = QueueConfig()
+    shared_limits: SharedLimitsConfig = SharedLimitsConfig()
     max_in_flight_per_replica: int = Field(
         default=1024,
         ge=1,

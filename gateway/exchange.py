@@ -8,6 +8,7 @@ so that counters cannot leak. It does no I/O: a relay reads and writes, and asks
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -16,6 +17,7 @@ from typing import Self
 
 from msgspec.structs import replace
 
+from gateway.admission import Admission, Ask, Claim, rate_limit_headers
 from gateway.config import GatewayConfig
 from gateway.digests import LatencyBook, Series
 from gateway.error_map import status_and_type
@@ -25,6 +27,7 @@ from gateway.errors import (
     EngineTimeout,
     EngineUnreachable,
     GatewayError,
+    MalformedRequest,
     RequestTimeout,
     UnknownPreviousResponse,
     UnknownResponse,
@@ -32,7 +35,7 @@ from gateway.errors import (
 )
 from gateway.keys import Keyring, WallClock
 from gateway.request import Body, Route, check_head, credentials, outgoing_body, read_request
-from gateway.router import Lease, Router, unknown_model
+from gateway.router import Router, unknown_model
 from gateway.sse import StreamMeter, Usage
 from gateway.stats import CLIENT_LEFT, Stats
 from gateway.stored_responses import ResponseIds
@@ -63,6 +66,7 @@ class Stage(Enum):
     """What the gateway waits for; it decides whose fault a timeout is."""
 
     BODY = auto()
+    QUEUE = auto()
     FIRST_BYTE = auto()
     STREAM = auto()
 
@@ -80,6 +84,7 @@ class Exchanges:
         policy: Policy,
         keyring: Callable[[], Keyring],
         router: Router,
+        admission: Admission,
         book: LatencyBook,
         stats: Stats,
         clock: Clock,
@@ -91,6 +96,7 @@ class Exchanges:
         self.policy = policy
         self.keyring = keyring
         self.router = router
+        self.admission = admission
         self.book = book
         self.stats = stats
         self.clock = clock
@@ -136,13 +142,15 @@ class Exchange:
         *(
             "_body",
             "_call",
+            "_claim",
             "_content_type",
             "_holder",
             "_deaths",
+            "_deadline_ms",
             "_desk",
             "_interruption",
-            "_lease",
             "_on_interrupt",
+            "_on_placed",
             "_raw",
             "_refused",
             "_series",
@@ -180,7 +188,9 @@ class Exchange:
         self._task: asyncio.Task[None] | None = None
         self._on_interrupt = on_interrupt
         self._interruption: GatewayError | ClientLeft | None = None
-        self._lease: Lease | None = None
+        self._claim: Claim | None = None
+        self._on_placed: Callable[[], None] | None = None
+        self._deadline_ms: bytes | None = None
         self._series: Series | None = None
         self._refused: frozenset[str] = frozenset()  # replicas that accepted no connection
         self._deaths: frozenset[str] = frozenset()  # replicas whose connection ended before the client had a byte
@@ -208,6 +218,7 @@ class Exchange:
             raise Draining("The gateway is stopping.", retry_after_seconds=1.0)
         policy = self._desk.policy
         self._content_type = headers.get(b"content-type")
+        self._deadline_ms = headers.get(b"x-sliceway-deadline-ms")
         if self.tenant is None:
             self.tenant = policy.directory.authenticate(credentials(headers), self._desk.keyring(), self._desk.wall())
         check_head(headers, max_body_bytes=policy.limits.max_body)
@@ -249,31 +260,76 @@ class Exchange:
         """The replica to try next, or None where the request has to wait for one.
 
         After None, `on_placed` is called once, in the event loop, when the wait is over, and `placed` tells how it ended.
-        It is not called after the exchange has ended. What is refused at once is raised here: NoReadyReplica, EngineUnreachable.
+        It is not called after the exchange has ended. What is refused at once is raised here: RateLimited, NoReadyReplica, QueueFull,
+        DeadlineTooClose, EngineUnreachable.
         """
-        self._give_back()
-        only = self._holder.replica if self._holder else None
-        self._lease = lease = self._desk.router.lease(
-            self.model, avoid=self._refused, rather_not=self._deaths, only=only
-        )
-        self._wait(Stage.FIRST_BYTE, self._desk.policy.limits.first_byte_timeout_seconds)
-        return lease.replica
+        desk = self._desk
+        now = desk.clock()
+        claim = self._claim
+        if claim is None:
+            claim = self._claim = self._make_claim(now)
+        else:
+            claim.leave(now)
+        self._on_placed = on_placed
+        replica = desk.admission.place(claim, self._turn_came, now, self._refused, self._deaths)
+        limits = desk.policy.limits
+        if replica is not None:
+            self._stage, self.deadline = Stage.FIRST_BYTE, now + limits.first_byte_timeout_seconds
+        else:
+            self._stage, self.deadline = Stage.QUEUE, min(now + limits.queue.max_wait_seconds, claim.deadline)
+        return replica
 
     def placed(self) -> ReplicaRow:
         """The replica that `place` had to wait for. Raises the GatewayError that ended the wait."""
-        assert self._lease is not None
-        return self._lease.replica
+        assert self._claim is not None
+        return self._claim.placed()
+
+    def _make_claim(self, now: float) -> Claim:
+        tenant, route, body = self.tenant, self.route, self._body
+        assert tenant is not None
+        call = self._call
+        ask = Ask(
+            tenant.name,
+            self.model,
+            self._raw,
+            tenant.weight,
+            tenant.priority if call is None or call.priority is None else call.priority,
+            body.most_output(route.path),
+            body.sequences,
+            route.task == "generate",
+            route.path == "/v1/completions",
+            self._last_moment(now, tenant.default_deadline_seconds),
+            self._holder.replica if self._holder else None,
+        )
+        return self._desk.admission.claim(ask, self._desk.router.model(self.model), now)
+
+    def _last_moment(self, now: float, default_seconds: float | None) -> float:
+        """When the request has to be with an engine: as its head says in milliseconds, else as its tenant's configuration does."""
+        if self._deadline_ms is not None:
+            if not self._deadline_ms.isdigit() or len(self._deadline_ms) > 12:
+                raise MalformedRequest("x-sliceway-deadline-ms must be a whole number of milliseconds.")
+            return self.received_at + int(self._deadline_ms) / 1000
+        return now + default_seconds if default_seconds is not None else math.inf
+
+    def _turn_came(self) -> None:
+        """Have the loop tell whoever waits: not from here, where another request is just giving its place back."""
+        asyncio.get_running_loop().call_soon(self._tell_placed)
+
+    def _tell_placed(self) -> None:
+        callback, self._on_placed = self._on_placed, None
+        if callback is not None:
+            self._wait(Stage.FIRST_BYTE, self._desk.policy.limits.first_byte_timeout_seconds)
+            callback()
 
     def unreachable(self, error: EngineUnreachable) -> None:
-        """The replica last leased accepts no connection; `place` will give another."""
-        assert self._lease is not None
-        replica = self._lease.replica
+        """The replica last given accepts no connection; `place` will give another."""
+        replica = self._given
         self._refused |= {replica.replica}
         self._desk.stats.connect_failures[replica.replica] += 1
         self._desk.on_unreachable(replica, error.message)
 
     def died(self, error: EngineDied) -> None:
-        """The replica last leased ended its connection. `place` will give another, or the same once more, if that is safe.
+        """The replica last given ended its connection. `place` will give another, or the same once more, if that is safe.
 
         It is while the client has not had a byte: a completion leaves nothing behind in an engine. A kept connection
         that the engine closed at the same moment looks the same. Raises `error` where the answer has begun, and
@@ -281,8 +337,7 @@ class Exchange:
         """
         if self.answering or self.route.stored:  # a response may have called tools, which nobody can take back
             raise error
-        assert self._lease is not None
-        replica = self._lease.replica
+        replica = self._given
         self._desk.stats.connect_failures[replica.replica] += 1
         if len(self._deaths) + 1 >= DEATHS_PER_REQUEST or replica.replica in self._deaths:
             raise EngineUnreachable(
@@ -317,8 +372,7 @@ class Exchange:
 
     def dispatched(self, sent_at: float) -> None:
         """The engine took the request, sent to it at `sent_at`."""
-        assert self._lease is not None
-        replica, tenant = self._lease.replica, self.tenant
+        replica, tenant = self._given, self.tenant
         self._series = self._desk.book.series(replica.slice.id, tenant.name if tenant else UNKNOWN, sent_at)
         self._series.queue_seconds.add(sent_at - self.received_at, sent_at)
         self._desk.on_served(replica.replica)
@@ -396,7 +450,9 @@ class Exchange:
         limits = self._desk.policy.limits
         if self._stage is Stage.BODY:
             return RequestTimeout(f"The request body did not arrive within {limits.body_timeout_seconds:g} s.")
-        if self._stage is Stage.FIRST_BYTE:
+        if self._stage is Stage.QUEUE and self._claim is not None and self._claim.pool is not None:
+            return self._claim.pool.give_up(self._claim, self._desk.clock())
+        if self._stage in (Stage.QUEUE, Stage.FIRST_BYTE):
             return EngineTimeout(f"The engine sent nothing for {limits.first_byte_timeout_seconds:g} s.")
         return EngineTimeout(f"The stream stood still for {limits.idle_timeout_seconds:g} s.")
 
@@ -408,8 +464,18 @@ class Exchange:
 
     @property
     def replica(self) -> ReplicaRow | None:
-        """The replica last leased."""
-        return self._lease.replica if self._lease else None
+        """The replica last given."""
+        return self._claim.replica if self._claim is not None else None
+
+    @property
+    def _given(self) -> ReplicaRow:
+        assert self._claim is not None
+        return self._claim.placed()
+
+    def limit_headers(self) -> list[tuple[bytes, bytes]]:
+        """`x-ratelimit-*`, for answers and errors alike; none where no limit applies, or the request did not get that far."""
+        claim = self._claim
+        return rate_limit_headers(claim.gauges, self._desk.clock()) if claim is not None and claim.gauges else []
 
     def __enter__(self) -> Self:
         if self._on_interrupt is None:
@@ -421,7 +487,7 @@ class Exchange:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._desk.active.discard(self)
-        self._task = self._on_interrupt = None
+        self._task = self._on_interrupt = self._on_placed = None
         tenant = self.tenant.name if self.tenant else UNKNOWN
         model, stats = self.model, self._desk.stats
         stats.requests[model, tenant, self.status] += 1
@@ -433,8 +499,21 @@ class Exchange:
             stats.tokens[model, tenant, "completion"] += self.usage.completion_tokens or 0
         elif self._series is not None and self.status < 400:
             stats.without_usage[model] += 1
-        self._give_back()
+        if self._claim is not None:
+            self._end_claim(self._claim)
 
-    def _give_back(self) -> None:
-        if self._lease is not None:
-            self._lease.close()
+    def _end_claim(self, claim: Claim) -> None:
+        """Charge what was used, as the engine told it; where it did not, what was relayed. What failed costs nothing."""
+        desk, usage = self._desk, self.usage
+        now = desk.clock()
+        relayed = self.meter.events if self.meter is not None else 0
+        if usage is not None:
+            desk.admission.ratio(claim.model).learn(claim.body_bytes, usage.prompt_tokens)
+            claim.settle(now, usage.prompt_tokens, usage.completion_tokens or 0, complete=self.complete)
+        elif self._series is None or (self.status >= 500 and not relayed):
+            desk.admission.abandon(claim)
+            claim.refund(now)
+        elif 400 <= self.status < CLIENT_LEFT:
+            claim.settle(now, 0, 0, complete=False)
+        else:
+            claim.settle(now, claim.estimate.prompt, relayed, complete=self.complete)

@@ -14,9 +14,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from gateway.admission import Loads
 from gateway.digests import BUCKETS_SECONDS, METRICS, LatencyBook
 from gateway.exchange import Clock
-from gateway.router import InFlight
 from gateway.routes import Routes
 from gateway.stats import Stats
 
@@ -41,7 +41,7 @@ class GatewayCollector:
 
     stats: Stats
     book: LatencyBook
-    in_flight: InFlight
+    loads: Loads
     routes: Callable[[], Routes]
     files: Callable[[], Files]
     clock: Clock
@@ -96,7 +96,7 @@ class GatewayCollector:
         states: Counts[tuple[str, str]] = Counts()
         for replica in routes.replicas():
             in_flight.add_metric(
-                (replica.replica, replica.model, replica.slice.id), self.in_flight.count(replica.replica)
+                (replica.replica, replica.model, replica.slice.id), self.loads.count(replica.replica)
             )
             states[replica.model, replica.state.value] += 1
         yield in_flight

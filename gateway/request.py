@@ -48,6 +48,9 @@ class Body(msgspec.Struct, frozen=True):
     stream: bool | None = None
     stream_options: dict[str, Any] | UnsetType | None = UNSET
     n: Any = 1
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
     prompt: msgspec.Raw = msgspec.Raw(b"")
     previous_response_id: Any = None
     request_id: Any = UNSET
@@ -64,6 +67,21 @@ class Body(msgspec.Struct, frozen=True):
         """Whether the client itself asked for the usage chunk."""
         return bool(self.stream_options and self.stream_options.get("include_usage"))
 
+    def most_output(self, path: str) -> Any:
+        """How long the client lets an answer be, by the name that the API at `path` has for it; None where it does not say."""
+        if path == "/v1/responses":
+            return self.max_output_tokens
+        if path == "/v1/chat/completions" and self.max_completion_tokens is not None:
+            return self.max_completion_tokens
+        return self.max_tokens
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences the engine runs for this request: `n` for each prompt."""
+        each = self.n if isinstance(self.n, int) and self.n >= 1 else 1
+        prompts = len(_decode_list(self.prompt)) if _SEVERAL_PROMPTS.match(self.prompt) else 1
+        return max(1, each * prompts)
+
     @property
     def single_choice(self) -> bool:
         """Whether a stream holds one sequence, so that gaps between its events are gaps between its tokens."""
@@ -72,6 +90,7 @@ class Body(msgspec.Struct, frozen=True):
 
 _decode_body = msgspec.json.Decoder(Body).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _AT_BYTE = re.compile(r"^(?:JSON is malformed: )?(.*?)(?: \(byte (\d+)\))?$", re.DOTALL)
 _AT_FIELD = re.compile(r"^(.*?)(?: - at `\$\.?([^`]*)`)?$", re.DOTALL)
 

@@ -45,6 +45,7 @@ class Routes:
     generation: int | None = None
     models: Mapping[str, ModelRoute] = field(default_factory=dict)
     idle: tuple[SliceRow, ...] = ()
+    on_trial: frozenset[str] = frozenset()  # ready ones that failed before and have not served a request since
 
     def replicas(self) -> Iterable[ReplicaRow]:
         """Every replica of every model."""
@@ -57,13 +58,14 @@ class Standing:
     """What is known of a replica from talking to it.
 
     `reachable` is None before the first answer. `engine_model` is the name an external engine serves under, and
-    `max_model_len` its limit, where it said so.
+    `max_model_len` its limit, where it said so. `on_trial` is a replica that answers again but has not served a request since.
     """
 
     reachable: bool | None = None
     reason: str | None = None
     engine_model: str | None = None
     max_model_len: int | None = None
+    on_trial: bool = False
 
 
 def external_replicas(models: Iterable[ModelConfig]) -> tuple[ReplicaRow, ...]:
@@ -103,7 +105,8 @@ def build_routes(table: RoutingTable | None, models: Iterable[ModelConfig], stan
             card = card.model_copy(update={"max_model_len": told})
         ready = tuple(row for row in replicas if row.state is ReplicaState.READY)
         routes[name] = ModelRoute(card, tuple(replicas), ready)
-    return Routes(table.generation if table else None, routes, table.idle if table else ())
+    on_trial = frozenset(name for name, known in standing.items() if known.on_trial)
+    return Routes(table.generation if table else None, routes, table.idle if table else (), on_trial)
 
 
 def _card(model: ModelConfig) -> ModelRow:

@@ -16,6 +16,8 @@ from typing import Any
 
 import msgspec
 
+from gateway.admission import Admission, Loads
+from gateway.admission.policy import admission_policy
 from gateway.config import Config, load_config
 from gateway.digests import LatencyBook
 from gateway.errors import Draining, EngineError
@@ -23,7 +25,6 @@ from gateway.exchange import Clock, Exchanges, Policy
 from gateway.health import HealthBook
 from gateway.keys import Keyring, WallClock
 from gateway.metrics import Files, MetricsPage
-from gateway.router import InFlight
 from gateway.routes import EXTERNAL, Routes, build_routes, external_replicas
 from gateway.slices_view import SlicesView
 from gateway.stats import Stats
@@ -47,7 +48,7 @@ class Parts:
 
     table: Watched[RoutingTable | None]
     keyring: Watched[Keyring]
-    in_flight: InFlight
+    loads: Loads
     book: LatencyBook
     stats: Stats
     health: HealthBook
@@ -69,6 +70,7 @@ class Gateway:
         self._routes = Routes()
         self._tasks: list[asyncio.Task[None]] = []
         self._next_probe: dict[str, float] = {}
+        self.admission = Admission(self.routes, parts.loads, parts.clock, admission_policy(config))
         self._slices = SlicesView(self.routes, parts.book, parts.clock)
         self._drained_by: float | None = None
         self._told: set[str] = set()
@@ -212,6 +214,7 @@ class Gateway:
                 log.warning("gateway.%s counts after a restart", name)
         self._config = config
         self.exchanges.policy = Policy(Directory.of(config), config.gateway)
+        self.admission.configure(admission_policy(config))
         self._parts.stats.config_reloads["taken"] += 1
         self._rebuild()
         log.info("configuration read again: %d models, %d tenants", len(config.models), len(config.tenants))
@@ -257,6 +260,7 @@ class Gateway:
         ready = {row.replica for row in table.replicas if row.state is ReplicaState.READY} if table else set()
         health.retain(external | ready)
         self._routes = build_routes(table, self._config.models, health.standings())
+        self.admission.follow_routes()
 
     # ---- engines
 
@@ -264,6 +268,12 @@ class Gateway:
         """A request could not connect."""
         if self._parts.health.failed(replica.replica, reason):
             log.warning("replica %s is out until it answers again: %s", replica.replica, reason)
+            self._rebuild()
+
+    def on_served(self, replica: str) -> None:
+        """A replica answered a request."""
+        if self._parts.health.served(replica):
+            log.info("replica %s serves again", replica)
             self._rebuild()
 
     async def _probe_all(self) -> None:

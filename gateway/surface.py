@@ -58,12 +58,14 @@ class Call:
 
     `response_id` is the stored response it is about. `target` is the path, with its query, that the engine is asked; the route's own where
     it is empty. `tenant` is set where the gateway itself acts for a tenant, as it does for batches: no key is asked for.
+    `priority` goes before the tenant's own.
     """
 
     route: Route
     response_id: str | None = None
     target: str = ""
     tenant: Tenant | None = None
+    priority: int | None = None
 
 
 _CHUNKS: Framing = "chunks"

@@ -16,6 +16,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
+from gateway.admission import Loads
 from gateway.config import Config
 from gateway.digests import LatencyBook
 from gateway.exchange import Clock, Exchanges, Policy
@@ -28,7 +29,7 @@ from gateway.keys import Keyring, Keystore, WallClock
 from gateway.metrics import GatewayCollector, MetricsPage
 from gateway.relay import LAST_WORDS_SECONDS, AsgiRelay
 from gateway.request import ROUTES
-from gateway.router import InFlight, Router
+from gateway.router import Router
 from gateway.service import Gateway, Parts
 from gateway.stats import Stats
 from gateway.stored_responses import ResponseIds, secret_in
@@ -64,7 +65,7 @@ def create_gateway(
     parts = Parts(
         table=Watched(state.routing_table, lambda: table.read(state.routing_table), None),
         keyring=Watched(keystore.path, keystore.load, Keyring({}, b"")),
-        in_flight=InFlight(),
+        loads=Loads(bound=config.gateway.max_in_flight_per_replica),
         book=LatencyBook(),
         stats=Stats(),
         health=HealthBook(),
@@ -76,19 +77,18 @@ def create_gateway(
     gateway.exchanges = Exchanges(
         policy=Policy(Directory.of(config), config.gateway),
         keyring=lambda: parts.keyring.value,
-        router=Router(
-            gateway.routes, parts.in_flight, max_in_flight_per_replica=config.gateway.max_in_flight_per_replica
-        ),
+        router=Router(gateway.routes, parts.loads),
+        admission=gateway.admission,
         book=parts.book,
         stats=parts.stats,
         clock=clock,
         wall=wall,
         on_unreachable=gateway.on_unreachable,
-        on_served=parts.health.served,
+        on_served=gateway.on_served,
         response_ids=ResponseIds(lambda: secret_in(state.responses_secret)),
     )
     gateway.metrics_page = MetricsPage(
-        GatewayCollector(parts.stats, parts.book, parts.in_flight, gateway.routes, gateway.files, clock)
+        GatewayCollector(parts.stats, parts.book, parts.loads, gateway.routes, gateway.files, clock)
     )
     hot = dict.fromkeys(ROUTES, AsgiRelay(gateway.exchanges, parts.engines))
     fast = HotPath.of(gateway.exchanges, hot_engines) if config.gateway.relay == "fast" else None

@@ -370,7 +370,7 @@ def test_only_replicas_that_refuse_are_503(plain: Bench) -> None:
 
 
 def test_a_full_replica_is_503(make: MakeBench) -> None:
-    with make(max_in_flight_per_replica=1) as one:
+    with make(max_in_flight_per_replica=1, queue={"max_requests": 0}) as one:
         one.fleet.start("m-0", "m", itl_seconds=0.01, output_tokens=500)
         one.know()
         with httpx2.stream("POST", one.url + CHAT, json=chat_body(), timeout=30):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.admission import Admission, Loads
 from gateway.config import Config
 from gateway.digests import LatencyBook
 from gateway.errors import (
@@ -23,7 +24,7 @@ from gateway.errors import (
 from gateway.exchange import ClientLeft, Exchange, Exchanges, Policy
 from gateway.keys import Keyring
 from gateway.request import ROUTES
-from gateway.router import InFlight, Router
+from gateway.router import Router
 from gateway.routes import build_routes
 from gateway.stats import Stats
 from gateway.tenants import Directory
@@ -61,13 +62,14 @@ class Desk:
             generation=1, models=(ModelRow(name="m", task="generate"), ModelRow(name="e", task="embed")), replicas=rows
         )
         routes = build_routes(table, (), {})
-        self.clock, self.in_flight, self.book, self.stats = FakeClock(), InFlight(), LatencyBook(), Stats()
+        self.clock, self.loads, self.book, self.stats = FakeClock(), Loads(bound=10), LatencyBook(), Stats()
         self.unreachable: list[str] = []
         self.served: list[str] = []
         self.exchanges = Exchanges(
             policy=Policy(Directory.of(CONFIG), CONFIG.gateway),
             keyring=lambda: Keyring({}, b""),
-            router=Router(lambda: routes, self.in_flight, max_in_flight_per_replica=10),
+            router=Router(lambda: routes, self.loads),
+            admission=Admission(lambda: routes, self.loads, self.clock),
             book=self.book,
             stats=self.stats,
             clock=self.clock,
@@ -104,7 +106,7 @@ async def test_a_stream_is_measured_from_its_whole_body(desk: Desk) -> None:
         )
         exchange.begun(200)
         exchange.finished()
-        assert desk.in_flight.total() == 1
+        assert desk.loads.total() == 1
     series = desk.book.series(replica.slice.id, "anonymous", desk.clock())
     got = {
         m: series.digest(m).quantiles("1m", desk.clock())
@@ -119,7 +121,7 @@ async def test_a_stream_is_measured_from_its_whole_body(desk: Desk) -> None:
         assert (got[metric].count, got[metric].p50) == (1, pytest.approx(seconds, rel=0.01))
     assert desk.stats.tokens == {("m", "anonymous", "prompt"): 4, ("m", "anonymous", "completion"): 2}
     assert desk.stats.requests == {("m", "anonymous", 200): 1}
-    assert desk.in_flight.total() == 0
+    assert desk.loads.total() == 0
     assert desk.exchanges.active == set()
     assert desk.served == [replica.replica]
 
@@ -141,11 +143,11 @@ async def test_unreachable_replicas_are_tried_once_each_and_given_back(desk: Des
         tried = []
         for _ in range(2):
             tried.append(placed_at_once(exchange).replica)
-            assert desk.in_flight.total() == 1
+            assert desk.loads.total() == 1
             exchange.unreachable(EngineUnreachable("refused"))
         with pytest.raises(EngineUnreachable):
             exchange.place(never)
-        assert desk.in_flight.total() == 0
+        assert desk.loads.total() == 0
     assert sorted(tried) == sorted(desk.unreachable) == ["m-0", "m-1"]
     assert desk.stats.connect_failures == {"m-0": 1, "m-1": 1}
 
@@ -194,7 +196,7 @@ async def test_each_stage_has_its_own_timeout(
     await task
     assert type(reached[0]) is error
     assert not task.cancelled()
-    assert desk.in_flight.total() == 0
+    assert desk.loads.total() == 0
 
 
 async def test_the_first_reason_for_an_interruption_stands(desk: Desk) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from gateway.admission import Loads
 from gateway.digests import METRICS, WINDOWS, LatencyBook
 from gateway.metrics import Files, GatewayCollector, MetricsPage
-from gateway.router import InFlight
 from gateway.routes import Routes, build_routes
 from gateway.slices_view import SlicesView
 from gateway.stats import Stats
@@ -101,19 +101,19 @@ def test_gone_slices_are_forgotten_once_their_hour_is_over() -> None:
     assert book.tenants("slice-of-m-0") == {}
 
 
-def page(stats: Stats, book: LatencyBook, in_flight: InFlight, clock: FakeClock) -> str:
+def page(stats: Stats, book: LatencyBook, loads: Loads, clock: FakeClock) -> str:
     collector = GatewayCollector(
-        stats, book, in_flight, lambda: ROUTES, lambda: Files({"routing_table": False, "keystore": True}), clock
+        stats, book, loads, lambda: ROUTES, lambda: Files({"routing_table": False, "keystore": True}), clock
     )
     return MetricsPage(collector).render().decode()
 
 
 def test_metrics_are_the_counters_the_digests_and_the_state() -> None:
-    clock, stats, in_flight = FakeClock(), Stats(), InFlight()
+    clock, stats, loads = FakeClock(), Stats(), Loads(bound=10)
     stats.requests["m", "acme", 200] += 2
     stats.errors["engine_died"] += 1
-    in_flight.lease(ROUTES.models["m"].ready[0])
-    text = page(stats, filled(clock), in_flight, clock)
+    loads.of(ROUTES.models["m"].ready[0]).take(1, 100)
+    text = page(stats, filled(clock), loads, clock)
     for line in (
         'sliceway_requests_total{model="m",status="200",tenant="acme"} 2.0',
         'sliceway_errors_total{code="engine_died"} 1.0',

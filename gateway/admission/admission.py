@@ -1,0 +1,227 @@
+"""Admission: a tenant's limits first, then a replica with room, or a place in a queue.
+
+Everything is in memory and synchronous; the usual request is admitted and seated in a few microseconds. What other processes have
+used of the same limits comes in beside the requests (`gateway.admission.sharing`); only a request that would have to be refused for
+lack of a share waits for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from gateway.admission.affinity import prefix_key
+from gateway.admission.claim import NONE, Claim
+from gateway.admission.domains import owners
+from gateway.admission.estimate import TokenRatio, estimate, refers_outside
+from gateway.admission.limits import Limits, Need
+from gateway.admission.loads import Loads
+from gateway.admission.pools import Pool
+from gateway.admission.schema import QueueConfig, TenantLimits
+from gateway.errors import GatewayError, RateLimited
+from gateway.routes import ModelRoute, Routes
+from placement.table import ModelRow, ReplicaRow
+
+SYNCS_TO_WAIT = 3  # how often the store is asked for a share before a request is refused
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionPolicy:
+    """What a reload replaces. `dedicated` are the tenants with replicas of their own: model -> tenants, in order."""
+
+    limits: Mapping[str, TenantLimits] = field(default_factory=dict)
+    dedicated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    queue: QueueConfig = field(default_factory=QueueConfig)
+
+
+class Ask(NamedTuple):
+    """A request as admission sees it. `raw` is its body; `deadline` is on the gateway's clock."""
+
+    tenant: str
+    model: str
+    raw: bytes
+    weight: float = 1.0
+    priority: int = 0
+    max_tokens: Any = None
+    sequences: int = 1
+    generates: bool = True
+    is_completion: bool = False
+    deadline: float = float("inf")
+    only: str | None = None
+
+
+class Admission:
+    """Limits, pools and loads of one gateway process. To be used by one thread."""
+
+    def __init__(
+        self,
+        routes: Callable[[], Routes],
+        loads: Loads,
+        clock: Callable[[], float],
+        policy: AdmissionPolicy | None = None,
+    ) -> None:
+        self._routes = routes
+        self._clock = clock
+        self._policy = policy or AdmissionPolicy()
+        self._pools: dict[tuple[str, str | None], Pool] = {}
+        self._ratios: dict[str, TokenRatio] = {}
+        self._adopted: Routes | None = None
+        self._short: list[Claim] = []
+        self.loads = loads
+        self.limits = Limits(self._policy.limits)
+        self.shared = False  # whether other processes may hold shares of the limits
+        self.ask_store: Callable[[], None] = lambda: None
+
+    # ---- requests
+
+    def claim(self, ask: Ask, route: ModelRoute, now: float) -> Claim:
+        """A claim for one request; it holds nothing yet."""
+        raw = ask.raw
+        size = estimate(
+            len(raw),
+            self.ratio(ask.model),
+            max_tokens=ask.max_tokens,
+            max_model_len=route.card.max_model_len,
+            sequences=ask.sequences,
+            generates=ask.generates,
+            is_completion=ask.is_completion,
+            by_reference=refers_outside(raw),
+        )
+        return Claim(
+            ask.tenant,
+            ask.model,
+            size,
+            self.limits.of(ask.tenant, ask.model),
+            now,
+            body_bytes=len(raw),
+            weight=ask.weight,
+            priority=ask.priority,
+            deadline=ask.deadline,
+            only=ask.only,
+            prefix=prefix_key(ask.tenant, raw) if len(route.ready) > 1 else None,
+        )
+
+    def place(
+        self,
+        claim: Claim,
+        on_placed: Callable[[], None],
+        now: float,
+        avoid: frozenset[str] = NONE,
+        rather_not: frozenset[str] = NONE,
+    ) -> ReplicaRow | None:
+        """Seat `claim`: its replica, or None if it has to wait, after which `on_placed` is called once and `claim.placed` tells.
+
+        Raises RateLimited (nothing is held then), or CapacityError or EngineUnreachable (limits stay reserved until the claim is ended).
+        """
+        if self._routes() is not self._adopted:
+            self.follow_routes()
+        claim.avoid, claim.rather_not, claim.refusal = avoid, rather_not, None
+        if claim.gauges and claim.reservation is None:
+            try:
+                self._reserve(claim, now)
+            except RateLimited as refusal:
+                if self._wait_for_share(claim, refusal):
+                    claim.on_placed = on_placed
+                    return None
+                raise
+        if self.pool(claim.model, claim.tenant).place(claim, now):
+            return claim.load.row  # type: ignore[union-attr]
+        claim.on_placed = on_placed
+        return None
+
+    def abandon(self, claim: Claim) -> None:
+        """`claim` waits for a share no longer."""
+        if claim.syncs and claim.reservation is None and claim in self._short:
+            self._short.remove(claim)
+
+    def _reserve(self, claim: Claim, now: float) -> None:
+        size = claim.estimate
+        need = Need(size.prompt_bound + size.output, size.prompt + size.output)
+        claim.reservation = self.limits.reserve(claim.gauges, need, now)
+
+    def _wait_for_share(self, claim: Claim, refusal: RateLimited) -> bool:
+        """Let it wait for the store's next answer, if other processes may have something left of what is missing."""
+        if self.shared and refusal.gauge is not None and claim.syncs < SYNCS_TO_WAIT:
+            claim.syncs += 1
+            self._short.append(claim)
+            self.ask_store()
+            return True
+        self.limits.count_refusal(claim.tenant, claim.model, refusal.limit)
+        return False
+
+    def shares_came(self) -> None:
+        """The store has answered: those that waited for it go on, in the order they came."""
+        now = self._clock()
+        short, self._short = self._short, []
+        for claim in short:
+            callback = claim.on_placed or _nothing
+            claim.on_placed = None
+            try:
+                placed = self.place(claim, callback, now, claim.avoid, claim.rather_not)
+            except GatewayError as error:
+                claim.refusal = error
+                callback()
+            else:
+                if placed is not None:
+                    callback()
+
+    def ratio(self, model: str) -> TokenRatio:
+        """Tokens per byte of the bodies that `model` gets."""
+        ratio = self._ratios.get(model)
+        if ratio is None:
+            ratio = self._ratios[model] = TokenRatio()
+        return ratio
+
+    # ---- the world
+
+    def pool(self, model: str, tenant: str) -> Pool:
+        """The pool that requests of `tenant` to `model` go to."""
+        return self._pool_at((model, tenant if tenant in self._policy.dedicated.get(model, ()) else None))
+
+    def _pool_at(self, key: tuple[str, str | None]) -> Pool:
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = Pool(*key, self._policy.queue)
+        return pool
+
+    def pools(self) -> tuple[Pool, ...]:
+        """Every pool there is."""
+        return tuple(self._pools.values())
+
+    def configure(self, policy: AdmissionPolicy) -> None:
+        """Take another policy; what is held and what waits stays."""
+        self._policy = policy
+        self.limits.configure(policy.limits)
+        for pool in self._pools.values():
+            pool.config = policy.queue
+            pool.queue.ageing_seconds = policy.queue.ageing_seconds
+        self._adopted = None
+        self.follow_routes()
+
+    def follow_routes(self) -> None:
+        """Take over the routes of this moment, and seat whom they have room for."""
+        routes, now = self._routes(), self._clock()
+        self._adopted = routes
+        shares: dict[tuple[str, str | None], tuple[ReplicaRow, ...]] = {}
+        for name, model in routes.models.items():
+            owner = owners((row.replica for row in model.replicas), self._policy.dedicated.get(name, ()))
+            for key in {(name, None), *((name, tenant) for tenant in self._policy.dedicated.get(name, ()))}:
+                shares[key] = tuple(row for row in model.ready if owner.get(row.replica) == key[1])
+        for key in shares.keys() | self._pools.keys():
+            pool = self._pool_at(key)
+            route = routes.models.get(key[0], _NO_ROUTE)
+            loads = tuple(self.loads.of(row) for row in shares.get(key, ()))
+            for load in loads:
+                load.trial = load.row.replica in routes.on_trial
+            pool.follow(loads, route.why_not_ready(), route.retry_after_seconds(), now)
+        self.loads.retain(row.replica for row in routes.replicas())
+        for key in [key for key in self._pools if key[0] not in routes.models and not self._pools[key].queue]:
+            del self._pools[key]
+
+
+def _nothing() -> None:
+    """Nobody waits."""
+
+
+_NO_ROUTE = ModelRoute(card=ModelRow(name=""))

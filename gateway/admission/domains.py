@@ -1,0 +1,21 @@
+"""Which replicas serve a dedicated tenant alone, and which serve everybody else. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+_PARTS = re.compile(r"(\d+)")
+
+
+def owners(replicas: Iterable[str], dedicated: Sequence[str]) -> dict[str, str]:
+    """Replica -> the dedicated tenant that it serves alone. Replicas that are not named serve all others.
+
+    Each tenant of `dedicated` gets one replica, in the order of names and numbers; where there are fewer replicas than tenants, the
+    last tenants get none, and nobody gets another's.
+    """
+    return dict(zip(sorted(replicas, key=_natural), dedicated, strict=False))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in _PARTS.split(name)]

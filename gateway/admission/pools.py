@@ -1,0 +1,253 @@
+"""The replicas that serve one model for one group of tenants, and the queue in front of them.
+
+A pool seats requests where there is room, and lets the others wait in a fair queue. Every seat that is given back, and every change of
+the routes, seats as many as fit. The request whose turn it is waits until it fits: no smaller one overtakes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gateway.admission.affinity import home_of
+from gateway.admission.claim import Claim
+from gateway.admission.fair_queue import INPUT_WEIGHT, OUTPUT_WEIGHT, FairQueue
+from gateway.admission.loads import Load, choose
+from gateway.admission.schema import QueueConfig
+from gateway.errors import (
+    CapacityError,
+    DeadlineTooClose,
+    EngineUnreachable,
+    GatewayError,
+    NoReadyReplica,
+    QueueFull,
+    QueueTimeout,
+)
+
+_LEARNING = 0.1
+_MOST_RETRY_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class PoolCounts:
+    """Totals since the start."""
+
+    queued: int = 0
+    refused: int = 0
+    overtaken_by_deadline: int = 0
+
+
+class Pool:
+    """See the module. `model` is what clients call it, `tenant` the one it is dedicated to, None for everybody else."""
+
+    def __init__(self, model: str, tenant: str | None, config: QueueConfig) -> None:
+        self.model = model
+        self.tenant = tenant
+        self.config = config
+        self.queue: FairQueue[Claim] = FairQueue(ageing_seconds=config.ageing_seconds)
+        self.loads: tuple[Load, ...] = ()
+        self.not_ready = "it has no replica"
+        self.not_ready_seconds = 30.0
+        self.waiting_tokens = 0
+        self.waiting_bytes = 0
+        self.hold_seconds = 0.0  # how long a request keeps its seat, on average
+        self.counts = PoolCounts()
+        self._waiting_by_tenant: dict[str, list[int]] = {}  # tenant -> [bytes]
+        self._bound: dict[int, Claim] = {}  # of those in the queue, the ones that only some replicas can take
+        self._turn = 0
+
+    # ---- placing
+
+    def place(self, claim: Claim, now: float) -> bool:
+        """Seat `claim`, or let it wait: whether it is seated. Raises a CapacityError, or EngineUnreachable if no replica is left to try."""
+        claim.pool = self
+        able = self._able(claim)
+        if not self.queue or claim.only is not None or claim.avoid or claim.rather_not:
+            load = self._room_for(claim, able)
+            if load is not None and self._may_overtake(claim, now):
+                self._seat(claim, load, now)
+                return True
+        self._check_wait(claim, now)
+        self._enqueue(claim)
+        return False
+
+    def _able(self, claim: Claim) -> Sequence[Load]:
+        """The replicas that `claim` may be given to, with room or without. Raises if there is none."""
+        loads: Sequence[Load] = self.loads
+        if claim.only is not None:
+            loads = [load for load in loads if load.row.replica == claim.only]
+        if claim.avoid:
+            if loads and not (left := [load for load in loads if load.row.replica not in claim.avoid]):
+                raise EngineUnreachable(f"No replica of model {self.model!r} accepts connections at the moment.")
+            loads = left if loads else loads
+        if not loads:
+            raise NoReadyReplica(
+                f"Model {self.model!r} takes no requests at the moment: {self.not_ready}.",
+                retry_after_seconds=self.not_ready_seconds,
+            )
+        if claim.rather_not:
+            loads = [load for load in loads if load.row.replica not in claim.rather_not] or loads
+        return loads
+
+    def _room_for(self, claim: Claim, able: Sequence[Load]) -> Load | None:
+        sequences, kv_tokens = claim.estimate.sequences, claim.estimate.prompt + claim.estimate.output
+        if len(able) == 1:
+            return able[0] if able[0].has_room(sequences, kv_tokens) else None
+        fitting = [load for load in able if load.has_room(sequences, kv_tokens)]
+        if not fitting:
+            return None
+        self._turn += 1
+        home = home_of(claim.prefix, able) if claim.prefix is not None else None
+        return choose(fitting, self._turn % len(fitting), home)
+
+    def _may_overtake(self, claim: Claim, now: float) -> bool:
+        """Whether a request that not every replica can take is to be seated before those that wait."""
+        first = self.queue.first(now)
+        return first is None or self.queue.counter(claim.tenant) <= self.queue.counter(first.tenant)
+
+    def _seat(self, claim: Claim, load: Load, now: float) -> None:
+        estimate, queue = claim.estimate, self.queue
+        load.take(estimate.sequences, estimate.prompt + estimate.output)
+        claim.load, claim.seated_at = load, now
+        output = queue.predicted_output(claim.tenant, estimate.output)
+        claim.charged = INPUT_WEIGHT * estimate.prompt + OUTPUT_WEIGHT * output
+        queue.charge(claim.tenant, claim.weight, claim.charged)
+
+    # ---- waiting
+
+    def _check_wait(self, claim: Claim, now: float) -> None:
+        """Raises QueueFull or DeadlineTooClose. A tenant may fill half of what is free, so that others always find room."""
+        queue, config = self.queue, self.config
+        mine = queue.waiting_of.get(claim.tenant, 0)
+        held = self._waiting_by_tenant.get(claim.tenant, [0])[0]
+        if (
+            mine >= max(config.max_requests - len(queue), min(1, config.max_requests))
+            or len(queue) >= config.max_requests
+        ):
+            raise self._full(claim, f"{mine} requests of yours wait already", now)
+        if queue and claim.body_bytes + held > config.max_bytes - self.waiting_bytes:
+            raise self._full(claim, f"the bodies that wait take {self.waiting_bytes} bytes", now)
+        wait = self.expected_wait_seconds(claim.tenant)
+        if now + wait > claim.deadline:
+            self.counts.overtaken_by_deadline += 1
+            raise DeadlineTooClose(
+                f"The request would wait about {wait:.1f} s for model {self.model!r}, and its deadline is in "
+                f"{max(0.0, claim.deadline - now):.1f} s; {len(queue)} requests wait.",
+                retry_after_seconds=self._retry_seconds(),
+                remedy="Send it with a later deadline, or when less is waiting.",
+            )
+
+    def _full(self, claim: Claim, why: str, now: float) -> QueueFull:
+        self.counts.refused += 1
+        first = self.queue.first(now)
+        oldest = now - first.since if first is not None else 0.0
+        return QueueFull(
+            f"Every replica of model {claim.model!r} is busy and its queue takes no more: {why}; "
+            f"{len(self.queue)} requests are ahead, the next one has waited {oldest:.1f} s.",
+            retry_after_seconds=self._retry_seconds(),
+        )
+
+    def expected_wait_seconds(self, tenant: str) -> float:
+        """How long a new request of `tenant` would wait, going by how long requests keep their seats."""
+        waiting = self.queue.waiting_of
+        ahead = min(len(self.queue), (waiting.get(tenant, 0) + 1) * max(1, len(waiting)))
+        return (ahead + 1) * self.hold_seconds / max(1, self.seats)
+
+    def _retry_seconds(self) -> float:
+        return min(_MOST_RETRY_SECONDS, max(0.5, len(self.queue) * self.hold_seconds / max(1, self.seats)))
+
+    @property
+    def seats(self) -> int:
+        """Requests that the ready replicas run at once."""
+        return sum(load.seats for load in self.loads)
+
+    def _enqueue(self, claim: Claim) -> None:
+        self.queue.push(claim)
+        self.counts.queued += 1
+        self.waiting_tokens += claim.estimate.likely
+        self.waiting_bytes += claim.body_bytes
+        self._waiting_by_tenant.setdefault(claim.tenant, [0])[0] += claim.body_bytes
+        if claim.only is not None or claim.avoid or claim.rather_not:
+            self._bound[claim.ticket] = claim
+
+    def _dequeue(self, claim: Claim) -> None:
+        self._bound.pop(claim.ticket, None)
+        self.queue.remove(claim)
+        self.waiting_tokens -= claim.estimate.likely
+        self.waiting_bytes -= claim.body_bytes
+        held = self._waiting_by_tenant[claim.tenant]
+        held[0] -= claim.body_bytes
+        if claim.tenant not in self.queue.waiting_of:
+            del self._waiting_by_tenant[claim.tenant]
+
+    # ---- leaving
+
+    def leave(self, claim: Claim, now: float, prompt_tokens: int, output_tokens: int, *, complete: bool) -> None:
+        """Take `claim` out of the queue or off its seat, charge what it got, and seat who can be."""
+        load, claim.load, claim.pool = claim.load, None, None
+        if load is None:
+            if claim.ticket >= 0:
+                waited_first = self.queue.first(now) is claim
+                self._dequeue(claim)
+                if waited_first and self.queue:
+                    self.dispatch(now)
+            return
+        estimate, queue = claim.estimate, self.queue
+        load.give(estimate.sequences, estimate.prompt + estimate.output)
+        real = INPUT_WEIGHT * prompt_tokens + OUTPUT_WEIGHT * output_tokens
+        if real != claim.charged:
+            queue.charge(claim.tenant, claim.weight, real - claim.charged)
+        if complete:
+            held = now - claim.seated_at
+            load.served(held, output_tokens)
+            self.hold_seconds += (_LEARNING if self.hold_seconds else 1.0) * (held - self.hold_seconds)
+            queue.learn(claim.tenant, output_tokens)
+        if queue:
+            self.dispatch(now)
+
+    def dispatch(self, now: float) -> None:
+        """Seat those that wait, in their order, until the next one does not fit."""
+        seated = []
+        while (claim := self._next(now)) is not None:
+            seated.append(claim)
+        for claim in seated:
+            claim.wake()
+
+    def _next(self, now: float) -> Claim | None:
+        """The next one, seated; None if it has to wait on."""
+        first = self.queue.first(now)
+        if first is None:
+            return None
+        order = [first, *(c for c in self._bound.values() if c is not first)] if self._bound else [first]
+        bar = self.queue.counter(first.tenant)
+        for claim in order:
+            if claim is not first and self.queue.counter(claim.tenant) > bar:
+                continue
+            try:
+                load = self._room_for(claim, self._able(claim))
+            except GatewayError as error:
+                claim.refusal, load = error, None
+            if load is not None or claim.refusal is not None:
+                self._dequeue(claim)
+                if load is not None:
+                    self._seat(claim, load, now)
+                return claim
+        return None
+
+    # ---- the world changes
+
+    def follow(self, loads: tuple[Load, ...], not_ready: str, retry_seconds: float, now: float) -> None:
+        """These are the replicas now. Nobody waits for replicas that are not there."""
+        self.loads, self.not_ready, self.not_ready_seconds = loads, not_ready, retry_seconds
+        if self.queue:
+            self.dispatch(now)
+
+    def give_up(self, claim: Claim, now: float) -> CapacityError:
+        """`claim` has waited as long as it may: the refusal it gets."""
+        waited = now - claim.since
+        late = now >= claim.deadline
+        what = "its deadline" if late else f"{self.config.max_wait_seconds:g} s, as long as requests may"
+        return (DeadlineTooClose if late else QueueTimeout)(
+            f"The request waited {waited:.1f} s for a replica of model {self.model!r}, until {what}; {len(self.queue)} requests wait.",
+            retry_after_seconds=self._retry_seconds(),
+        )
