@@ -12,7 +12,7 @@ import resource
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,16 +20,19 @@ from typing import Literal
 from gateway.config import Config
 from model_registry.errors import SlicewayError
 from model_registry.source import resolve_source
+from placement.device_nodes import HostTree, Tree, examine_nodes
 from placement.engines import EngineKind, describe_engine, find_engine_python
 from placement.inventory import observe
 from placement.simulate import enter
 from placement.slices import Inventory, SliceKind
+from placement.xids import kernel_log, same_bus, xids_in
 
 Verdict = Literal["ok", "warning", "problem"]
 
 # One connection is two descriptors in the gateway; 2,000 streams and some room.
 _OPEN_FILES = 4_096
 _FREE_DISK_BYTES = 5 * 2**30
+_DRIVER = "/proc/driver/nvidia/version"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,17 @@ class Finding:
     remedy: str = ""
 
 
-def examine(config: Config, *, environ: Mapping[str, str] | None = None) -> tuple[Finding, ...]:
+def examine(
+    config: Config,
+    *,
+    environ: Mapping[str, str] | None = None,
+    tree: Tree | None = None,
+    read_log: Callable[[], Sequence[str] | None] = kernel_log,
+) -> tuple[Finding, ...]:
     """Run every check. A check that cannot look says so as a finding; none stops the others.
 
-    Of a simulated fleet the simulated machine is examined.
+    `tree` are the machine's device files, `read_log` gives its kernel's log. Of a simulated fleet the simulated machine is
+    examined, which has neither.
     """
     enter(config.fleet, config.state)
     environment = os.environ if environ is None else environ
@@ -53,6 +63,8 @@ def examine(config: Config, *, environ: Mapping[str, str] | None = None) -> tupl
     checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
         ("system", _system),
         ("slices", lambda: _slices(config)),
+        ("devices", lambda: _devices(config, tree or HostTree())),
+        ("xid", lambda: _xids(config, read_log)),
         ("engine", lambda: _engine(config, environment)),
         ("models", lambda: _models(config, environment)),
         ("hub", lambda: _hub(environment)),
@@ -113,6 +125,37 @@ def _slices(config: Config) -> Iterator[Finding]:
             "warning",
             f"process {user.pid} ({user.name}) runs on slice {user.slice_id}",
             f"If it is not sliceway's: kill {user.pid}",
+        )
+
+
+def _devices(config: Config, tree: Tree) -> Iterator[Finding]:
+    """Device files and capabilities: without them the driver lists a slice, and no engine can open it."""
+    gpus = observe(config.fleet).gpus
+    if any(gpu.simulated for gpu in gpus) or not (gpus or tree.exists(_DRIVER)):
+        return
+    findings = examine_nodes(gpus, tree, cuts=bool(config.fleet.layouts))
+    for found in findings:
+        yield Finding("devices", "problem" if found.needed else "warning", found.message, found.remedy)
+    if not any(found.needed for found in findings):
+        slices = sum(len(gpu.instances) if gpu.mig else 1 for gpu in gpus)
+        yield Finding("devices", "ok", f"this user may open the device files of all {slices} slices")
+
+
+def _xids(config: Config, read_log: Callable[[], Sequence[str] | None]) -> Iterator[Finding]:
+    """Errors that GPUs have had since boot, where something is to be done about them."""
+    gpus = [gpu for gpu in observe(config.fleet).gpus if not gpu.simulated]
+    if not gpus:
+        return
+    lines = read_log()
+    if lines is None:
+        yield Finding("xid", "ok", "the kernel's log is not this user's to read; errors of GPUs: sudo dmesg | grep Xid")
+        return
+    for xid in xids_in(lines):
+        gpu = next((g for g in gpus if same_bus(g.pci_bus, xid.bus)), None)
+        times = f", {xid.count} times" if xid.count > 1 else ""
+        message = f"{gpu.label if gpu else xid.bus}: {xid.meaning} (XID {xid.number}{times})"
+        yield Finding(
+            "xid", "problem" if xid.urgent else "warning", message, xid.remedy(str(gpu.index if gpu else xid.bus))
         )
 
 

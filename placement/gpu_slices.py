@@ -77,9 +77,20 @@ def _notes(gpu: GpuState) -> Iterator[str]:
     if gpu.mig:
         yield from _mig_notes(gpu)
     if gpu.recovery not in (None, "none"):
-        yield f"GPU {gpu.index}: the driver asks for its recovery ({gpu.recovery}) after an error; see `dmesg` for its XID."
+        yield f"GPU {gpu.index}: after an error (its XID is in `dmesg`) the driver asks {_recovery(gpu)}"
     if gpu.compute_mode == "prohibited":
         yield f"GPU {gpu.index}: its compute mode is `prohibited`, so nothing can run on it. nvidia-smi -i {gpu.index} -c 0"
+
+
+def _recovery(gpu: GpuState) -> str:
+    """What the driver asks for, and how it is done. Everything but a reboot concerns this GPU alone."""
+    reset = f"sudo nvidia-smi --gpu-reset -i {gpu.index}, then `sliceway apply`."
+    return {
+        "reset": f"for a reset of this GPU: stop its replicas, {reset}",
+        "reboot": "for a reboot of the machine.",
+        "drain": "to have this GPU drained of peer-to-peer work: stop its replicas and start them again elsewhere.",
+        "drain-and-reset": f"to have this GPU drained and reset: stop its replicas, {reset}",
+    }.get(gpu.recovery or "", f"for its recovery ({gpu.recovery}); `nvidia-smi -q -i {gpu.index}` says more.")
 
 
 def _mig_notes(gpu: GpuState) -> Iterator[str]:

@@ -116,6 +116,7 @@ class GpuState:
     usable_bytes: int
     driver: str
     pci_device_id: int = 0
+    pci_bus: str = ""
     minor: int | None = None
     numa_node: int | None = None
     cpus: tuple[int, ...] = ()

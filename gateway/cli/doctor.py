@@ -10,8 +10,10 @@ import typer
 from rich.markup import escape
 
 from gateway.cli.output import Json, out, print_json
+from gateway.cli.simulate import Simulate
 from gateway.config import Config, load_config
 from gateway.doctor import Finding, default_config_path, examine
+from gateway.layouts import with_simulation
 
 _SIGNS = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "problem": "[bold red]problem[/]"}
 
@@ -23,11 +25,12 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="Configuration to check; sliceway.yaml here, or none.")] = None,
+    simulate: Simulate = None,
     as_json: Json = False,
 ) -> None:
     """Look for what would go wrong on this machine. Exits 1 if there is a problem."""
     path = config or default_config_path()
-    findings = examine(load_config(path) if path else Config(version="v1"))
+    findings = examine(with_simulation(load_config(path) if path else Config(version="v1"), simulate))
     problems = sum(f.verdict == "problem" for f in findings)
     if as_json:
         print_json({"config": path, "problems": problems, "findings": [asdict(f) for f in findings]})

@@ -59,6 +59,7 @@ def read_gpu(nvml: Any, index: int, handle: Any, catalogue: Catalogue, driver: s
         usable_bytes=memory.usable or total,
         driver=driver,
         pci_device_id=read(lambda: int(nvml.nvmlDeviceGetPciInfo(handle).pciDeviceId)) or 0,
+        pci_bus=read(lambda: text(nvml.nvmlDeviceGetPciInfo(handle).busId)) or "",
         minor=read(lambda: int(nvml.nvmlDeviceGetMinorNumber(handle))),
         numa_node=_numa_node(nvml, handle),
         cpus=_cpus_nearby(nvml, handle),

@@ -15,6 +15,10 @@ from typer.testing import CliRunner
 from gateway.cli import app
 from gateway.config import Config
 from gateway.doctor import Finding, examine
+from placement.device_nodes import HostTree
+from placement.gpu_slices import card_of
+from placement.gpus import GpuState
+from placement.slices import Inventory, Slice, SliceKind
 
 ENVIRON = {"SLICEWAY_ENGINE_PYTHON": sys.executable}
 
@@ -96,3 +100,39 @@ def test_the_command_prints_json_and_exits_1_on_a_problem(tmp_path: Path) -> Non
     report = json.loads(answer.stdout)
     assert report["problems"] >= 1
     assert {"check", "verdict", "message", "remedy"} == set(report["findings"][0])
+
+
+def test_device_files_and_past_errors_of_gpus_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = GpuState(
+        uuid="GPU-1",
+        index=0,
+        name="NVIDIA L4",
+        product="NVIDIA L4",
+        memory_bytes=2**34,
+        usable_bytes=2**34,
+        driver="610.0",
+        minor=0,
+        pci_bus="00000000:4F:00.0",
+    )
+    whole = Slice("GPU-1", SliceKind.GPU, None, 2**34, uuid="GPU-1", gpu=card_of(gpu))
+    monkeypatch.setattr("gateway.doctor.observe", lambda _: Inventory((whole,), gpus=(gpu,)))
+    log = ["NVRM: Xid (PCI:0000:4f:00): 119, pid=1, Timeout", "NVRM: Xid (PCI:0000:4f:00): 13, pid=1, Graphics"]
+    findings = examine(configuration(tmp_path), environ=ENVIRON, tree=HostTree(tmp_path), read_log=lambda: log)
+    missing = of(findings, "devices", "problem")
+    assert [f.message.split()[0] for f in missing] == ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0"]
+    assert all(f.remedy.startswith("sudo nvidia-modprobe") for f in missing)
+    (error,) = of(findings, "xid", "problem")
+    assert error.message == "GPU 0 (NVIDIA L4): the GPU's system processor does not answer (XID 119)"
+    assert "--gpu-reset -i 0" in error.remedy
+
+    (tmp_path / "dev").mkdir()
+    for name in ("nvidiactl", "nvidia-uvm", "nvidia0"):
+        (tmp_path / "dev" / name).touch()
+    findings = examine(configuration(tmp_path), environ=ENVIRON, tree=HostTree(tmp_path), read_log=lambda: None)
+    assert of(findings, "devices", "ok")
+    assert "sudo dmesg" in of(findings, "xid", "ok")[0].message
+
+
+def test_without_gpus_nothing_is_said_of_device_files(tmp_path: Path) -> None:
+    findings = examine(configuration(tmp_path), environ=ENVIRON, tree=HostTree(tmp_path), read_log=lambda: None)
+    assert not [f for f in findings if f.check in {"devices", "xid"}]

@@ -95,7 +95,7 @@ def test_two_products_under_one_name_are_told_apart_by_their_profiles(
     n = nvml("h200", mig=True)
     make_instance(n, 0, 0)
     monkeypatch.setattr(n, "nvmlDeviceGetName", lambda _: "NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr(n, "nvmlDeviceGetPciInfo", lambda _: SimpleNamespace(pciDeviceId=0x233010DE))
+    monkeypatch.setattr(n, "nvmlDeviceGetPciInfo", lambda _: SimpleNamespace(pciDeviceId=0x233010DE, busId="0"))
     n.machine.set_privilege("none")
     assert read_nvidia(n).gpus[0].product == "NVIDIA H100 80GB HBM3", "not the catalogue's: the profiles are others"
 

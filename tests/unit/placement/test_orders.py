@@ -162,5 +162,5 @@ def test_unknown_replicas_and_absent_controllers_are_told(pretender: Pretender, 
     with pytest.raises(NotCarriedOut, match="no controller runs here"):
         Foreman(StatePaths(tmp_path / "elsewhere"), EngineConfig()).stop(["a-0"])
     pretender.react = lambda _: {"replicas": (row("a-0", ReplicaState.STARTING),)}
-    with pytest.raises(NotCarriedOut, match="a-0 on GPU-1/1g.10gb@0 is starting"):
+    with pytest.raises(NotCarriedOut, match=r"a-0 on GPU-1/1g\.10gb@0 is starting"):
         pretender.foreman().check("a-0")
