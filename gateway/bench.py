@@ -1,7 +1,7 @@
-"""Who is measured against whom: from a configuration and what runs, the plan that the load tests carry out. Pure.
+"""Who is measured against whom: from a configuration and what runs, the scenario that the load tests carry out. Pure.
 
-The plan is plain data in the shape that `python -m loadtests isolation -` reads; the load tests import nothing of ours, and
-nothing here imports them.
+A scenario is plain data in the shape that `python -m loadtests isolation -` reads; the load tests import nothing of ours,
+and nothing here imports them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from gateway.config import Config, TenantConfig
 from model_registry.errors import ConfigError, SlicewayError
+from placement.cores import format_cores
+from placement.slices import Slice
 
 FLOOD_USERS = 8
 
@@ -38,17 +40,51 @@ class Party:
     tenant: str
     model: ServedModel
 
-    def load(self, *, key: str | None, users: int, prompt_words: int, output_tokens: int) -> dict[str, Any]:
-        """This party's part of the plan: `users` of them, each waiting for its answer before it asks again."""
+    def load(self, *, users: int, prompt_words: int, prompt_tokens: int | None, output_tokens: int) -> dict[str, Any]:
+        """This party's part of a scenario: `users` of them, each waiting for its answer before it asks again."""
         return {
             "name": self.tenant,
             "model": self.model.name,
-            "api_key": key,
             "task": "embedding" if self.model.task == "embed" else "chat",
             "prompt_words": prompt_words,
+            "prompt_tokens": prompt_tokens,
             "output_tokens": output_tokens,
             "arrival": {"kind": "closed", "users": users},
         }
+
+
+def context(
+    *,
+    base_url: str,
+    keys: Mapping[str, str | None],
+    tenants: Sequence[str],
+    slices: Sequence[Slice] = (),
+    rows: Sequence[Mapping[str, Any]] = (),
+    software: Mapping[str, str] | None = None,
+    deployment: str | None = None,
+    simulated: bool = False,
+) -> dict[str, Any]:
+    """What the load tests cannot find out by themselves, as data for them: keys, tenants, cores of slices, versions."""
+    kinds = sorted({row["slice"]["kind"] for row in rows if row.get("model") and row["slice"].get("kind")})
+    return {
+        "base_url": base_url,
+        "keys": dict(keys),
+        "tenants": list(tenants) or None,
+        "deployment": deployment,
+        "simulated": simulated or any(one.simulated for one in slices),
+        "slice_cores": {one.id: format_cores(one.cores) for one in slices if one.cores},
+        "layout": {
+            "kind": ", ".join(kinds),
+            "models": {row["model"]: row["slice"]["id"] for row in rows if row.get("model")},
+            "slices": [_described(one) for one in slices],
+        },
+        "software": dict(software or {}),
+    }
+
+
+def _described(one: Slice) -> str:
+    parts = [one.id, one.kind.value, one.profile or "", f"cores {format_cores(one.cores)}" if one.cores else ""]
+    return " ".join(filter(None, [*parts, one.gpu.product if one.gpu else "", f"({one.kind.isolation})"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,48 +143,71 @@ def choose_cast(
     )
 
 
-def plan(
+def scenario(
     cast: Cast,
     *,
-    base_url: str,
-    keys: Mapping[str, str | None],
+    aggressors: Sequence[str],
+    budget: Mapping[str, float],
     duration_seconds: float,
     warmup_seconds: float,
     rounds: int,
     users: int,
     prompt_words: int,
+    prompt_tokens: int | None,
     output_tokens: int,
+    processes: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The whole plan, as data for the load tests. The victim is one user; the neighbour is `users` of them.
+    """The isolation scenario, as data for the load tests. The victim is one user; a flood is `users` of them.
 
+    `aggressors` are kinds that the load tests know; with none the neighbour sends what the victim sends, only more of it.
     Raises BenchError where there is no neighbour to speak of.
     """
-    if cast.neighbour is None and cast.contrast is None:
+    beside = cast.neighbour or cast.contrast
+    if beside is None:
         raise BenchError(
             "no tenant can disturb another here",
             remedy=" ".join(cast.notes) or "Add a second tenant and a second model.",
         )
-
-    def load(party: Party | None, count: int) -> dict[str, Any] | None:
-        if party is None:
-            return None
-        return party.load(
-            key=keys.get(party.tenant), users=count, prompt_words=prompt_words, output_tokens=output_tokens
-        )
-
-    return {
-        "base": {
-            "base_url": base_url,
-            "duration_seconds": duration_seconds,
-            "warmup_seconds": warmup_seconds,
-            "seed": seed,
-            "tenants": [load(cast.victim, 1)],
-        },
-        "neighbour": load(cast.neighbour, users),
-        "contrast": load(cast.contrast, users),
-        "rounds": rounds,
+    sizes: dict[str, Any] = {
+        "prompt_words": prompt_words,
+        "prompt_tokens": prompt_tokens,
+        "output_tokens": output_tokens,
     }
+    flood: dict[str, Any] = {"kind": "flood", "name": "neighbour", "tenant": beside.tenant, "users": users}
+    if cast.neighbour is not None and cast.neighbour.model.task == "embed":
+        flood["task"] = "embedding"
+    return {
+        "kind": "isolation",
+        "duration_seconds": duration_seconds,
+        "warmup_seconds": warmup_seconds,
+        "rounds": rounds,
+        "seed": seed,
+        "processes": processes,
+        "victim": cast.victim.load(users=1, **sizes),
+        "aggressors": [{"kind": kind, "tenant": beside.tenant} for kind in aggressors] or [flood],
+        "settings": [
+            {"where": where, "model": party.model.name}
+            for where, party in (("other_slice", cast.neighbour), ("same_slice", cast.contrast))
+            if party is not None
+        ],
+        "budget": dict(budget) or None,
+    }
+
+
+def tenant_for(config: Config, model: str, wanted: str | None) -> str:
+    """Who sends requests to `model`: `wanted`, or the first tenant that may. Raises ConfigError where nobody may."""
+    tenants = config.tenants or (TenantConfig(name="bench"),)
+    if wanted is not None:
+        tenants = (_tenant(tenants, wanted),)
+    allowed = [tenant.name for tenant in tenants if tenant.models == "all" or model in tenant.models]
+    if not allowed:
+        raise ConfigError(
+            f"no tenant may use {model!r}" if wanted is None else f"tenant {wanted!r} may not use {model!r}",
+            where="tenants",
+            remedy="Add the model to a tenant's `models`.",
+        )
+    return allowed[0]
 
 
 def _split(party: str) -> tuple[str, str | None]:

@@ -38,15 +38,19 @@ class Connection:
         self._http = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=timeout_seconds)
         self._clock = clock
         self._used = False
+        self._leave_at: float | None = None
 
-    def ask(self, path: str, body: bytes, *, key: str | None, streams: bool, due: float) -> Answer:
+    def ask(
+        self, path: str, body: bytes, *, key: str | None, streams: bool, due: float, leave_at: float | None = None
+    ) -> Answer:
         """Send one request and read its answer to the end; times count from `due` on this connection's clock.
 
-        Never raises for what the network or the server does: every such fault is a failure with a kind, and closes the
-        connection.
+        At `leave_at` the answer is given up as a timeout, however much of it has come. Never raises for what the network or
+        the server does: every such fault is a failure with a kind, and closes the connection.
         """
         status = replica = request_id = None
         try:
+            self._leave_at = leave_at
             response = self._send(path, body, key)
             status, replica, request_id = (
                 response.status,
@@ -65,8 +69,16 @@ class Connection:
 
     def get_json(self, path: str, *, key: str | None = None) -> Any:
         """The JSON at `path`, or None where the server has nothing there. Raises OSError where nobody answers."""
+        return self._whole("GET", path, None, key)
+
+    def post_json(self, path: str, body: object, *, key: str | None = None) -> Any:
+        """The JSON that `body` is answered with, or None where the answer is not 200. Raises OSError where nobody answers."""
+        return self._whole("POST", path, json.dumps(body).encode(), key)
+
+    def _whole(self, method: str, path: str, body: bytes | None, key: str | None) -> Any:
+        headers = _authorization(key) | ({"content-type": "application/json"} if body is not None else {})
         try:
-            self._http.request("GET", path, headers=_authorization(key))
+            self._http.request(method, path, body, headers)
             response = self._http.getresponse()
             data = response.read()
             return json.loads(data) if response.status == 200 else None
@@ -108,6 +120,11 @@ class Connection:
 
     def _reads(self, response: http.client.HTTPResponse) -> Iterator[tuple[float, bytes]]:
         while True:
+            if self._leave_at is not None and self._http.sock is not None:
+                remaining = self._leave_at - self._clock()
+                if remaining <= 0:
+                    raise TimeoutError("left")
+                self._http.sock.settimeout(remaining)
             chunk = response.read1(READ_BYTES)
             at = self._clock()
             yield at, chunk

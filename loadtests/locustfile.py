@@ -13,9 +13,9 @@ from locust.env import Environment
 
 from loadtests import reports, users
 from loadtests.load import Load
-from loadtests.run import places_of
 from loadtests.scenario import environment as process_environment
 from loadtests.scenario import load_scenario
+from loadtests.target import Target
 
 
 class TenantUser(users.TenantUser):
@@ -32,7 +32,16 @@ def bind_load(environment: Environment, **_: Any) -> None:
     options = environment.parsed_options
     assert options is not None
     scenario = load_scenario(options.scenario)
-    load = Load(scenario, environment=process_environment(), clock=time.perf_counter, places=places_of(scenario))
+    keys = {tenant.name: tenant.key(process_environment()) for tenant in scenario.tenants}
+    target = Target(scenario.base_url, keys)
+    load = Load(
+        scenario,
+        environment=process_environment(),
+        clock=time.perf_counter,
+        places=target.places(),
+        keys=keys,
+        lexicons=target.lexicons(scenario.tenants, {}),
+    )
     options.num_users = options.spawn_rate = load.user_count
     TenantUser.load = load
 

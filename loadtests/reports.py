@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from loadtests.manners import INTENDED
 from loadtests.run_result import Run
 from loadtests.samples import METRICS, Quantiles, Sample, Summary, grouped, summarize
 
@@ -91,7 +92,7 @@ def warnings(runs: Iterable[Run]) -> list[str]:
         )
     if unfinished := sum(run.unfinished for run in rows):
         found.append(f"{unfinished} requests were still unanswered at the end and are in no figure")
-    messages = {s.failure: s.message for run in rows for s in run.samples if s.failure}
+    messages = {s.failure: s.message for run in rows for s in run.samples if s.failure and s.failure not in INTENDED}
     found += [f"failed requests ({kind}), for instance: {message}" for kind, message in sorted(messages.items())]
     return found
 

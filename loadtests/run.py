@@ -9,12 +9,9 @@ import gevent
 from gevent.event import Event
 from locust.env import Environment
 
-from loadtests import scenario as scenarios
-from loadtests.client import Connection
-from loadtests.load import Load, Places, read_places
+from loadtests.load import Load
 from loadtests.run_result import Run
 from loadtests.samples import quantiles
-from loadtests.scenario import Scenario, ScenarioError
 from loadtests.users import TenantUser
 
 LAG_EVERY_SECONDS = 0.01
@@ -24,41 +21,38 @@ OnProgress = Callable[[float, int], None]
 """Called with the share of the run's planned time that has passed, and the requests sent so far."""
 
 
-def run(scenario: Scenario, on_progress: OnProgress = lambda share, sent: None) -> Run:
-    """Send the scenario's load and wait for the last answer.
+def run(load: Load, on_progress: OnProgress = lambda share, sent: None, *, start_at: float | None = None) -> Run:
+    """Send the load and wait for the last answer; time counts from `start_at` on `time.perf_counter`, or from now.
 
-    What is still unanswered two `timeout_seconds` after the last request was due is given up and counted as unfinished.
-    Raises ScenarioError where nobody answers at `base_url`, or a key is missing.
+    What is still unanswered two `timeout_seconds` after the last request was due, or when `load.stop` is called, is given up
+    and counted as unfinished.
     """
-    environment = scenarios.environment()
-    load = Load(scenario, environment=environment, clock=time.perf_counter, places=places_of(scenario))
     ended = Event()
     load.on_end(ended.set)
     user_class = type("BoundTenantUser", (TenantUser,), {"load": load, "abstract": False})
     locust = Environment(user_classes=[user_class], catch_exceptions=False)
     runner = locust.create_local_runner()
     lags: list[float] = []
+    load.start(start_at)
+    began, spent = time.perf_counter(), time.process_time()
     watchers = [gevent.spawn(_watch_lag, lags), gevent.spawn(_watch_progress, load, on_progress)]
-    load.start()
-    runner.start(load.user_count, spawn_rate=load.user_count)
-    ended.wait(scenario.warmup_seconds + scenario.duration_seconds + 2 * scenario.timeout_seconds)
+    runner.start(load.user_count, spawn_rate=max(1, load.user_count))
+    if load.user_count:
+        _wait(load, ended)
+    busy = (time.process_time() - spent) / max(time.perf_counter() - began, 1e-9)
     unfinished = load.in_flight
     gevent.killall(watchers)
     runner.quit()
-    return Run(tuple(load.samples), quantiles(lags), unfinished)
+    return Run(tuple(load.samples), quantiles(lags), unfinished, busy, tuple(lags))
 
 
-def places_of(scenario: Scenario) -> Places:
-    """Which slice answers for what, as the gateway tells. Raises ScenarioError where nobody answers."""
-    connection = Connection(scenario.base_url, timeout_seconds=scenario.timeout_seconds, clock=time.perf_counter)
-    try:
-        return read_places(connection.get_json("/slices", key=scenario.tenants[0].key(scenarios.environment())))
-    except OSError as error:
-        raise ScenarioError(
-            f"nobody answers at {scenario.base_url} ({error}); start the gateway: sliceway up CONFIG"
-        ) from error
-    finally:
-        connection.close()
+def _wait(load: Load, ended: Event) -> None:
+    """Until every user has left, the time is up, or a background load was told to stop."""
+    scenario = load.scenario
+    last = scenario.warmup_seconds + scenario.duration_seconds + 2 * scenario.timeout_seconds
+    while not ended.wait(PROGRESS_EVERY_SECONDS / 2):
+        if load.was_told_to_stop or (load.now() > last and not load.is_endless):
+            return
 
 
 def _watch_lag(lags: list[float]) -> None:
@@ -71,5 +65,5 @@ def _watch_lag(lags: list[float]) -> None:
 def _watch_progress(load: Load, on_progress: OnProgress) -> None:
     planned = load.scenario.warmup_seconds + load.scenario.duration_seconds
     while True:
-        on_progress(min(1.0, load.now() / planned), load.sent)
+        on_progress(max(0.0, min(1.0, load.now() / planned)), load.sent)
         gevent.sleep(PROGRESS_EVERY_SECONDS)

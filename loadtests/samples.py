@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 METRICS = ("ttft_seconds", "itl_seconds", "e2e_seconds")
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
+"""The percentiles that are told, by the name that they have in JSON; `p999` is the 99.9th."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +38,22 @@ class Sample:
     itl_seconds: tuple[float, ...] = ()
     e2e_seconds: float | None = None
     output_tokens: int = 0
+    prompt_tokens: int = 0
+
+    @property
+    def tpot_seconds(self) -> float | None:
+        """The mean gap between tokens of this answer; None where there was one token or no stream."""
+        if self.ttft_seconds is None or self.e2e_seconds is None or self.output_tokens < 2:
+            return None
+        return (self.e2e_seconds - self.ttft_seconds) / (self.output_tokens - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
     """Exact percentiles of `count` samples, in seconds; None where there are none.
 
-    `p99` of fewer than 100 samples is their maximum, and `p99_is_maximum` says so.
+    A percentile that leaves less than one sample above it is the maximum: `p99` of fewer than 100 samples (`p99_is_maximum`
+    says so), `p999` of fewer than 1000.
     """
 
     count: int
@@ -50,6 +61,7 @@ class Quantiles:
     p90: float | None
     p99: float | None
     maximum: float | None
+    p999: float | None = None
 
     @property
     def p99_is_maximum(self) -> bool:
@@ -62,6 +74,7 @@ class Quantiles:
             "p50": self.p50,
             "p90": self.p90,
             "p99": self.p99,
+            "p999": self.p999,
             "max": self.maximum,
             "count": self.count,
             "p99_is_maximum": self.p99_is_maximum,
@@ -79,13 +92,17 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def quantiles(values: Iterable[float]) -> Quantiles:
-    """p50, p90, p99 and the maximum of `values`."""
+    """The percentiles and the maximum of `values`."""
     ordered = sorted(values)
     if not ordered:
         return Quantiles(0, None, None, None, None)
-    return Quantiles(
-        len(ordered), percentile(ordered, 0.5), percentile(ordered, 0.9), percentile(ordered, 0.99), ordered[-1]
-    )
+    found = {name: percentile(ordered, share) for name, share in PERCENTILES.items()}
+    return Quantiles(len(ordered), maximum=ordered[-1], **found)
+
+
+def samples_needed(percentile_name: str) -> int:
+    """How many samples that percentile takes to be anything but their maximum: 100 for `p99`, 1000 for `p999`."""
+    return math.ceil(round(1 / (1 - PERCENTILES[percentile_name]), 6))
 
 
 @dataclass(frozen=True, slots=True)

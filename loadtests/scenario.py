@@ -4,56 +4,115 @@ version: v1
 base_url: http://127.0.0.1:8080
 duration_seconds: 30
 tenants:
-  - {name: acme, api_key_env: ACME_KEY, model: chat, arrival: {kind: closed, users: 2}}
-  - {name: noisy, api_key_env: NOISY_KEY, model: other, arrival: {kind: open, requests_per_second: 20}}
+  - {name: acme, api_key_env: ACME_KEY, model: chat, prompt_tokens: 300, slo: {ttft: 500ms}}
+  - {name: noisy, api_key_env: NOISY_KEY, model: other, arrival: {kind: poisson, requests_per_second: 20}}
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import AfterValidator, Discriminator, Field, SecretStr, model_validator
+
+from loadtests.arrivals import Arrival, Closed, Trace
+from loadtests.lengths import Fixed, Length, Tokens
+from loadtests.problems import Problem, ScenarioError
+from loadtests.traces import read_trace
+from loadtests.units import Duration, show_duration
+from loadtests.yamlfile import Section, Source, load
 
 
-class ScenarioError(Exception):
-    """The scenario cannot be run as it is written; the message names the file, the field and what is allowed."""
+class SharedPrefix(Section):
+    """A beginning that many prompts have in common, as system prompts are: `groups` different ones, drawn alike."""
+
+    tokens: Tokens
+    groups: int = Field(default=1, ge=1, le=100_000)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Turns(Section):
+    """Conversations: each request carries the questions and answers before it."""
 
-
-class Closed(_Section):
-    """A fixed number of users, each of whom waits for an answer before asking again."""
-
-    kind: Literal["closed"] = "closed"
-    users: int = Field(default=1, ge=1, le=10_000)
+    count: int = Field(ge=2, le=100, description="Questions per conversation.")
     think_seconds: float = Field(
-        default=0.0, ge=0, le=3600, description="Pause between an answer and the next request."
+        default=0.0, ge=0, le=3600, description="Pause between an answer and the next question."
     )
 
 
-class Open(_Section):
-    """Requests arrive at random (Poisson) at a rate that does not depend on how fast they are answered."""
+class Tools(Section):
+    """Made-up function definitions sent along, as agents do. They are part of the prompt and come on top of its length."""
 
-    kind: Literal["open"] = "open"
-    requests_per_second: float = Field(gt=0, le=10_000)
-    max_in_flight: int = Field(
-        default=1000,
-        ge=1,
-        le=100_000,
-        description="Further requests wait in the client, and their latency counts the wait.",
+    count: int = Field(ge=1, le=128)
+    choice: Literal["auto", "none", "required"] = "auto"
+
+
+class Patient(Section):
+    """Reads every answer to its end."""
+
+    kind: Literal["patient"] = "patient"
+
+
+class Cancel(Section):
+    """Leaves so long after sending, whether the answer has begun or not."""
+
+    kind: Literal["cancel"] = "cancel"
+    after: Duration
+
+
+class SlowReader(Section):
+    """Takes the answer off the socket slowly, with a small receive buffer, and leaves after `hold`."""
+
+    kind: Literal["slow_reader"] = "slow_reader"
+    bytes_per_second: int = Field(default=64, ge=1, le=10_000_000)
+    hold: Duration = 20.0
+
+
+class HoldOpen(Section):
+    """Opens a connection, sends half a request head, and keeps it so for `hold` or until the server closes it."""
+
+    kind: Literal["hold_open"] = "hold_open"
+    hold: Duration = 5.0
+
+
+Manner = Annotated[Patient | Cancel | SlowReader | HoldOpen, Discriminator("kind")]
+
+
+class Slo(Section):
+    """What a tenant was promised, per request; each with a unit. A request that failed meets nothing.
+
+    `tpot` is the mean gap between tokens, as elsewhere; `itl` is the longest one.
+    """
+
+    ttft: Duration | None = None
+    tpot: Duration | None = None
+    itl: Duration | None = None
+    e2e: Duration | None = None
+    attainment: float = Field(
+        default=0.99, gt=0, le=1, description="The share of requests that has to meet all of them."
     )
 
+    @model_validator(mode="after")
+    def _promises_something(self) -> Slo:
+        if not self.limits:
+            raise ValueError("an SLO without a limit || Give ttft, tpot, itl or e2e, as in {ttft: 500ms}.")
+        return self
 
-class TenantLoad(_Section):
-    """What one tenant sends. Prompts are random words, no two alike, so that no prefix cache answers for the model."""
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, in seconds, by name."""
+        named = {"ttft": self.ttft, "tpot": self.tpot, "itl": self.itl, "e2e": self.e2e}
+        return {name: seconds for name, seconds in named.items() if seconds is not None}
+
+    def __str__(self) -> str:
+        limits = ", ".join(f"{name} <= {show_duration(seconds)}" for name, seconds in self.limits.items())
+        return f"{limits} for {self.attainment:.6g} of requests"
+
+
+class TenantLoad(Section):
+    """What one tenant sends. Prompts are made-up words, no two alike, so that no prefix cache answers for the model."""
 
     name: str = Field(min_length=1)
     model: str = Field(min_length=1)
@@ -61,17 +120,36 @@ class TenantLoad(_Section):
     api_key_env: str | None = Field(default=None, description="Environment variable that holds the key.")
     task: Literal["chat", "completion", "embedding"] = "chat"
     stream: bool = True
-    prompt_words: int = Field(default=64, ge=1, le=1_000_000)
-    output_tokens: int = Field(
-        default=32, ge=1, le=1_000_000, description="Exactly so many: the end of sequence is ignored."
+    prompt_tokens: Length | None = Field(
+        default=None, description="Prompt length as the model's tokenizer counts it, chat template included."
     )
-    arrival: Annotated[Closed | Open, Field(discriminator="kind")] = Closed()
+    prompt_words: int = Field(
+        default=64, ge=1, le=1_000_000, description="Prompt length in words, where prompt_tokens is unset."
+    )
+    output_tokens: Length = Field(
+        default=Fixed(value=32), description="Exactly so many: the end of sequence is ignored.", validate_default=True
+    )
+    inputs: int = Field(default=1, ge=1, le=2048, description="Texts per embedding request.")
+    shared_prefix: SharedPrefix | None = None
+    turns: Turns | None = None
+    tools: Tools | None = None
+    arrival: Arrival = Closed()
+    manner: Manner = Patient()
+    slo: Slo | None = None
     background: bool = Field(default=False, description="Goes on until every request of the other tenants is answered.")
 
     @model_validator(mode="after")
-    def _one_key(self) -> TenantLoad:
+    def _makes_sense(self) -> TenantLoad:
         if self.api_key is not None and self.api_key_env is not None:
             raise ValueError("give `api_key` or `api_key_env`, not both")
+        if self.turns is not None and not isinstance(self.arrival, Closed):
+            raise ValueError(
+                "a conversation waits for its answers, so `turns` needs a closed loop || Use arrival: {kind: closed, users: N}."
+            )
+        if self.task != "chat" and (self.turns or self.tools):
+            raise ValueError(f"`turns` and `tools` belong to task chat, not {self.task}")
+        if self.shared_prefix is not None and self.prompt_tokens is None:
+            raise ValueError("shared_prefix counts tokens, so prompt_tokens has to be set || Add prompt_tokens: N.")
         return self
 
     @property
@@ -85,23 +163,45 @@ class TenantLoad(_Section):
             return self.api_key.get_secret_value() if self.api_key else None
         if not environment.get(self.api_key_env):
             raise ScenarioError(
-                f"tenant {self.name!r}: the environment variable {self.api_key_env} holds no key; make one with `sliceway keys create {self.name}`"
+                Problem(
+                    f"the environment variable {self.api_key_env} holds no key",
+                    f"tenant {self.name!r}",
+                    f"Make one: sliceway keys create {self.name}",
+                )
             )
         return environment[self.api_key_env]
 
+    def described(self) -> dict[str, Any]:
+        """The load as plain data for reports, without keys."""
+        shown = self.model_dump(mode="json", exclude={"api_key", "api_key_env", "background"}, exclude_none=True)
+        return {key: value["value"] if _is_fixed(value) else value for key, value in shown.items()}
 
-class Scenario(_Section):
+
+def _is_fixed(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("kind") == "fixed"
+
+
+def _plain_http(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme != "http" or not parts.hostname or parts.path.strip("/"):
+        raise ValueError(f"{value!r} is not of the form http://host:port")
+    return value.rstrip("/")
+
+
+BaseUrl = Annotated[str, AfterValidator(_plain_http)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Scenario(Section):
     """One run."""
 
     version: Literal["v1"] = "v1"
-    base_url: str = Field(default="http://127.0.0.1:8080", description="The gateway, without /v1.")
+    base_url: BaseUrl = Field(default="http://127.0.0.1:8080", description="The gateway, without /v1.")
     warmup_seconds: float = Field(
         default=2.0, ge=0, le=3600, description="Requests due in this time are sent and not counted."
     )
-    duration_seconds: float = Field(
+    duration_seconds: Seconds = Field(
         default=20.0,
-        gt=0,
-        le=86_400,
         description="Requests due in this time, after the warm-up, are counted, however late their answers are.",
     )
     timeout_seconds: float = Field(
@@ -109,14 +209,6 @@ class Scenario(_Section):
     )
     seed: int = 1
     tenants: tuple[TenantLoad, ...] = Field(min_length=1)
-
-    @field_validator("base_url")
-    @classmethod
-    def _plain_http(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme != "http" or not parts.hostname or parts.path.strip("/"):
-            raise ValueError(f"{value!r} is not of the form http://host:port")
-        return value.rstrip("/")
 
     @model_validator(mode="after")
     def _names_differ(self) -> Scenario:
@@ -128,28 +220,31 @@ class Scenario(_Section):
 
 def parse_scenario(data: object, where: str) -> Scenario:
     """A Scenario from plain data. Raises ScenarioError that lists every fault with its field."""
-    if not isinstance(data, dict):
-        raise ScenarioError(f"{where}: a scenario is a mapping with `tenants:` in it")
-    try:
-        return Scenario.model_validate(data)
-    except ValidationError as error:
-        raise ScenarioError(faults(error, where)) from error
-
-
-def faults(error: ValidationError, where: str) -> str:
-    """Every fault that was found, a line each: where, which field, what is wrong."""
-    return "\n".join(f"{where}: {'.'.join(map(str, e['loc'])) or 'scenario'}: {e['msg']}" for e in error.errors())
+    return settle(Source(data, where))
 
 
 def load_scenario(path: Path) -> Scenario:
     """Read a scenario from YAML or JSON. Raises ScenarioError where there is none or it is wrong."""
-    try:
-        data: Any = YAML(typ="safe", pure=True).load(path.read_text())
-    except OSError as error:
-        raise ScenarioError(f"{path}: {error.strerror}") from error
-    except YAMLError as error:
-        raise ScenarioError(f"{path}: {error}") from error
-    return parse_scenario(data, str(path))
+    return settle(load(path))
+
+
+def settle(source: Source) -> Scenario:
+    """The scenario in `source`, with the paths of its traces made absolute, and the traces looked at."""
+    scenario = source.parse(Scenario)
+    return scenario.model_copy(update={"tenants": settled(scenario.tenants, source.directory)})
+
+
+def settled(tenants: Sequence[TenantLoad], directory: Path) -> tuple[TenantLoad, ...]:
+    """The tenants with the paths of their traces made absolute. Raises ScenarioError for a trace that cannot be read."""
+    return tuple(_settled(tenant, directory) for tenant in tenants)
+
+
+def _settled(tenant: TenantLoad, directory: Path) -> TenantLoad:
+    if not isinstance(tenant.arrival, Trace):
+        return tenant
+    path = (directory / tenant.arrival.file).absolute()
+    read_trace(path)
+    return tenant.model_copy(update={"arrival": tenant.arrival.model_copy(update={"file": path})})
 
 
 def environment() -> Mapping[str, str]:

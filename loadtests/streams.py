@@ -31,13 +31,16 @@ class Timing:
     """One answer's times in seconds. `itl_seconds` has one gap fewer than there were events with text.
 
     `ttft_seconds` is None for an answer that is not streamed. `output_tokens` is what the server counted (`usage`), or the
-    number of events with text where it sent no usage.
+    number of events with text where it sent no usage; `prompt_tokens` is 0 there. `text` is the answer itself, of a stream
+    or a chat completion in one piece.
     """
 
     ttft_seconds: float | None
     itl_seconds: tuple[float, ...]
     e2e_seconds: float
     output_tokens: int
+    prompt_tokens: int = 0
+    text: str = ""
 
 
 def events(reads: Reads) -> Iterator[tuple[float, str]]:
@@ -66,17 +69,18 @@ def measure_stream(reads: Reads, started: float) -> Timing:
     `truncated` where `[DONE]` is missing, and `empty` where no event carried text.
     """
     texts: list[float] = []
-    tokens: int | None = None
+    said: list[str] = []
+    usage: dict[str, Any] = {}
     for at, data in events(reads):
         if data.startswith("[DONE]"):
-            return _timing(texts, tokens, started, at)
+            return _timing(texts, usage, started, at, "".join(said))
         body = _object(data)
         if "error" in body:
             raise AnswerFailed("error_event", _error_message(body["error"]))
         if _has_text(body):
             texts.append(at)
-        if isinstance(usage := body.get("usage"), dict):
-            tokens = usage.get("completion_tokens", tokens)
+            said.append(_content(body))
+        usage |= body.get("usage") or {}
     raise AnswerFailed("truncated", f"the stream ended without [DONE] after {len(texts)} events with text")
 
 
@@ -94,8 +98,15 @@ def measure_whole(reads: Reads, started: float) -> Timing:
         raise AnswerFailed("bad_body", "the answer is no JSON object")
     if "error" in body:
         raise AnswerFailed("error_body", _error_message(body["error"]))
-    tokens = (body.get("usage") or {}).get("completion_tokens") or 0
-    return Timing(ttft_seconds=None, itl_seconds=(), e2e_seconds=read[-1][0] - started, output_tokens=tokens)
+    usage = body.get("usage") or {}
+    return Timing(
+        ttft_seconds=None,
+        itl_seconds=(),
+        e2e_seconds=read[-1][0] - started,
+        output_tokens=usage.get("completion_tokens") or 0,
+        prompt_tokens=usage.get("prompt_tokens") or 0,
+        text=_content(body),
+    )
 
 
 def refusal(status: int, reads: Reads) -> AnswerFailed:
@@ -108,11 +119,26 @@ def refusal(status: int, reads: Reads) -> AnswerFailed:
     return AnswerFailed(f"http_{status}", message)
 
 
-def _timing(texts: list[float], tokens: int | None, started: float, done: float) -> Timing:
+def _timing(texts: list[float], usage: dict[str, Any], started: float, done: float, said: str) -> Timing:
     if not texts:
         raise AnswerFailed("empty", "the stream ended properly, but no event carried text")
     gaps = tuple(later - earlier for earlier, later in itertools.pairwise(texts))
-    return Timing(texts[0] - started, gaps, done - started, len(texts) if tokens is None else tokens)
+    return Timing(
+        ttft_seconds=texts[0] - started,
+        itl_seconds=gaps,
+        e2e_seconds=done - started,
+        output_tokens=usage.get("completion_tokens") or len(texts),
+        prompt_tokens=usage.get("prompt_tokens") or 0,
+        text=said,
+    )
+
+
+def _content(body: dict[str, Any]) -> str:
+    """The text of the first choice of an event or an answer."""
+    for choice in body.get("choices") or ():
+        message = choice.get("delta") or choice.get("message") or {}
+        return str(choice.get("text") or message.get("content") or "")
+    return ""
 
 
 def _object(data: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import ClassVar
 
 import gevent
@@ -9,10 +10,12 @@ from gevent.pool import Pool
 from locust import User, constant, task
 from locust.exception import StopUser
 
-from loadtests.client import Connection
-from loadtests.load import Load, arrivals
+from loadtests.arrivals import Closed
+from loadtests.bodies import Asked, Message
+from loadtests.load import Client, Load
+from loadtests.manners import Misbehaving
 from loadtests.samples import Sample
-from loadtests.scenario import Closed, Open
+from loadtests.scenario import Patient
 
 
 class TenantUser(User):
@@ -28,18 +31,24 @@ class TenantUser(User):
 
     def on_start(self) -> None:
         """Take a seat: a tenant and a stream of random numbers of its own."""
-        self.tenant, self.random = self.load.take_seat()
-        self.connection = self.load.connect()
-        self.idle: list[Connection] = []
+        self.seat = self.load.take_seat()
+        self.tenant = self.seat.tenant
+        self.history: list[Message] = []
+        self.turn = 0
+        self.idle: list[Client] = []
         arrival = self.tenant.arrival
-        if isinstance(arrival, Open):
-            self.next_due = arrivals(arrival.requests_per_second, self.random)
+        if isinstance(arrival, Closed):
+            self.client_of_mine = self._client()
+        else:
+            self.arrivals = self.load.arrivals(self.seat)
             self.in_flight = Pool(arrival.max_in_flight)
+        gevent.sleep(max(0.0, -self.load.now()))
 
     def on_stop(self) -> None:
         """Leave the seat; the run ends with the last one."""
-        for connection in (self.connection, *self.idle):
-            connection.close()
+        mine = [self.client_of_mine] if isinstance(self.tenant.arrival, Closed) else []
+        for client in (*mine, *self.idle):
+            client.close()
         self.load.leave_seat(self.tenant)
 
     @task
@@ -50,24 +59,50 @@ class TenantUser(User):
         else:
             self._arrive()
 
+    def _client(self) -> Client:
+        if isinstance(self.tenant.manner, Patient):
+            return self.load.connect()
+        return Misbehaving(self.load.scenario.base_url, self.tenant.manner, clock=time.perf_counter, pause=gevent.sleep)
+
     def _ask_and_think(self, think_seconds: float) -> None:
         if not self.load.is_open(self.tenant):
             raise StopUser
-        self._report(self.load.ask(self.connection, self.tenant, self.random, self.load.now()))
-        gevent.sleep(think_seconds)
+        asked = self.load.make(self.tenant, self.seat.random, history=self.history)
+        sample, answer = self.load.ask(self.client_of_mine, self.tenant, asked, self.load.now())
+        self._report(sample)
+        said = answer.timing.text if answer.timing else None
+        gevent.sleep(self._next_turn(asked, said) if self.tenant.turns else think_seconds)
+
+    def _next_turn(self, asked: Asked, said: str | None) -> float:
+        """Carry the conversation on, or begin another; the seconds to think before."""
+        turns = self.tenant.turns
+        assert turns is not None
+        self.turn += 1
+        if said is None or self.turn >= turns.count:
+            self.turn, self.history = 0, []
+        else:
+            self.history += [
+                {"role": "user", "content": asked.question},
+                {"role": "assistant", "content": said},
+            ]
+        return turns.think_seconds
 
     def _arrive(self) -> None:
-        due = self.next_due()
-        gevent.sleep(max(0.0, due - self.load.now()))
+        number, (due, row) = next(self.arrivals, (0, (float("inf"), None)))
+        # Looks up once a second whether the load is over: the next arrival may be far away, or not come at all.
+        while (wait := due - self.load.now()) > 0 and self.load.is_open(self.tenant):
+            gevent.sleep(min(wait, 1.0))
         if not self.load.is_open(self.tenant):
             self.in_flight.join()
             raise StopUser
-        self.in_flight.spawn(self._ask_once, due)  # waits while max_in_flight are under way; `due` stays what it was
+        asked = self.load.make(self.tenant, self.load.random_for(self.tenant, number), row)
+        self.in_flight.spawn(self._ask_once, asked, due)  # waits while max_in_flight are under way; `due` stays
 
-    def _ask_once(self, due: float) -> None:
-        connection = self.idle.pop() if self.idle else self.load.connect()
-        self._report(self.load.ask(connection, self.tenant, self.random, due))
-        self.idle.append(connection)
+    def _ask_once(self, asked: Asked, due: float) -> None:
+        client = self.idle.pop() if self.idle else self._client()
+        sample, _ = self.load.ask(client, self.tenant, asked, due)
+        self._report(sample)
+        self.idle.append(client)
 
     def _report(self, sample: Sample) -> None:
         name = f"{sample.tenant} {sample.model}"

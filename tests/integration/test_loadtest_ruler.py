@@ -207,15 +207,20 @@ def test_a_stalled_stream_times_out(tmp_path: Path) -> None:
 
 
 def test_isolation_runs_every_setting_and_ends_in_ratios(fake_engine: str) -> None:
-    noisy = {"name": "noisy", "model": "chat", "output_tokens": 4, "arrival": {"kind": "closed", "users": 4}}
-    victim = {"name": "victim", "model": "chat", "output_tokens": 4}
-    base = {"base_url": fake_engine, "warmup_seconds": 0.1, "duration_seconds": 0.5, "tenants": [victim]}
-    done = loadtests(
-        "isolation", "-", "--json", stdin=json.dumps({"base": base, "neighbour": noisy, "contrast": noisy, "rounds": 1})
-    )
+    scenario = {
+        "kind": "isolation",
+        "base_url": fake_engine,
+        "warmup_seconds": 0.1,
+        "duration_seconds": 0.5,
+        "rounds": 1,
+        "victim": {"name": "victim", "model": "chat", "output_tokens": 4},
+        "aggressors": [{"kind": "flood", "name": "neighbour", "tenant": "noisy", "users": 4}],
+        "settings": [{"where": "same_slice"}, {"where": "other_slice", "model": "chat"}],
+    }
+    done = loadtests("isolation", "-", "--json", stdin=json.dumps(scenario))
     assert done.returncode == 0, done.stderr
     settings = json.loads(done.stdout)["settings"]
-    assert list(settings) == ["alone", "neighbour_on_other_slice", "neighbour_on_same_slice"]
+    assert list(settings) == ["alone", "neighbour_on_same_slice", "neighbour_on_other_slice"]
     assert settings["alone"]["ratio_to_alone"]["ttft_seconds"]["p50"] == 1.0
     for beside in list(settings)[1:]:
         assert settings[beside]["victim"]["succeeded"] > 0
@@ -223,18 +228,71 @@ def test_isolation_runs_every_setting_and_ends_in_ratios(fake_engine: str) -> No
     assert "round 1 of 1: alone" in done.stderr
 
 
+def test_several_processes_ask_what_one_would(fake_engine: str, tmp_path: Path) -> None:
+    """The same seed makes the same arrivals and prompts, however many processes send them."""
+    arriving = {
+        "arrival": {"kind": "poisson", "requests_per_second": 12},
+        "prompt_tokens": {"kind": "uniform", "max": 30},
+    }
+    scenario = {
+        "base_url": fake_engine,
+        "warmup_seconds": 0,
+        "duration_seconds": 1.5,
+        "tenants": [{"name": "a", "model": "chat", "output_tokens": 2} | arriving],
+    }
+    path = tmp_path / "s.yaml"
+    path.write_text(json.dumps(scenario))
+    sent = []
+    for processes in ("1", "3"):
+        samples = tmp_path / f"{processes}.jsonl"
+        done = loadtests("run", str(path), "--json", "--processes", processes, "--samples", str(samples))
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in samples.read_text().splitlines()]
+        sent.append([(row["due_seconds"], row["prompt_tokens"]) for row in rows])
+    assert sent[0] == sent[1]
+    assert len(sent[0]) > 5
+
+
+def test_conversations_carry_what_was_said(fake_engine: str, tmp_path: Path) -> None:
+    talking = {"turns": {"count": 3}, "prompt_tokens": 10, "output_tokens": 5}
+    result = measure(tmp_path, fake_engine, talking, duration_seconds=1.2)
+    assert result["t0"]["failures"] == {}
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    # A question of 10 tokens, then with 5 answered and 10 asked, then again.
+    assert [row["prompt_tokens"] for row in rows][:4] == [10, 25, 40, 10]
+
+
+@pytest.mark.parametrize(
+    ("manner", "kind"),
+    [
+        ({"kind": "cancel", "after": "30ms"}, "left"),
+        ({"kind": "slow_reader", "bytes_per_second": 40, "hold": "300ms"}, "left"),
+        ({"kind": "hold_open", "hold": "200ms"}, "held"),
+    ],
+)
+def test_misbehaving_clients_do_what_they_are_told(
+    fake_engine: str, tmp_path: Path, manner: dict[str, Any], kind: str
+) -> None:
+    result = measure(tmp_path, fake_engine, {}, {"manner": manner}, duration_seconds=0.6)
+    assert list(result["t1"]["failures"]) == [kind]
+    assert result["t1"]["e2e_seconds"]["count"] == 0
+    assert result["t0"]["failures"] == {}
+    assert not any("for instance" in text for text in result["warnings"])
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{}", "base"),
+        ("{}", "'victim' is missing"),
         ("nonsense", "Expecting value"),
         (
-            '{"base": {"base_url": "http://127.0.0.1:9", "tenants": [{"name": "v", "model": "m"}]}, "contrast": {"name": "n", "model": "m"}}',
+            '{"base_url": "http://127.0.0.1:9", "victim": {"name": "v", "model": "m"}, '
+            '"aggressors": [{"kind": "flood", "tenant": "n"}], "settings": [{"where": "same_slice"}]}',
             "sliceway up",
         ),
     ],
 )
-def test_bad_plans_and_absent_gateways_exit_2_and_say_why(text: str, said: str) -> None:
+def test_bad_scenarios_and_absent_gateways_exit_2_and_say_why(text: str, said: str) -> None:
     done = loadtests("isolation", "-", stdin=text)
     assert done.returncode == 2
     assert said in done.stderr

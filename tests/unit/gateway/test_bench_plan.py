@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.bench import BenchError, ServedModel, choose_cast, plan, served_models
+from gateway.bench import BenchError, ServedModel, choose_cast, context, scenario, served_models, tenant_for
 from gateway.config import Config
 from model_registry.errors import ConfigError
 
@@ -60,7 +60,8 @@ def test_the_neighbour_never_shares_a_slice_by_chance() -> None:
 def test_an_embedding_model_next_door_is_better_than_none() -> None:
     cast = choose_cast(BOTH, [CHAT_A, EMBED])
     assert cast.neighbour is not None
-    assert cast.neighbour.load(key=None, users=3, prompt_words=5, output_tokens=6)["task"] == "embedding"
+    sizes = {"prompt_words": 5, "prompt_tokens": None, "output_tokens": 6}
+    assert cast.neighbour.load(users=3, **sizes)["task"] == "embedding"
 
 
 def test_a_tenants_models_bind_the_choice() -> None:
@@ -109,32 +110,55 @@ def test_nothing_ready_is_said() -> None:
 
 
 SETTINGS: dict[str, Any] = {
-    "base_url": "http://127.0.0.1:8080",
+    "aggressors": (),
+    "budget": {},
     "duration_seconds": 20.0,
     "warmup_seconds": 3.0,
     "rounds": 2,
     "users": 16,
     "prompt_words": 10,
+    "prompt_tokens": None,
     "output_tokens": 11,
+    "processes": 1,
     "seed": 3,
 }
 
 
-def test_the_plan_is_what_the_load_tests_read() -> None:
-    from loadtests.isolation import parse_plan
+def test_the_scenario_is_what_the_load_tests_read() -> None:
+    from loadtests.lab.scenario import Context, check_tenants, keys_from, read_isolation
+    from loadtests.yamlfile import Source
 
-    made = plan(choose_cast(BOTH, [CHAT_A, CHAT_B]), keys={"quiet": "sk-1", "noisy": "sk-2"}, **SETTINGS)
-    read = parse_plan(made)
-    assert read.victim.key({}) == "sk-1"
-    assert read.neighbour is not None
-    assert read.neighbour.key({}) == "sk-2"
-    assert (read.victim.arrival.users, read.neighbour.arrival.users) == (1, 16)  # type: ignore[union-attr]
-    assert read.base.duration_seconds == 20.0
-    assert read.settings == ("alone", "neighbour_on_other_slice", "neighbour_on_same_slice")
+    made = scenario(choose_cast(BOTH, [CHAT_A, CHAT_B]), **SETTINGS)
+    told = context(base_url="http://127.0.0.1:1", keys={"quiet": "sk-1", "noisy": "sk-2"}, tenants=["quiet", "noisy"])
+    source = Source(made, "scenario")
+    read, given = read_isolation(source), Source(told, "context").parse(Context)
+    check_tenants(read, given, source)
+    assert keys_from(read, given, {}) == {"quiet": "sk-1", "noisy": "sk-2"}
+    assert (read.victim.model, read.victim.arrival.users) == ("chat-a", 1)  # type: ignore[union-attr]
+    assert (read.aggressors[0].label, read.aggressors[0].users) == ("neighbour", 16)  # type: ignore[union-attr]
+    assert [(s.where, s.model) for s in read.settings] == [("other_slice", "chat-b"), ("same_slice", "chat-a")]
+    assert read.duration_seconds == 20.0
+    assert read.budget is None
 
 
-def test_a_plan_without_any_neighbour_is_refused() -> None:
+def test_aggressors_and_a_budget_can_be_asked_for() -> None:
+    numbers = SETTINGS | {"aggressors": ["prefill_flood", "cancel_storm"], "budget": {"p99_ratio": 1.1}}
+    made = scenario(choose_cast(BOTH, [CHAT_A, CHAT_B]), **numbers)
+    assert [a["kind"] for a in made["aggressors"]] == ["prefill_flood", "cancel_storm"]
+    assert made["budget"] == {"p99_ratio": 1.1}
+
+
+def test_a_scenario_without_any_neighbour_is_refused() -> None:
     alone = config_of({"name": "quiet", "models": ["chat-a"]}, {"name": "noisy", "models": ["chat-b"]})
     cast = choose_cast(alone, [CHAT_A, ServedModel("chat-b", "generate", frozenset({"cpu-0"}))])
     with pytest.raises(BenchError, match="disturb"):
-        plan(cast, keys={}, **SETTINGS)
+        scenario(cast, **SETTINGS)
+
+
+def test_capacity_is_asked_for_by_a_tenant_that_may() -> None:
+    apart = config_of({"name": "quiet", "models": ["chat-a"]}, {"name": "noisy", "models": ["chat-b"]})
+    assert tenant_for(apart, "chat-b", None) == "noisy"
+    assert tenant_for(config_of(), "chat-b", None) == "bench"
+    for model, wanted in (("embed", None), ("chat-b", "quiet")):
+        with pytest.raises(ConfigError, match="may (not )?use"):
+            tenant_for(apart, model, wanted)

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-from itertools import pairwise
-from random import Random
 from typing import Any
 
 import pytest
 
+from loadtests.bodies import Asked
 from loadtests.client import Answer
-from loadtests.load import Load, Places, arrivals, read_places
-from loadtests.scenario import ScenarioError, TenantLoad, parse_scenario
+from loadtests.load import Load, Places, Shard, read_places
+from loadtests.problems import ScenarioError
+from loadtests.scenario import TenantLoad, parse_scenario
 from loadtests.streams import AnswerFailed, Timing
 
 
@@ -33,15 +33,15 @@ class FakeConnection:
         return self._answer
 
 
-def load_of(time: FakeTime, *tenants: dict[str, Any], places: Places | None = None) -> Load:
+def load_of(time: FakeTime, *tenants: dict[str, Any], places: Places | None = None, **options: Any) -> Load:
     rows = [{"name": f"t{i}", "model": "chat"} | tenant for i, tenant in enumerate(tenants)]
     scenario = parse_scenario({"warmup_seconds": 2, "duration_seconds": 10, "tenants": rows}, "test")
-    return Load(scenario, environment={}, clock=time, places=places)
+    return Load(scenario, environment={}, clock=time, places=places, **options)
 
 
 def ask(load: Load, time: FakeTime, answer: Answer, *, due: float, takes: float = 0.5) -> FakeConnection:
     connection = FakeConnection(time, answer, takes)
-    load.ask(connection, load.scenario.tenants[0], Random(1), due)  # type: ignore[arg-type]
+    load.ask(connection, load.scenario.tenants[0], Asked("/v1/chat/completions", b"{}", "hi"), due)  # type: ignore[arg-type]
     return connection
 
 
@@ -92,7 +92,7 @@ def test_seats_are_one_per_closed_user_and_one_per_open_tenant() -> None:
     load = load_of(
         FakeTime(), {"arrival": {"kind": "closed", "users": 3}}, {"arrival": {"kind": "open", "requests_per_second": 9}}
     )
-    taken = [load.take_seat()[0].name for _ in range(load.user_count)]
+    taken = [load.take_seat().tenant.name for _ in range(load.user_count)]
     assert taken == ["t0", "t0", "t0", "t1"]
     with pytest.raises(IndexError):
         load.take_seat()
@@ -100,13 +100,33 @@ def test_seats_are_one_per_closed_user_and_one_per_open_tenant() -> None:
 
 def test_two_users_of_a_tenant_ask_different_questions() -> None:
     load = load_of(FakeTime(), {"arrival": {"kind": "closed", "users": 2}})
-    assert load.take_seat()[1].random() != load.take_seat()[1].random()
+    assert load.take_seat().random.random() != load.take_seat().random.random()
+
+
+def test_processes_share_users_and_arrivals_without_loss() -> None:
+    closed = {"arrival": {"kind": "closed", "users": 5}}
+    arriving = {"arrival": {"kind": "open", "requests_per_second": 9}}
+    shards = [load_of(FakeTime(), closed, arriving, shard=Shard(i, 3)) for i in range(3)]
+    whole = load_of(FakeTime(), closed, arriving)
+    numbers, due = [], []
+    for shard in shards:
+        for _ in range(shard.user_count):
+            seat = shard.take_seat()
+            if seat.tenant.name == "t0":
+                numbers.append((seat.number, seat.random.random()))
+            else:
+                arrivals = shard.arrivals(seat)
+                due += [next(arrivals) for _ in range(4)]
+    seats = [whole.take_seat() for _ in range(6)]
+    assert sorted(numbers) == [(seat.number, seat.random.random()) for seat in seats[:5]]
+    arrivals = whole.arrivals(seats[5])
+    assert sorted(due) == [next(arrivals) for _ in range(12)]
 
 
 def test_the_background_goes_on_until_the_last_other_answer() -> None:
     time = FakeTime()
     load = load_of(time, {}, {"background": True})
-    (front, _), (back, _) = load.take_seat(), load.take_seat()
+    front, back = load.take_seat().tenant, load.take_seat().tenant
     ended: list[bool] = []
     load.on_end(lambda: ended.append(True))
     time.seconds += 60.0
@@ -124,13 +144,12 @@ def test_a_run_that_would_never_end_is_refused() -> None:
         load_of(FakeTime(), {"background": True})
 
 
-def test_arrivals_are_a_poisson_process() -> None:
-    following = arrivals(50.0, Random(7))
-    due = [following() for _ in range(20_000)]
-    gaps = [later - earlier for earlier, later in pairwise(due)]
-    mean = sum(gaps) / len(gaps)
-    assert mean == pytest.approx(1 / 50, rel=0.03)
-    assert sum((g - mean) ** 2 for g in gaps) / len(gaps) == pytest.approx(mean**2, rel=0.06)
+def test_a_background_of_its_own_goes_on_until_it_is_told() -> None:
+    load = load_of(FakeTime(), {"background": True}, until_stopped=True)
+    seat = load.take_seat()
+    assert load.is_open(seat.tenant)
+    load.stop()
+    assert not load.is_open(seat.tenant)
 
 
 def shown(model: str | None, replica: str | None, slice_id: str) -> dict[str, Any]:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from loadtests import bodies
-from loadtests.scenario import Closed, Open, ScenarioError, load_scenario, parse_scenario
+from loadtests.arrivals import Closed, Open
+from loadtests.bodies import Bodies, prompt
+from loadtests.problems import ScenarioError
+from loadtests.scenario import load_scenario, parse_scenario
 
 TENANT: dict[str, Any] = {"name": "acme", "model": "chat"}
 
@@ -25,20 +27,30 @@ def test_a_scenario_from_yaml(tmp_path: Path) -> None:
     )
     scenario = load_scenario(path)
     assert scenario.tenants[0].arrival == Closed(users=1)
-    assert scenario.tenants[1].arrival == Open(requests_per_second=5)
+    assert scenario.tenants[1].arrival == Open(kind="open", requests_per_second=5)
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"durations": 3}, "durations: Extra inputs"),
+        ({"durations": 3}, "Did you mean 'duration_seconds'?"),
+        ({"tenants": [TENANT | {"slo": {"ttft": 0.5}}]}, "has no unit"),
+        ({"tenants": [TENANT | {"slo": {"ttft": "3 weeks"}}]}, "no unit of time"),
+        ({"tenants": [TENANT | {"slo": {"attainment": 0.9}}]}, "an SLO without a limit"),
+        (
+            {"tenants": [TENANT | {"turns": {"count": 2}, "arrival": {"kind": "open", "requests_per_second": 1}}]},
+            "closed",
+        ),
+        ({"tenants": [TENANT | {"task": "embedding", "tools": {"count": 1}}]}, "task chat"),
+        ({"tenants": [TENANT | {"shared_prefix": {"tokens": 9}}]}, "prompt_tokens has to be set"),
+        ({"tenants": [TENANT | {"prompt_tokens": {"kind": "zipf"}}]}, "zipf"),
         ({"duration_seconds": 0}, "duration_seconds"),
         ({"duration_seconds": "20 minutes"}, "duration_seconds"),
         ({"base_url": "https://host"}, "http://host:port"),
         ({"base_url": "http://host/v1"}, "http://host:port"),
         ({"tenants": []}, "tenants"),
         ({"tenants": [TENANT, TENANT]}, "share a name"),
-        ({"tenants": [TENANT | {"arrival": {"kind": "burst"}}]}, "tenants.0.arrival"),
+        ({"tenants": [TENANT | {"arrival": {"kind": "burst"}}]}, "tenants[0].arrival"),
         ({"tenants": [TENANT | {"arrival": {"kind": "open"}}]}, "requests_per_second"),
         ({"tenants": [TENANT | {"api_key": "a", "api_key_env": "B"}]}, "not both"),
         ({"version": "v2"}, "version"),
@@ -53,7 +65,20 @@ def test_faults_name_the_field(fields: dict[str, Any], said: str) -> None:
 def test_every_fault_is_told_at_once() -> None:
     with pytest.raises(ScenarioError) as caught:
         parse(duration_seconds=-1, seeds=2)
-    assert len(str(caught.value).splitlines()) == 2
+    assert len(caught.value.problems) == 2
+
+
+def test_faults_in_a_file_name_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "load.yaml"
+    path.write_text(
+        "version: v1\ntenants:\n  - name: acme\n    model: chat\n    slo:\n      ttft: 0.5\n    promt_tokens: 3\n"
+    )
+    with pytest.raises(ScenarioError) as caught:
+        load_scenario(path)
+    first, second = (str(problem) for problem in caught.value.problems)
+    assert first.startswith(f"{path}:6: tenants[0].slo.ttft: 0.5 has no unit")
+    assert second.startswith(f"{path}:7: tenants[0].promt_tokens: unknown key")
+    assert "Did you mean 'prompt_tokens'?" in second
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "tenants: [", "just words"])
@@ -65,7 +90,7 @@ def test_files_that_are_no_scenario(tmp_path: Path, text: str) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ScenarioError, match=r"absent\.yaml: No such file"):
+    with pytest.raises(ScenarioError, match=r"absent\.yaml: cannot be read: No such file"):
         load_scenario(tmp_path / "absent.yaml")
 
 
@@ -82,13 +107,14 @@ def test_keys_come_from_the_environment_and_are_never_shown() -> None:
 
 def test_prompts_repeat_with_the_seed_and_only_then() -> None:
     tenant = parse().tenants[0]
-    assert bodies.body(tenant, Random("a")) == bodies.body(tenant, Random("a"))
-    assert bodies.body(tenant, Random("a")) != bodies.body(tenant, Random("b"))
-    assert len(bodies.prompt(64, Random(1)).split()) == 64
+    bodies = Bodies(tenant, seed=1)
+    assert bodies.make(Random("a")) == bodies.make(Random("a"))
+    assert bodies.make(Random("a")) != bodies.make(Random("b"))
+    assert len(prompt(64, Random(1)).split()) == 64
 
 
 def test_an_embedding_never_streams() -> None:
     embedding, chat = parse(tenants=[TENANT | {"task": "embedding"}, TENANT | {"name": "other"}]).tenants
     assert not embedding.streams
-    assert b'"stream"' not in bodies.body(embedding, Random(1))
-    assert b'"include_usage": true' in bodies.body(chat, Random(1))
+    assert b'"stream"' not in Bodies(embedding, seed=1).make(Random(1)).body
+    assert b'"include_usage": true' in Bodies(chat, seed=1).make(Random(1)).body

@@ -1,0 +1,1 @@
+"""How much load a model on a slice bears within its SLO."""

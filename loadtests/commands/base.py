@@ -1,0 +1,88 @@
+"""What the commands share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loadtests.lab.scenario import Context
+from loadtests.problems import Problem, ScenarioError
+from loadtests.samples import Sample
+from loadtests.yamlfile import Source, load
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: what it is for, its arguments, and what it does, which ends in an exit code."""
+
+    help: str
+    add_arguments: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], int]
+
+
+def add_output(parser: ArgumentParser) -> None:
+    """`--json`, `--samples`."""
+    parser.add_argument("--json", action="store_true", help="JSON on standard output instead of a table")
+    parser.add_argument(
+        "--samples", type=Path, metavar="FILE", help="write every request to FILE, a JSON object a line"
+    )
+
+
+def add_context(parser: ArgumentParser) -> None:
+    """`--context`: what `sliceway bench` knows of the gateway."""
+    parser.add_argument(
+        "--context",
+        action="store_true",
+        help="read address, keys and tenants of the gateway from standard input (JSON: loadtests/lab/scenario.py, Context)",
+    )
+
+
+def read_context(chosen: Namespace) -> Context:
+    """The context on standard input, or an empty one."""
+    if not chosen.context:
+        return Context()
+    try:
+        data = json.loads(sys.stdin.read())
+    except ValueError as error:
+        raise ScenarioError(Problem(f"this is no JSON: {error}", "context")) from error
+    return Source(data, "context").parse(Context)
+
+
+def given(chosen: Namespace) -> tuple[Source, Context]:
+    """The scenario and the context: both on standard input, as {scenario, context}, where the file is `-`."""
+    if str(chosen.file) != "-":
+        return read_source(chosen.file), read_context(chosen)
+    both = read_source(chosen.file)
+    if not isinstance(both.data, dict) or "scenario" not in both.data:
+        return both, Context()
+    return Source(both.data["scenario"], "scenario"), Source(both.data.get("context", {}), "context").parse(Context)
+
+
+def read_source(path: Path) -> Source:
+    """The scenario file at `path`; `-` is JSON on standard input."""
+    if str(path) != "-":
+        return load(path)
+    try:
+        return Source(json.loads(sys.stdin.read()), "standard input")
+    except ValueError as error:
+        raise ScenarioError(Problem(f"this is no JSON: {error}", "standard input")) from error
+
+
+def print_json(value: Any) -> None:
+    """On standard output."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def keep_samples(path: Path | None, rows: Iterable[tuple[str, Iterable[Sample]]]) -> None:
+    """Write every sample with the phase that it belongs to."""
+    if path is None:
+        return
+    with path.open("w", encoding="utf-8") as file:
+        for phase, samples in rows:
+            for sample in samples:
+                file.write(json.dumps({"phase": phase} | asdict(sample)) + "\n")

@@ -1,0 +1,168 @@
+"""Does it hold? The budget against the measured figures and their intervals, and when to refuse an answer. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from loadtests.lab.report import Check, Client, Interval, Row, Setting, Verdict
+from loadtests.lab.scenario import Budget, metric_seconds
+from loadtests.samples import METRICS, percentile, samples_needed
+
+DRIFT_RATIO = 1.15
+"""How far the victim's median, alone, may differ between rounds: beyond, the machine was not the same one."""
+LAG_SHARE = 0.1
+LAG_FLOOR_SECONDS = 0.002
+"""The client may wake up so late (p99), or by so much of the smallest figure that is judged, whichever is more."""
+BUSY_CLIENT_RATIO = 0.9
+
+Settings = Mapping[str, Setting]
+
+
+def judge(settings: Settings, budget: Budget | None, client: Client) -> Verdict:
+    """The verdict over every setting that the budget is about.
+
+    Refused where the client was overloaded, the victim alone drifted, or there are too few samples for a percentile that
+    the budget names; those are reasons not to believe the figures, whichever way they point.
+    """
+    if budget is None:
+        return Verdict(status="none", sentence="Measured, with no budget to judge by.", refusals=[], checks=[])
+    judged = {key: s for key, s in settings.items() if s.where in budget.settings}
+    checks = [check for key, setting in judged.items() for check in _checks(key, setting, budget)]
+    refusals = [*overloaded(settings, budget, client), *drifted(settings, budget), *_few(settings, judged, budget)]
+    if not judged:
+        refusals.append(f"no setting was measured that the budget is about ({', '.join(budget.settings)})")
+    status, sentence = _sum(checks, refusals)
+    return Verdict(status=status, sentence=sentence, refusals=refusals, checks=checks)
+
+
+def overloaded(settings: Settings, budget: Budget | None, client: Client) -> list[str]:
+    """Why the client itself is in the figures, if it is."""
+    found = []
+    metrics = [metric_seconds(m) for m in budget.metrics] if budget else list(METRICS)
+    medians = [p50 for s in _baselines(settings) for m in metrics if (p50 := getattr(s.victim, m).p50)]
+    allowed = max(LAG_FLOOR_SECONDS, LAG_SHARE * min(medians, default=0.0))
+    if client.lag_p99_seconds is not None and client.lag_p99_seconds > allowed:
+        found.append(
+            f"the client woke up to {_ms(client.lag_p99_seconds)} late (p99; {_ms(allowed)} would do): it was short of CPU, and latencies contain that"
+        )
+    if client.busy_ratio > BUSY_CLIENT_RATIO:
+        found.append(
+            f"a client process was busy {client.busy_ratio:.0%} of the time: it could not send as it was asked to; raise `processes`"
+        )
+    return found
+
+
+def drifted(settings: Settings, budget: Budget | None) -> list[str]:
+    """Where the victim alone was not the same from round to round."""
+    metrics = [metric_seconds(m) for m in budget.metrics] if budget else ["e2e_seconds"]
+    found = []
+    for setting in _baselines(settings):
+        for metric in metrics:
+            medians = sorted(p50 for p50 in setting.round_p50[metric] if p50)  # type: ignore[index]
+            if len(medians) > 1 and medians[-1] > DRIFT_RATIO * medians[0]:
+                found.append(
+                    f"{setting.label}, the victim's median {_short(metric)} went from {_ms(medians[0])} to {_ms(medians[-1])} between rounds "
+                    f"(middle: {_ms(percentile(medians, 0.5))}): something else used this machine; ratios closer to 1 than that mean nothing"
+                )
+    return found
+
+
+def _few(settings: Settings, judged: Settings, budget: Budget) -> list[str]:
+    compared = dict(judged) | {s.baseline: settings[s.baseline] for s in judged.values()}
+    for name in budget.percentiles:
+        needed = samples_needed(name)
+        counts = {
+            key: getattr(s.victim, metric_seconds(m)).count for key, s in compared.items() for m in budget.metrics
+        }
+        thin = {key: count for key, count in counts.items() if 0 < count < needed}
+        if thin:
+            key = min(thin, key=lambda k: thin[k])
+            return [
+                f"{name} takes {needed} samples, and {compared[key].label!r} has {thin[key]}: measure {needed / thin[key]:.1f} times as long"
+            ]
+    return []
+
+
+def _checks(key: str, setting: Setting, budget: Budget) -> Iterator[Check]:
+    for metric in map(metric_seconds, budget.metrics):
+        row = getattr(setting.victim, metric)
+        if row.count == 0:
+            continue
+        for name, limit in budget.ratios.items():
+            measured = setting.ratio_to_alone[metric].get(name)  # type: ignore[index]
+            interval = setting.ratio_confidence.get(metric, {}).get(name)  # type: ignore[call-overload]
+            yield _check(key, metric, f"{_named(name)} ratio", measured, interval, limit)
+        if budget.p99_over_p50 is not None:
+            measured = setting.p99_over_p50[metric]  # type: ignore[index]
+            interval = setting.p99_over_p50_confidence.get(metric)  # type: ignore[call-overload]
+            yield _check(key, metric, "p99 / p50", measured, interval, budget.p99_over_p50)
+    failed = _failed_ratio(setting.victim)
+    yield Check(
+        setting=key,
+        metric="requests",
+        figure="failed ratio",
+        measured=failed,
+        interval=None,
+        limit=budget.failed_ratio,
+        outcome="pass" if failed is not None and failed <= budget.failed_ratio else "fail",
+    )
+
+
+def _check(
+    key: str, metric: str, figure: str, measured: float | None, interval: Interval | None, limit: float
+) -> Check:
+    if measured is None:
+        outcome = "undecided"
+    elif measured > limit:
+        outcome = "fail"
+    else:
+        outcome = "pass" if interval is not None and interval[1] <= limit else "undecided"
+    return Check(
+        setting=key,
+        metric=_short(metric),
+        figure=figure,
+        measured=measured,
+        interval=interval,
+        limit=limit,
+        outcome=outcome,
+    )
+
+
+def _sum(checks: list[Check], refusals: list[str]) -> tuple[str, str]:
+    failed = [c for c in checks if c.outcome == "fail"]
+    open_ones = [c for c in checks if c.outcome == "undecided"]
+    if refusals:
+        return "refused", f"No certificate: {refusals[0]}."
+    if failed:
+        worst = max(failed, key=lambda c: (c.measured or 0) / c.limit if c.limit else 0.0)
+        return "fail", f"Not isolated: {_told(worst)}."
+    if open_ones:
+        return "undecided", f"Not certain: {_told(open_ones[0])}; measure longer or more rounds."
+    return "pass", f"Isolated within the budget: {len(checks)} of {len(checks)} figures hold, with their intervals."
+
+
+def _told(check: Check) -> str:
+    shown = "was not measured" if check.measured is None else f"is {check.measured:.3g}"
+    reach = f" (95%: {check.interval[0]:.3g} to {check.interval[1]:.3g})" if check.interval else ""
+    return f"{check.setting}: {check.metric} {check.figure} {shown}{reach}, allowed {check.limit:g}"
+
+
+def _baselines(settings: Settings) -> list[Setting]:
+    return [setting for key, setting in settings.items() if setting.baseline == key]
+
+
+def _failed_ratio(row: Row) -> float | None:
+    return sum(row.failures.values()) / row.requests if row.requests else None
+
+
+def _short(metric: str) -> str:
+    return metric.removesuffix("_seconds").upper()
+
+
+def _named(percentile_name: str) -> str:
+    return "p99.9" if percentile_name == "p999" else percentile_name
+
+
+def _ms(seconds: float) -> str:
+    value = seconds * 1000
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms"

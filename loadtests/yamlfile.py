@@ -1,0 +1,186 @@
+"""YAML files checked against a closed schema, with the file and line of every fault and the nearest key that is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from loadtests.problems import Problem, ScenarioError
+
+Step = str | int
+Lines = Mapping[tuple[Step, ...], int]
+"""The line, from 1, of each value by its path."""
+
+MAX_FILE_BYTES = 4 * 2**20
+
+
+class Section(BaseModel):
+    """A part of a scenario: closed and frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+class Source:
+    """Data and where each value of it stands. `directory` is what relative paths in it are relative to."""
+
+    def __init__(self, data: Any, name: str, lines: Lines | None = None, directory: Path | None = None) -> None:
+        self.data = data
+        self.name = name
+        self.directory = directory or Path()
+        self._lines = lines or {}
+
+    def where(self, *path: Step) -> str:
+        """`file:line: field`, of the nearest value that has a line."""
+        for end in range(len(path), -1, -1):
+            if (line := self._lines.get(path[:end])) is not None:
+                place = f"{self.name}:{line}"
+                break
+        else:
+            place = self.name
+        return f"{place}: {show(path)}" if path else place
+
+    def parse(self, model: type[S]) -> S:
+        """The data as a `model`. Raises ScenarioError with every fault."""
+        if not isinstance(self.data, dict):
+            raise ScenarioError(Problem("a scenario is a mapping", self.where(), "Write `key: value` lines."))
+        try:
+            return model.model_validate(self.data)
+        except ValidationError as error:
+            raise ScenarioError(*self._problems(error, model)) from error
+
+    def _problems(self, error: ValidationError, model: type[BaseModel]) -> list[Problem]:
+        found: dict[str, Problem] = {}
+        details = error.errors(include_url=False)
+        for detail in details:
+            if detail["type"] == "too_short" and any(_inside(other["loc"], detail["loc"]) for other in details):
+                continue  # a list whose items are wrong counts as empty; the items' own faults say it
+            path = _without_tags(detail, self.data)
+            problem = self._problem(detail, path, model)
+            found.setdefault(str(problem), problem)
+        return sorted(found.values(), key=lambda p: _line_of(p.where))
+
+    def _problem(self, detail: Mapping[str, Any], path: tuple[Step, ...], model: type[BaseModel]) -> Problem:
+        where = self.where(*path)
+        if detail["type"] == "extra_forbidden":
+            key = str(path[-1])
+            known = sorted(_keys_at(model, path[:-1], self.data))
+            near = get_close_matches(key, known, 1)
+            return Problem(
+                f"unknown key {key!r}", where, f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+            )
+        if detail["type"] == "missing":
+            return Problem(f"{path[-1]!r} is missing", where)
+        message = str(detail["msg"]).removeprefix("Value error, ")
+        message, _, remedy = message.partition(" || ")
+        return Problem(message, where, remedy)
+
+
+def load(path: Path) -> Source:
+    """Read one YAML (or JSON) file. Raises ScenarioError where there is none or it is not YAML."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ScenarioError(Problem(f"the file is larger than {MAX_FILE_BYTES // 2**20} MiB", str(path)))
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ScenarioError(Problem(f"cannot be read: {reason}", str(path))) from error
+    try:
+        root = YAML(typ="safe", pure=True).compose(text)
+        data = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise ScenarioError(_syntax(error, path)) from error
+    lines = dict(_lines_of(root, ())) if root is not None else {}
+    return Source(data, str(path), lines, path.parent)
+
+
+def show(path: Sequence[Step]) -> str:
+    """`tenants[0].model` for `("tenants", 0, "model")`."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
+def _syntax(error: Exception, path: Path) -> Problem:
+    mark = error.problem_mark or error.context_mark if isinstance(error, MarkedYAMLError) else None
+    words = error.problem if isinstance(error, MarkedYAMLError) and error.problem else str(error)
+    return Problem(f"this is no YAML: {' '.join(str(words).split())}", f"{path}:{mark.line + 1}" if mark else str(path))
+
+
+def _lines_of(node: Node, path: tuple[Step, ...]) -> Iterator[tuple[tuple[Step, ...], int]]:
+    if isinstance(node, MappingNode):
+        for key, child in node.value:
+            yield (*path, key.value), key.start_mark.line + 1
+            yield from _lines_of(child, (*path, key.value))
+    elif isinstance(node, SequenceNode):
+        for index, child in enumerate(node.value):
+            yield (*path, index), child.start_mark.line + 1
+            yield from _lines_of(child, (*path, index))
+
+
+def _inside(loc: Sequence[Step], of: Sequence[Step]) -> bool:
+    return len(loc) > len(of) and tuple(loc[: len(of)]) == tuple(of)
+
+
+def _without_tags(detail: Mapping[str, Any], data: Any) -> tuple[Step, ...]:
+    """Pydantic puts the tag of a union into the location; only steps that the data has, or lacks at the end, are kept."""
+    path: list[Step] = []
+    value = data
+    for step in detail["loc"]:
+        if not _leads_on(value, step):
+            continue
+        value = value[step]
+        path.append(step)
+    if detail["type"] == "missing":
+        path.append(detail["loc"][-1])
+    return tuple(path)
+
+
+def _leads_on(value: Any, step: Step) -> bool:
+    if isinstance(value, dict):
+        return step in value
+    return isinstance(value, list) and isinstance(step, int) and step < len(value)
+
+
+def _keys_at(model: type[BaseModel], path: Sequence[Step], data: Any) -> set[str]:
+    """The keys that are allowed where `path` leads."""
+    models: list[type[BaseModel]] = [model]
+    value = data
+    for step in path:
+        value = value[step]
+        if isinstance(step, str):
+            annotations = [m.model_fields[step].annotation for m in models if step in m.model_fields]
+            models = [found for annotation in annotations for found in _models_in(annotation)]
+        models = _of_kind(models, value) if isinstance(value, dict) else models
+    return {name for m in models for name in m.model_fields}
+
+
+def _of_kind(models: list[type[BaseModel]], value: Mapping[str, Any]) -> list[type[BaseModel]]:
+    """Of a union's branches those that the value's `kind` names; all where it names none."""
+    chosen = [
+        m
+        for m in models
+        if "kind" in m.model_fields and value.get("kind") in get_args(m.model_fields["kind"].annotation)
+    ]
+    return chosen or models
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        if issubclass(annotation, BaseModel):
+            yield annotation
+        return
+    for inside in get_args(annotation):
+        yield from _models_in(inside)
+
+
+def _line_of(where: str) -> int:
+    parts = where.split(":")
+    return int(parts[1]) if len(parts) > 1 and parts[1].strip().isdigit() else 0
