@@ -5,7 +5,7 @@ OpenAI's shape is made in `gateway.error_map`; here stands what Anthropic's clie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -28,10 +28,12 @@ _ANTHROPIC_TYPES: Mapping[int, str] = {
 _NOT_REPEATED = frozenset((502, 504))
 
 
-def answer_to(route: Route, error: GatewayError, request_id: bytes) -> ErrorAnswer:
-    """`error` as a whole response to a request to `route`, with its request id."""
+def answer_to(
+    route: Route, error: GatewayError, request_id: bytes, limits: Iterable[tuple[bytes, bytes]] = ()
+) -> ErrorAnswer:
+    """`error` as a whole response to a request to `route`, with its request id. `limits` are the headers that tell of the tenant's."""
     answer = error_answer(error)
-    headers: Headers = [*answer.headers, (b"x-request-id", request_id)]
+    headers: Headers = [*answer.headers, *limits, (b"x-request-id", request_id)]
     if route.stored and route.body == "json" and answer.status in _NOT_REPEATED:
         headers.append((b"x-should-retry", b"false"))  # the engine may have called tools, and stored the answer
     if route.dialect == "openai":

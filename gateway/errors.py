@@ -23,7 +23,7 @@ GatewayError
 ├── OperatorError             what an operator asked for cannot be done
 │   ├── UnknownTenant, UnknownKey, UnknownReplica
 │   └── ConflictingChange     it is the configuration's, or something already stands there
-└── KeystoreError, OverlayError, SecretUnavailable, AuditError, TlsError, AddressInUse    told to the operator, never to a client
+└── KeystoreError, StoreUnavailable, OverlayError, SecretUnavailable, AuditError, TlsError, AddressInUse    told to the operator, never to a client
 
 `gateway.error_map` says which status, type and code each has on the wire.
 """
@@ -259,6 +259,12 @@ class InternalError(GatewayError):
     """A fault in the gateway."""
 
     code = "internal_error"
+
+
+class StoreUnavailable(GatewayError):
+    """The store of shared limits does not answer."""
+
+    code = "limit_store_unavailable"
 
 
 class KeystoreError(GatewayError):

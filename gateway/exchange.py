@@ -17,7 +17,7 @@ from typing import Self
 
 from msgspec.structs import replace
 
-from gateway.admission import Admission, Ask, Claim, rate_limit_headers
+from gateway.admission import Admission, Ask, CacheSalts, Claim, rate_limit_headers
 from gateway.config import GatewayConfig
 from gateway.digests import LatencyBook, Series
 from gateway.error_map import status_and_type
@@ -92,6 +92,7 @@ class Exchanges:
         on_unreachable: Callable[[ReplicaRow, str], None],
         on_served: Callable[[str], None],
         response_ids: ResponseIds | None = None,
+        salts: CacheSalts | None = None,
     ) -> None:
         self.policy = policy
         self.keyring = keyring
@@ -104,6 +105,7 @@ class Exchanges:
         self.on_unreachable = on_unreachable
         self.on_served = on_served
         self.response_ids = response_ids
+        self.salts = salts
         self.draining = False
         self.active: set[Exchange] = set()
 
@@ -348,6 +350,8 @@ class Exchange:
     def outgoing(self, replica: ReplicaRow) -> bytes:
         """The body for this replica. The client's own bytes are let go when its answer begins (`begun`)."""
         sets: dict[str, object] = {}
+        if self._desk.salts is not None and self.tenant is not None and self.route.salted:
+            sets["cache_salt"] = self._desk.salts.of(self.tenant.name)
         if self.route.stored and self.tenant is not None and self._desk.response_ids is not None:
             sets["request_id"] = self._desk.response_ids.make(self.tenant.name, replica.replica)
         return outgoing_body(

@@ -299,7 +299,7 @@ def _passed_back(exchange: Exchange, response: EngineResponse) -> Headers:
 
 def answer_headers(exchange: Exchange, passed_back: Headers) -> Headers:
     """The head of an answer: what the engine said without NOT_PASSED_BACK, and what the gateway says."""
-    headers = [*passed_back, (b"x-request-id", exchange.request_id)]
+    headers = [*passed_back, (b"x-request-id", exchange.request_id), *exchange.limit_headers()]
     if exchange.route.dialect == "anthropic":
         headers.append((b"request-id", exchange.request_id))
     if exchange.replica is not None:
@@ -336,7 +336,7 @@ async def _tell(exchange: Exchange, error: GatewayError, send: Send) -> None:
                     {"type": "http.response.body", "body": last_words(exchange.route, error), "more_body": False}
                 )
             elif not exchange.answering:
-                answer = answer_to(exchange.route, error, exchange.request_id)
+                answer = answer_to(exchange.route, error, exchange.request_id, exchange.limit_headers())
                 await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
                 await send({"type": "http.response.body", "body": answer.body, "more_body": False})
     except TimeoutError:

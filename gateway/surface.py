@@ -44,10 +44,17 @@ class Route:
         """A JSON POST whose answer is JSON or chunks: all that a relay has to know is in the table and the body."""
         return self.body == "json" and self.dialect == "openai" and self.stream in ("chunks", None) and not self.stored
 
+    @property
+    def salted(self) -> bool:
+        """Whether its requests reach the prefix cache of an engine, and their body can name a salt for it."""
+        return self.body == "json" and self.path not in _WITHOUT_CACHE
+
     def takes(self, task: str) -> bool:
         """Whether a model of kind `task`, as the routing table has it, may serve this route."""
         return self.task == "any" or task in (self.task, "unknown")
 
+
+_WITHOUT_CACHE = frozenset(("/tokenize", "/detokenize", "/v1/messages/count_tokens"))
 
 CALL = "sliceway.call"  # the key in a scope under which the ingress says what a path does not
 

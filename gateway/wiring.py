@@ -16,7 +16,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from gateway.admission import Loads
+from gateway.admission import CacheSalts, Loads
 from gateway.config import Config
 from gateway.digests import LatencyBook
 from gateway.exchange import Clock, Exchanges, Policy
@@ -86,6 +86,7 @@ def create_gateway(
         on_unreachable=gateway.on_unreachable,
         on_served=gateway.on_served,
         response_ids=ResponseIds(lambda: secret_in(state.responses_secret)),
+        salts=CacheSalts(lambda: secret_in(state.responses_secret)),
     )
     gateway.metrics_page = MetricsPage(
         GatewayCollector(parts.stats, parts.book, parts.loads, gateway.routes, gateway.files, clock)

@@ -5,12 +5,14 @@ from gateway.admission.claim import Claim
 from gateway.admission.estimate import Estimate
 from gateway.admission.limits import Limits, duration, rate_limit_headers
 from gateway.admission.loads import Loads
+from gateway.admission.salts import CacheSalts
 from gateway.admission.schema import QueueConfig, RateLimits, SharedLimitsConfig, TenantLimits
 
 __all__ = [
     "Admission",
     "AdmissionPolicy",
     "Ask",
+    "CacheSalts",
     "Claim",
     "Estimate",
     "Limits",

@@ -113,27 +113,27 @@ class Level:
         self.limit = limit
         self.used = 0
 
-    def advance(self, now: float) -> int:  # noqa: ARG002
+    def advance(self, now: float) -> int:
         """Nothing leaves by itself."""
         return 0
 
-    def take(self, amount: int, now: float) -> int:  # noqa: ARG002
+    def take(self, amount: int, now: float) -> int:
         """Count `amount`."""
         self.used += amount
         return 0
 
-    def give(self, amount: int, slot: int, now: float) -> None:  # noqa: ARG002
+    def give(self, amount: int, slot: int, now: float) -> None:
         """Take `amount` back."""
         self.used -= amount
 
-    def wait_seconds(self, amount: int, now: float) -> float:  # noqa: ARG002
+    def wait_seconds(self, amount: int, now: float) -> float:
         """Unknown: when one of the requests ends. A second is a good time to ask again."""
         return 0.0 if self.used + amount <= self.limit else 1.0
 
-    def reset_seconds(self, now: float) -> float:  # noqa: ARG002
+    def reset_seconds(self, now: float) -> float:
         """Unknown in the same way."""
         return 1.0 if self.used else 0.0
 
-    def ages(self, now: float) -> list[tuple[float, int]]:  # noqa: ARG002
+    def ages(self, now: float) -> list[tuple[float, int]]:
         """All of it, for no time beyond its end."""
         return [(0.0, self.used)] if self.used else []

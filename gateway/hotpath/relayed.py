@@ -366,7 +366,7 @@ class HotRequest:
             return
         exchange.failed(error)
         if not exchange.answering:
-            answer = answer_to(exchange.route, error, exchange.request_id)
+            answer = answer_to(exchange.route, error, exchange.request_id, exchange.limit_headers())
             headers = [(name, value) for name, value in answer.headers if name != b"connection"]
             self.keep_alive = self.keep_alive and len(headers) == len(answer.headers)
             transport.write(response_head(answer.status, headers, keep_alive=self.keep_alive) + answer.body)

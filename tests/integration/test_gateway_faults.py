@@ -450,7 +450,8 @@ async def test_two_hundred_streams_at_once_and_then_nothing_is_left(plain: Bench
     for number, stream in enumerate(got):
         assert stream[-1] == "[DONE]"
         assert len(stream) == 20 + number % 20 + 2  # the opening event and [DONE]
-    assert [engine.state.served for engine in engines] == [100, 100]
+    assert sum(engine.state.served for engine in engines) == 200
+    assert min(engine.state.served for engine in engines) >= 50
     await asyncio.to_thread(wait_until, lambda: plain.gateway.idle, what="the account is made up")
     stats = plain.gateway.gateway.exchanges.stats
     assert (

@@ -11,8 +11,16 @@ from gateway.errors import EngineRefused, GatewayError, MethodNotAllowed, NoRead
 
 TOLD_TO_OPERATORS = {
     errors.KeystoreError,
+    errors.OperatorError,
     errors.UnknownTenant,
     errors.UnknownKey,
+    errors.StoreUnavailable,
+    errors.UnknownReplica,
+    errors.ConflictingChange,
+    errors.OverlayError,
+    errors.SecretUnavailable,
+    errors.AuditError,
+    errors.TlsError,
     errors.AddressInUse,
     errors.InternalError,
     errors.EngineRefused,
@@ -48,7 +56,7 @@ def test_the_shape_is_openais() -> None:
 
 def test_capacity_says_when_to_come_back_in_both_headers() -> None:
     headers = dict(error_answer(NoReadyReplica("Not now.", retry_after_seconds=2.4)).headers)
-    assert headers[b"retry-after"] == b"2"
+    assert headers[b"retry-after"] == b"3"  # whole seconds, and never too early
     assert headers[b"retry-after-ms"] == b"2400"
     soon = dict(error_answer(NoReadyReplica("Not now.", retry_after_seconds=0.05)).headers)
     assert soon[b"retry-after"] == b"1"

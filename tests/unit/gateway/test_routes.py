@@ -82,7 +82,36 @@ def test_three_failures_in_a_row_leave_and_two_successes_return() -> None:
     assert book.standing("r").reachable is False
     assert book.answered("r") is False
     assert book.answered("r") is True
+    assert book.standing("r") == Standing(reachable=True, on_trial=True)
+
+
+def broken() -> HealthBook:
+    book = HealthBook()
+    for _ in range(FAILURES_TO_LEAVE):
+        book.failed("r", "refused")
+    book.answered("r")
+    book.answered("r")
+    return book
+
+
+def test_the_first_request_served_ends_a_trial() -> None:
+    book = broken()
+    assert book.served("r") is True
     assert book.standing("r") == Standing(reachable=True)
+    assert book.served("r") is False
+
+
+def test_one_failure_on_trial_is_enough_to_leave_again() -> None:
+    book = broken()
+    assert book.failed("r", "refused again") is True
+    assert book.standing("r") == Standing(reachable=False, reason="refused again")
+
+
+def test_the_routes_say_who_is_on_trial() -> None:
+    row = replica_row("r", "m", "unix:/r")
+    routes = build_routes(RoutingTable(generation=1, replicas=(row,)), (), broken().standings())
+    assert routes.on_trial == {"r"}
+    assert routes.models["m"].ready == (row,)
 
 
 def test_a_served_request_ends_a_row_of_failures() -> None:

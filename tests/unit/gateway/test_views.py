@@ -136,5 +136,5 @@ def test_totals_outlive_the_windows() -> None:
     book = filled(clock)
     clock.turn(10_000)
     assert 'sliceway_ttft_seconds_count{slice="slice-of-m-0",tenant="beta"} 100.0' in page(
-        Stats(), book, InFlight(), clock
+        Stats(), book, Loads(bound=10), clock
     )
