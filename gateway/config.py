@@ -115,6 +115,11 @@ class GatewayConfig(Section):
         default=30.0, ge=0, description="How long streams may go on after a stop was asked for."
     )
 
+    @property
+    def scheme(self) -> str:
+        """How clients' addresses begin."""
+        return "https" if self.tls else "http"
+
 
 class Config(Section):
     """One configuration file, everything in it."""

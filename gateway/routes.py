@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from model_registry.schema import ModelConfig
 from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow
@@ -107,6 +107,24 @@ def build_routes(table: RoutingTable | None, models: Iterable[ModelConfig], stan
         routes[name] = ModelRoute(card, tuple(replicas), ready)
     on_trial = frozenset(name for name, known in standing.items() if known.on_trial)
     return Routes(table.generation if table else None, routes, table.idle if table else (), on_trial)
+
+
+def without_drained(routes: Routes, drained: frozenset[str]) -> Routes:
+    """`routes` with the replicas of these names out of service: what they have goes on, nothing new comes."""
+    if not drained:
+        return routes
+    models = {}
+    for name, model in routes.models.items():
+        rows = tuple(_drained(row) if row.replica in drained else row for row in model.replicas)
+        ready = tuple(row for row in model.ready if row.replica not in drained)
+        models[name] = replace(model, replicas=rows, ready=ready)
+    return replace(routes, models=models)
+
+
+def _drained(row: ReplicaRow) -> ReplicaRow:
+    if row.state is not ReplicaState.READY:
+        return row
+    return row.model_copy(update={"state": ReplicaState.DRAINING, "reason": "an operator has taken it out"})
 
 
 def _card(model: ModelConfig) -> ModelRow:

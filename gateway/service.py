@@ -12,24 +12,27 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
+from gateway.admin.overlay import Overlay, applied
 from gateway.admission import Admission, Loads
 from gateway.admission.policy import admission_policy
+from gateway.auth.jwks import Tokens
 from gateway.config import Config, load_config
 from gateway.digests import LatencyBook
-from gateway.errors import Draining, EngineError
+from gateway.errors import Draining, EngineError, OperatorError
 from gateway.exchange import Clock, Exchanges, Policy
 from gateway.health import HealthBook
 from gateway.keys import Keyring, WallClock
 from gateway.metrics import Files, MetricsPage
-from gateway.routes import EXTERNAL, Routes, build_routes, external_replicas
+from gateway.routes import EXTERNAL, Routes, build_routes, external_replicas, without_drained
 from gateway.slices_view import SlicesView
 from gateway.stats import Stats
 from gateway.table_watch import POLL_SECONDS, Watched
 from gateway.tenants import Directory, Tenant
+from gateway.tls import ServerTls
 from gateway.upstream import Engines
 from model_registry.errors import ConfigError
 from placement.table import ReplicaRow, ReplicaState, RoutingTable
@@ -40,6 +43,7 @@ PROBE_SECONDS = 1.0  # a replica that does not answer is asked this often
 STEADY_PROBE_SECONDS = 5.0  # an external one that answers, this often
 PROBE_TIMEOUT_SECONDS = 2.0
 HOUSEKEEPING_SECONDS = 60.0
+ERRAND_SECONDS = 1.0  # the issuer's keys, and who serves administrators
 
 
 @dataclass(slots=True)
@@ -48,6 +52,7 @@ class Parts:
 
     table: Watched[RoutingTable | None]
     keyring: Watched[Keyring]
+    overlay: Watched[Overlay]
     loads: Loads
     book: LatencyBook
     stats: Stats
@@ -57,15 +62,39 @@ class Parts:
     wall: WallClock
 
 
+class Errand(Protocol):
+    """Something that has to be looked after now and then while the gateway serves."""
+
+    async def tick(self) -> None:
+        """About once a second."""
+        ...
+
+    async def stop(self) -> None:
+        """At the end."""
+        ...
+
+
 class Gateway:
-    """The running gateway. `exchanges` and `metrics_page` are set once by the wiring, before `start`."""
+    """The running gateway. `exchanges`, `metrics_page` and, where there is one, `admin` are set once by the wiring, before `start`.
+
+    Its making raises OverlayError or OperatorError where the configuration and what operators changed do not go together, and
+    TlsError where the certificate cannot be used.
+    """
 
     exchanges: Exchanges
     metrics_page: MetricsPage
+    admin: Errand | None = None
 
     def __init__(self, config: Config, parts: Parts, *, config_path: Path | None) -> None:
-        self._config = config
+        parts.overlay.poll()
+        if parts.overlay.problem is not None:
+            raise parts.overlay.problem
+        self._file_config = config
+        self._config = config = applied(config, parts.overlay.value)
         self._config_path = config_path
+        self._reloads = parts.overlay.value.reloads
+        self._tokens = self._made_tokens()
+        self.tls = ServerTls(config.gateway.tls) if config.gateway.tls else None
         self._parts = parts
         self._routes = Routes()
         self._tasks: list[asyncio.Task[None]] = []
@@ -83,6 +112,14 @@ class Gateway:
         """The routes at this moment."""
         return self._routes
 
+    def file_config(self) -> Config:
+        """The last good configuration, without what operators changed."""
+        return self._file_config
+
+    def policy(self) -> Policy:
+        """What requests are decided by, from the configuration as it counts."""
+        return Policy(Directory.of(self._config, self._tokens), self._config.gateway)
+
     def authenticate(self, authorization: bytes | None) -> Tenant:
         """The tenant behind an Authorization header. Raises MissingKey, InvalidKey."""
         return self.exchanges.policy.directory.authenticate(
@@ -92,6 +129,24 @@ class Gateway:
     async def slices(self) -> list[dict[str, Any]]:
         """The list of `/slices`."""
         return await self._slices.rows()
+
+    def replicas(self) -> list[ReplicaRow]:
+        """Every replica at this moment."""
+        return list(self._routes.replicas())
+
+    def limits(self) -> list[dict[str, Any]]:
+        """Every limit and what this process counts as used of it. May be called from another thread."""
+        return [
+            {
+                "tenant": gauge.subject.tenant,
+                "model": gauge.subject.model,
+                "limit": gauge.kind,
+                "full": gauge.full,
+                "used": gauge.window.used,
+                "refused": gauge.refused,
+            }
+            for gauge in list(self.admission.limits)
+        ]
 
     def metrics(self) -> tuple[bytes, str]:
         """Text and content type of `/metrics`."""
@@ -145,10 +200,17 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.admin is not None:
+            await self.admin.stop()
         await self._parts.engines.close()
 
     def _chores(self) -> tuple[tuple[float, Callable[[], Awaitable[None]]], ...]:
-        return (POLL_SECONDS, self._look), (PROBE_SECONDS, self._probe_all), (HOUSEKEEPING_SECONDS, self._keep_house)
+        return (
+            (POLL_SECONDS, self._look),
+            (PROBE_SECONDS, self._probe_all),
+            (HOUSEKEEPING_SECONDS, self._keep_house),
+            (ERRAND_SECONDS, self._run_errands),
+        )
 
     async def _every(self, seconds: float, step: Callable[[], Awaitable[None]]) -> None:
         """Run `step` for ever; one that fails is logged and tried again."""
@@ -195,15 +257,26 @@ class Gateway:
         if self._config_path is None:
             return
         try:
-            config = load_config(self._config_path)
-        except ConfigError as error:
+            file_config = load_config(self._config_path)
+            config = applied(file_config, self._parts.overlay.value)
+        except (ConfigError, OperatorError) as error:
             self._parts.stats.config_reloads["refused"] += 1
-            log.error(
-                "the configuration is wrong, the one before stays in use:\n%s", "\n".join(map(str, error.problems))
-            )
+            problems = error.problems if isinstance(error, ConfigError) else (error,)
+            log.error("the configuration is wrong, the one before stays in use:\n%s", "\n".join(map(str, problems)))
             return
+        self._parts.stats.config_reloads["taken"] += 1
+        self._file_config = file_config
+        self._adopt(config)
+        log.info("configuration read again: %d models, %d tenants", len(config.models), len(config.tenants))
+
+    def _adopt(self, config: Config) -> None:
+        """Go by another configuration from here on."""
         for name in (
             "listen",
+            "tls",
+            "admin_listen",
+            "admin_key",
+            "keys_secret",
             "max_header",
             "header_timeout_seconds",
             "keep_alive_seconds",
@@ -212,18 +285,34 @@ class Gateway:
         ):
             if getattr(config.gateway, name) != getattr(self._config.gateway, name):
                 log.warning("gateway.%s counts after a restart", name)
-        self._config = config
-        self.exchanges.policy = Policy(Directory.of(config), config.gateway)
+        issuer_before, self._config = self._config.auth.oidc, config
+        if config.auth.oidc != issuer_before:
+            self._tokens = self._made_tokens()
+        self.exchanges.policy = self.policy()
         self.admission.configure(admission_policy(config))
-        self._parts.stats.config_reloads["taken"] += 1
         self._rebuild()
-        log.info("configuration read again: %d models, %d tenants", len(config.models), len(config.tenants))
+
+    def _made_tokens(self) -> Tokens | None:
+        oidc = self._config.auth.oidc
+        return Tokens(oidc, clock=self._parts.clock) if oidc else None
+
+    def _operators_decided(self) -> None:
+        """The overlay is another one: a reload was asked for, or tenants or replicas were changed."""
+        overlay = self._parts.overlay.value
+        if overlay.reloads != self._reloads:
+            self._reloads = overlay.reloads
+            self.reload()
+        try:
+            self._adopt(applied(self._file_config, overlay))
+        except OperatorError as error:
+            log.error("what operators changed does not go with the configuration and does not count: %s", error)
 
     def _watched(self) -> tuple[Watched[Any], ...]:
         keyring: tuple[Watched[Any], ...] = (
             (self._parts.keyring,) if self._config.gateway.authentication == "keys" else ()
         )
-        return (self._parts.table, *keyring) if any(model.source for model in self._config.models) else keyring
+        followed = (self._parts.overlay, *keyring)
+        return (self._parts.table, *followed) if any(model.source for model in self._config.models) else followed
 
     async def _look(self) -> None:
         self.exchanges.expire()
@@ -236,6 +325,10 @@ class Gateway:
     def follow_files(self) -> bool:
         """Look at the files; True if the routes changed."""
         self._parts.keyring.poll()
+        if self._parts.overlay.poll():
+            self._operators_decided()
+        if self.tls is not None:
+            self.tls.poll()
         changed = self._parts.table.poll()
         if changed:
             self._rebuild()
@@ -259,7 +352,9 @@ class Gateway:
         # A replica that the controller takes through a restart starts with a clean record.
         ready = {row.replica for row in table.replicas if row.state is ReplicaState.READY} if table else set()
         health.retain(external | ready)
-        self._routes = build_routes(table, self._config.models, health.standings())
+        self._routes = without_drained(
+            build_routes(table, self._config.models, health.standings()), frozenset(self._parts.overlay.value.drained)
+        )
         self.admission.follow_routes()
 
     # ---- engines
@@ -316,6 +411,12 @@ class Gateway:
                 cards = msgspec.json.decode(body, type=_Cards).data
         card = next((card for card in cards if card.id == row.model), cards[0] if cards else None)
         return (card.id, card.max_model_len) if card else (None, None)
+
+    async def _run_errands(self) -> None:
+        if self._tokens is not None:
+            await self._tokens.tick()
+        if self.admin is not None:
+            await self.admin.tick()
 
     async def _keep_house(self) -> None:
         slices = frozenset(row.slice.id for row in self._routes.replicas()) | {row.id for row in self._routes.idle}

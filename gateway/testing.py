@@ -263,12 +263,12 @@ def running_gateway(
         config = config.model_copy(update={"gateway": config.gateway.model_copy(update={"relay": relay})})
     sock = listening_socket(config.gateway.listen)
     gateway, app = create_gateway(config, config_path=config_path)
-    server = DrainingServer(server_config(config, app), gateway)
+    server = DrainingServer(server_config(config, app, gateway.tls), gateway)
     thread = LoopThread()
     serving = asyncio.run_coroutine_threadsafe(server.serve(sockets=[sock]), thread.loop)
     try:
         wait_until(lambda: server.started or serving.done(), what="the gateway serves")
-        yield RunningGateway(f"http://127.0.0.1:{sock.getsockname()[1]}", gateway, server, thread)
+        yield RunningGateway(f"{config.gateway.scheme}://127.0.0.1:{sock.getsockname()[1]}", gateway, server, thread)
     finally:
         thread.loop.call_soon_threadsafe(_end, server, gateway)
         serving.result(WAIT_SECONDS)

@@ -16,13 +16,17 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
+from gateway.admin import Operations, Overlay, OverlayStore
+from gateway.admin.access import Access
+from gateway.admin.listener import AdminListener
 from gateway.admission import CacheSalts, Loads
-from gateway.config import Config
+from gateway.config import Config, load_config
 from gateway.digests import LatencyBook
-from gateway.exchange import Clock, Exchanges, Policy
+from gateway.exchange import Clock, Exchanges
 from gateway.health import HealthBook
 from gateway.hotpath import BothEngines, HotEngines, HotPath, hot_protocol
 from gateway.ingress import Ingress, cold_app
+from gateway.ingress.app import AsgiApp
 from gateway.ingress.protocol import HeadLimits, bounded_by
 from gateway.ingress.server import BACKLOG, DrainingServer, listening_socket
 from gateway.keys import Keyring, Keystore, WallClock
@@ -34,7 +38,7 @@ from gateway.service import Gateway, Parts
 from gateway.stats import Stats
 from gateway.stored_responses import ResponseIds, secret_in
 from gateway.table_watch import Watched
-from gateway.tenants import Directory
+from gateway.tls import ServerTls
 from gateway.upstream import Engines
 from placement import table
 from placement.state import StatePaths
@@ -58,13 +62,15 @@ def create_gateway(
     """The gateway and its ASGI application; nothing runs before the application's lifespan starts.
 
     `config_path` is read again on `Gateway.reload`. `clock` is monotonic, in seconds.
+    Raises what `Gateway` raises.
     """
-    state, keystore = StatePaths(config.state), Keystore(config.state)
+    state, keystore, overlay = StatePaths(config.state), Keystore.of(config), OverlayStore(config.state)
     connect_timeout_seconds = config.gateway.connect_timeout_seconds
     hot_engines = HotEngines(connect_timeout_seconds=connect_timeout_seconds)
     parts = Parts(
         table=Watched(state.routing_table, lambda: table.read(state.routing_table), None),
         keyring=Watched(keystore.path, keystore.load, Keyring({}, b"")),
+        overlay=Watched(overlay.path, overlay.load, Overlay()),
         loads=Loads(bound=config.gateway.max_in_flight_per_replica),
         book=LatencyBook(),
         stats=Stats(),
@@ -75,7 +81,7 @@ def create_gateway(
     )
     gateway = Gateway(config, parts, config_path=config_path)
     gateway.exchanges = Exchanges(
-        policy=Policy(Directory.of(config), config.gateway),
+        policy=gateway.policy(),
         keyring=lambda: parts.keyring.value,
         router=Router(gateway.routes, parts.loads),
         admission=gateway.admission,
@@ -91,10 +97,25 @@ def create_gateway(
     gateway.metrics_page = MetricsPage(
         GatewayCollector(parts.stats, parts.book, parts.loads, gateway.routes, gateway.files, clock)
     )
+    gateway.admin = _admin_listener(gateway, config_path, wall)
     hot = dict.fromkeys(ROUTES, AsgiRelay(gateway.exchanges, parts.engines))
     fast = HotPath.of(gateway.exchanges, hot_engines) if config.gateway.relay == "fast" else None
     app = Ingress(hot=hot, cold=cold_app(gateway, version=_version()), lifecycle=gateway, fast=fast)
     return gateway, app
+
+
+def _admin_listener(gateway: Gateway, config_path: Path | None, wall: WallClock) -> AdminListener:
+    def read() -> Config:
+        return load_config(config_path) if config_path else gateway.file_config()
+
+    operations = Operations(gateway.file_config, wall=wall, read=read)
+
+    def make_app(access: Access) -> AsgiApp:
+        from gateway.admin.app import admin_app  # a tenth of a second, for who administers only
+
+        return admin_app(operations, gateway, access, wall=wall, version=_version())
+
+    return AdminListener(gateway.file_config(), make_app)
 
 
 def create_app(config: Config, *, config_path: Path | None = None) -> Ingress:
@@ -111,12 +132,12 @@ def serve_gateway(config: Config, *, config_path: Path | None) -> int:
     _log_to_stderr()
     _raise_file_limit()
     gateway, app = create_gateway(config, config_path=config_path)
-    server = DrainingServer(server_config(config, app), gateway)
+    server = DrainingServer(server_config(config, app, gateway.tls), gateway)
 
     async def serve() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload)
         host, port = sock.getsockname()[:2]
-        log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        log.info("listening on %s://%s:%d", config.gateway.scheme, f"[{host}]" if ":" in host else host, port)
         gc.freeze()  # what is there now stays; collections need not look at it again
         await server.serve(sockets=[sock])
 
@@ -125,7 +146,7 @@ def serve_gateway(config: Config, *, config_path: Path | None) -> int:
     return 0
 
 
-def server_config(config: Config, app: Ingress) -> uvicorn.Config:
+def server_config(config: Config, app: Ingress, tls: ServerTls | None = None) -> uvicorn.Config:
     """uvicorn's settings for `app`."""
     limits = HeadLimits(config.gateway.max_header, config.gateway.header_timeout_seconds)
     return uvicorn.Config(
@@ -138,6 +159,7 @@ def server_config(config: Config, app: Ingress) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        ssl_context_factory=(lambda *_: tls.context) if tls else None,
         proxy_headers=False,
         backlog=BACKLOG,
         timeout_keep_alive=int(config.gateway.keep_alive_seconds),

@@ -14,6 +14,7 @@ from gateway.admin import Operations
 from gateway.config import Config
 from placement.clock import SystemClock
 
+CENTURY_SECONDS = 100 * 365.25 * 86400
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -48,7 +49,10 @@ def parse_duration(text: str) -> float:
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhdw])", text)
     if match is None:
         raise typer.BadParameter(f"{text!r} is no lifetime; write a number and one of s, m, h, d, w, like 30d")
-    return float(match.group(1)) * _UNITS[match.group(2)]
+    seconds = float(match.group(1)) * _UNITS[match.group(2)]
+    if seconds > CENTURY_SECONDS:
+        raise typer.BadParameter(f"{text!r} is more than a hundred years; leave the option out")
+    return seconds
 
 
 def when(seconds: float | None) -> str:
