@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pynvml
 import pytest
 
+from placement.gpu_slices import notes_of
+from placement.gpus import Recovery
 from placement.nvml import profile_name, read_nvidia
 from placement.slices import SliceKind
 
@@ -217,3 +220,21 @@ def test_a_simulated_gpu_is_next_to_cores_that_this_machine_has(nvml: Callable[.
     assert gpu.cpus
     assert set(gpu.cpus) <= set(range(os.cpu_count() or 1))
     assert gpu.numa_node is not None
+
+
+@pytest.mark.parametrize(
+    ("recovery", "words"),
+    [
+        ("reset", "--gpu-reset -i 0, then `sliceway apply`"),
+        ("reboot", "for a reboot of the machine"),
+        ("drain-and-reset", "drained and reset"),
+        ("other", "nvidia-smi -q -i 0"),
+    ],
+)
+def test_what_the_driver_asks_for_after_an_error_is_told_with_how_it_is_done(
+    recovery: Recovery, words: str, nvml: Callable[..., Any]
+) -> None:
+    (gpu,) = read_nvidia(nvml("h100-sxm")).gpus
+    assert notes_of([replace(gpu, recovery="none")]) == ()
+    (note,) = notes_of([replace(gpu, recovery=recovery)])
+    assert words in note
