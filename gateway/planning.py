@@ -21,7 +21,7 @@ from placement.inventory import observe
 from placement.partition import GpuPlan
 from placement.partition.select import selected
 from placement.planner.plan import plan
-from placement.planner.types import FleetPlan, ModelDemand, Problem
+from placement.planner.types import Constraints, FleetGpu, FleetPlan, ModelDemand, Problem
 from placement.registry import ModelRegistry, installed_vllm
 from placement.reservations import RESERVATIONS_FILE, Reservations
 from placement.state import StatePaths
@@ -134,17 +134,43 @@ def answer(
     (a pin on a cordoned GPU), and what the planner raises.
     """
     mine = _not_shared(config, gpus)
-    work = demanded(config, cards_of([p.gpu for p in mine]), desired=desired)
-    occupancy = _occupancy(config, [p.gpu for p in mine])
-    limits = constraints(config.fleet, [p.gpu for p in mine])
+    states = [p.gpu for p in mine]
+    work = demanded(config, cards_of(states), desired=desired)
+    occupancy = _occupancy(config, states)
     recut = config.fleet.partition == "planned"
     fleet = observed_fleet(mine, config.fleet, occupancy, recut=recut)
     check_pins(config.models, fleet)
+    anew = None if recut else observed_fleet(mine, config.fleet, occupancy, recut=True)
+    return _answered(config, work, fleet, constraints(config.fleet, states), anew=anew, allow_dip=allow_dip)
+
+
+def what_if(config: Config, products: Mapping[str, int]) -> FleetAnswer:
+    """Plan `config` on so many bare cards of these products, as the catalogue has them. Looks at no machine."""
+    catalogue = load_catalogue()
+    kinds = {catalogue.product(name): number for name, number in products.items()}
+    work = demanded(config, [Card.of(p) for p in kinds])
+    fleet = tuple(
+        FleetGpu(f"{p.name}#{n}", p.name, p, f"{p.name}#{n}", price_per_hour=config.fleet.price_per_hour(p.name))
+        for p, number in kinds.items()
+        for n in range(number)
+    )
+    return _answered(config, work, fleet, constraints(config.fleet))
+
+
+def _answered(
+    config: Config,
+    work: Workload,
+    fleet: tuple[FleetGpu, ...],
+    limits: Constraints,
+    *,
+    anew: tuple[FleetGpu, ...] | None = None,
+    allow_dip: bool = False,
+) -> FleetAnswer:
+    """`anew` is the same fleet if its GPUs may be cut, where the plan must not cut them itself."""
     problem = Problem(fleet, work.demands, limits)
     found, proposal = plan(problem), None
-    if found.unmet and not recut:
-        anew = replace(problem, gpus=observed_fleet(mine, config.fleet, occupancy, recut=True))
-        proposal = rescale(problem, anew, config.fleet.autoscale).proposal
+    if found.unmet and anew is not None:
+        proposal = rescale(problem, replace(problem, gpus=anew), config.fleet.autoscale).proposal
     transition, blocked = _transition(found, problem.demands, allow_dip=allow_dip)
     told = forecast(transition, found, {d.name: d for d in problem.demands}, Timings()) if transition else None
     return FleetAnswer(work, problem, found, transition, told, blocked, proposal)

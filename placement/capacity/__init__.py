@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from placement.capacity.answer import Capacity, ModelCost, Purchase, capacity
+from placement.capacity.answer import Capacity, ModelCost, Purchase, capacity, whole_cards
 from placement.capacity.costs import EVERYONE, Costs, costs_of_demands, costs_of_tenants
 
-__all__ = ["EVERYONE", "Capacity", "Costs", "ModelCost", "Purchase", "capacity", "costs_of_demands", "costs_of_tenants"]
+__all__ = [
+    "EVERYONE",
+    "Capacity",
+    "Costs",
+    "ModelCost",
+    "Purchase",
+    "capacity",
+    "costs_of_demands",
+    "costs_of_tenants",
+    "whole_cards",
+]

@@ -15,7 +15,17 @@ from model_registry.geometry import Geometry
 from placement.capacity.costs import Costs, costs_of_demands, costs_of_tenants
 from placement.planner.plan import plan
 from placement.planner.solver import Limits
-from placement.planner.types import WHOLE_GPU, Constraints, FleetGpu, FleetPlan, ModelDemand, Option, Problem, Unmet
+from placement.planner.types import (
+    WHOLE_GPU,
+    Constraints,
+    FleetGpu,
+    FleetPlan,
+    ModelDemand,
+    Objective,
+    Option,
+    Problem,
+    Unmet,
+)
 from placement.workload.cards import Card
 from placement.workload.demands import ModelChoices, Tenant, Workload
 from placement.workload.options import Measured, needed, whole_card
@@ -193,7 +203,9 @@ def _purchase(
         for card in cards
         for number in range(_enough(demands, card, constraints))
     ]
-    found = plan(Problem(tuple(gpus), tuple(demands), constraints), limits)
+    # On bare cards the least disturbance is the fewest slices; what is left over is no question before they are bought.
+    order = (Objective.DEMAND, Objective.PRICE, Objective.DISTURBANCE)
+    found = plan(Problem(tuple(gpus), tuple(demands), constraints, order), limits)
     used = Counter(g.gpu.product for g in found.gpus if g.used)
     return Purchase(tuple(c.name for c in cards), dict(sorted(used.items())), found.price_per_hour, found)
 
@@ -243,7 +255,7 @@ def _model_cost(
 ) -> ModelCost:
     keys = [(g.gpu.product, s.placement.profile) for g in best.plan.gpus for s in g.slices if s.demand == demand.name]
     counted = demand.rate is None
-    product, number, cost = _whole(demand, choices, cards, prices, constraints, measured)
+    product, number, cost = whole_cards(demand, choices, cards, prices, constraints, measured) or (None, None, None)
     return ModelCost(
         demand=demand.name,
         model=demand.model,
@@ -260,23 +272,23 @@ def _model_cost(
     )
 
 
-def _whole(
+def whole_cards(
     demand: ModelDemand,
     choices: ModelChoices,
     cards: Sequence[Card],
     prices: Mapping[str, float],
-    constraints: Constraints,
-    measured: Measured | None,
-) -> tuple[str | None, int | None, float | None]:
-    """The cheapest whole cards for one demand by itself: product, number, cost."""
+    constraints: Constraints | None = None,
+    measured: Measured | None = None,
+) -> tuple[str, int, float] | None:
+    """The cheapest whole cards for one demand by itself: product, number, cost per hour; None where no card holds it."""
     found: list[tuple[float, str, int]] = []
     for card in cards:
         option = _whole_option(choices, card, measured)
         if option is not None:
-            number = _replicas(demand, option, constraints)
+            number = _replicas(demand, option, constraints or Constraints())
             found.append((number * prices[card.name], card.name, number))
     if not found:
-        return None, None, None
+        return None
     cost, product, number = min(found)
     return product, number, cost
 
