@@ -12,6 +12,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from gateway.admission.schema import QueueConfig, SharedLimitsConfig, TenantLimits
 from gateway.auth.schema import AuthConfig
+from gateway.batches.schema import BatchesConfig
 from gateway.secret_values import SecretRef
 from model_registry.loader import load_yaml
 from model_registry.schema import FilePath, Inconsistent, ModelConfig, Name, Problem, Section, Size
@@ -137,6 +138,7 @@ class Config(Section):
     tenants: tuple[TenantConfig, ...] = ()
     auth: AuthConfig = AuthConfig()
     gateway: GatewayConfig = GatewayConfig()
+    batches: BatchesConfig = BatchesConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

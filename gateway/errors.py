@@ -8,6 +8,7 @@ GatewayError
 │   ├── UnknownModel          also a model that this tenant may not use
 │   ├── WrongTask             chat with an embedding model, and the like
 │   ├── UnknownResponse, UnknownPreviousResponse    no stored response of this name, for this tenant
+│   ├── UnknownObject, BatchNotOpen, StorageFull    files and batches
 │   └── UnknownPath, MethodNotAllowed
 │   └── RateLimited           a limit of the tenant itself is exhausted; 429
 ├── CapacityError             nothing is wrong with the request, come back later; 503
@@ -20,6 +21,7 @@ GatewayError
 │   ├── EngineTimeout
 │   └── EngineRefused         it answered with an error of its own
 ├── InternalError             a fault of ours; 500
+├── StorageError              files and batches cannot be kept; 500
 ├── OperatorError             what an operator asked for cannot be done
 │   ├── UnknownTenant, UnknownKey, UnknownReplica
 │   └── ConflictingChange     it is the configuration's, or something already stands there
@@ -113,6 +115,24 @@ class UnknownPreviousResponse(UnknownResponse):
     """The same, for a response that a new one is to follow."""
 
     code = "previous_response_not_found"
+
+
+class UnknownObject(RequestError):
+    """No file or batch has this id, or it is another tenant's."""
+
+    code = "not_found"
+
+
+class BatchNotOpen(RequestError):
+    """The batch has ended, and cannot be changed any more."""
+
+    code = "batch_not_open"
+
+
+class StorageFull(RequestError):
+    """The tenant keeps as much as it may."""
+
+    code = "storage_full"
 
 
 class UnknownPath(RequestError):
@@ -265,6 +285,12 @@ class StoreUnavailable(GatewayError):
     """The store of shared limits does not answer."""
 
     code = "limit_store_unavailable"
+
+
+class StorageError(GatewayError):
+    """The disk, or the database on it, fails."""
+
+    code = "storage_error"
 
 
 class KeystoreError(GatewayError):

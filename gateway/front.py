@@ -206,9 +206,7 @@ class Front:
     def _write_record(self) -> None:
         rows = {name: process.row for name, process in self._processes.items()}
         write_record(
-            UpRecord(
-                config=str(self._config_path), listen=self._listen, simulate=self._simulate, processes=dict(rows)
-            ),
+            UpRecord(config=str(self._config_path), listen=self._listen, simulate=self._simulate, processes=dict(rows)),
             self._paths.up_record,
         )
 

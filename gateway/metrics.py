@@ -95,9 +95,7 @@ class GatewayCollector:
         )
         states: Counts[tuple[str, str]] = Counts()
         for replica in routes.replicas():
-            in_flight.add_metric(
-                (replica.replica, replica.model, replica.slice.id), self.loads.count(replica.replica)
-            )
+            in_flight.add_metric((replica.replica, replica.model, replica.slice.id), self.loads.count(replica.replica))
             states[replica.model, replica.state.value] += 1
         yield in_flight
         by_state = GaugeMetricFamily("sliceway_replicas", "Replicas by state.", labels=("model", "state"))

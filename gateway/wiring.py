@@ -20,13 +20,15 @@ from gateway.admin import Operations, Overlay, OverlayStore
 from gateway.admin.access import Access
 from gateway.admin.listener import AdminListener
 from gateway.admission import CacheSalts, Loads
+from gateway.batches.service import BatchService
+from gateway.batches.surroundings import surroundings
 from gateway.config import Config, load_config
 from gateway.digests import LatencyBook
 from gateway.exchange import Clock, Exchanges
 from gateway.health import HealthBook
 from gateway.hotpath import BothEngines, HotEngines, HotPath, hot_protocol
 from gateway.ingress import Ingress, cold_app
-from gateway.ingress.app import AsgiApp
+from gateway.ingress.app import AsgiApp, Lifecycles
 from gateway.ingress.protocol import HeadLimits, bounded_by
 from gateway.ingress.server import BACKLOG, DrainingServer, listening_socket
 from gateway.keys import Keyring, Keystore, WallClock
@@ -98,9 +100,12 @@ def create_gateway(
         GatewayCollector(parts.stats, parts.book, parts.loads, gateway.routes, gateway.files, clock)
     )
     gateway.admin = _admin_listener(gateway, config_path, wall)
-    hot = dict.fromkeys(ROUTES, AsgiRelay(gateway.exchanges, parts.engines))
+    relay = AsgiRelay(gateway.exchanges, parts.engines)
+    hot = dict.fromkeys(ROUTES, relay)
+    batches = BatchService(config.batches, state, surroundings(gateway, relay, config, wall))
     fast = HotPath.of(gateway.exchanges, hot_engines) if config.gateway.relay == "fast" else None
-    app = Ingress(hot=hot, cold=cold_app(gateway, version=_version()), lifecycle=gateway, fast=fast)
+    cold = cold_app(gateway, version=_version(), batches=batches)
+    app = Ingress(hot=hot, cold=cold, lifecycle=Lifecycles((gateway, batches)), fast=fast)
     return gateway, app
 
 

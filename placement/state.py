@@ -15,6 +15,9 @@
       up.lock, up.json        held by `sliceway up`; the processes it started
       logs/REPLICA.log        what an engine wrote; also controller.log and gateway.log
       responses.secret        what ids of stored responses are sealed with
+      objects.db              files and batches of tenants
+      files/FILE              their contents
+      batches/BATCH/          answers of a batch that runs
       replicas/REPLICA/
         journal.json          which process runs for this replica, for the next controller to adopt
         exit.json             how the last one ended; written by the shim
@@ -77,6 +80,26 @@ class StatePaths:
     def withheld(self) -> Path:
         """Slices that the controller is to leave; see `placement.withheld`."""
         return self.root / "withheld.json"
+
+    @property
+    def objects(self) -> Path:
+        """The database of tenants' files and batches."""
+        return self.root / "objects.db"
+
+    @property
+    def files(self) -> Path:
+        """What tenants have uploaded, and the answers of their batches."""
+        return self.root / "files"
+
+    @property
+    def batches(self) -> Path:
+        """One directory per batch that runs."""
+        return self.root / "batches"
+
+    @property
+    def batches_lock(self) -> Path:
+        """Held by the one gateway that runs batches."""
+        return self.batches / "runner.lock"
 
     @property
     def responses_secret(self) -> Path:

@@ -6,7 +6,7 @@ the whole relay.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -35,6 +35,25 @@ class Lifecycle(Protocol):
     async def stop(self) -> None:
         """After the last one."""
         ...
+
+
+class Lifecycles:
+    """Several as one: started in order, stopped in the reverse, as far as they were started."""
+
+    def __init__(self, parts: Sequence[Lifecycle]) -> None:
+        self._parts = parts
+        self._started: list[Lifecycle] = []
+
+    async def start(self) -> None:
+        """Start each. What the first that fails raises is raised."""
+        for part in self._parts:
+            await part.start()
+            self._started.append(part)
+
+    async def stop(self) -> None:
+        """Stop each that was started."""
+        while self._started:
+            await self._started.pop().stop()
 
 
 class Ingress:

@@ -7,12 +7,15 @@ from typing import Any, Protocol
 
 import msgspec
 from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from gateway.batches.service import BatchService
 from gateway.error_map import error_answer, unexpected
-from gateway.errors import GatewayError, MethodNotAllowed, RequestError, UnknownPath
+from gateway.errors import GatewayError, MalformedRequest, MethodNotAllowed, RequestError, UnknownPath
 from gateway.ingress.openapi import describe_hot_routes
+from gateway.request import credentials
 from gateway.router import unknown_model
 from gateway.routes import ModelRoute, Routes
 from gateway.tenants import Tenant
@@ -42,8 +45,8 @@ class Backstage(Protocol):
         ...
 
 
-def cold_app(backstage: Backstage, *, version: str) -> FastAPI:
-    """The application for every path that is not relayed."""
+def cold_app(backstage: Backstage, *, version: str, batches: BatchService | None = None) -> FastAPI:
+    """The application for every path that is not relayed. Without `batches` there are neither files nor batches."""
     app = FastAPI(
         title="sliceway",
         version=version,
@@ -52,19 +55,25 @@ def cold_app(backstage: Backstage, *, version: str) -> FastAPI:
         redirect_slashes=False,
     )
     _handle_errors(app)
-    _add_models(app, backstage)
+    who = _who(backstage)
+    _add_models(app, backstage, who)
+    if batches is not None:
+        batches.add_to(app, who)
     _add_operations(app, backstage)
     describe_hot_routes(app)
     return app
 
 
-def _add_models(app: FastAPI, backstage: Backstage) -> None:
+def _who(backstage: Backstage) -> Any:
+    """The tenant of a request, as a default of a parameter, because annotations are looked up in the module."""
+
     async def tenant(request: Request) -> Tenant:
-        given = request.headers.get("authorization")
-        return backstage.authenticate(given.encode("latin-1") if given else None)
+        return backstage.authenticate(credentials(dict(request.scope["headers"])))
 
-    who: Any = Depends(tenant)  # as a default, because annotations are looked up in the module
+    return Depends(tenant)
 
+
+def _add_models(app: FastAPI, backstage: Backstage, who: Any) -> None:
     @app.get("/v1/models", tags=["models"], summary="The models this key may use")
     async def list_models(tenant: Tenant = who) -> dict[str, Any]:
         visible = _visible(tenant, backstage.routes().models)
@@ -141,9 +150,17 @@ def _handle_errors(app: FastAPI) -> None:
             )
         return _answer(RequestError(str(error.detail)))
 
+    async def wrong_value(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first, *more = error.errors()
+        param = ".".join(str(part) for part in first["loc"][1:]) or None
+        also = f" (and {len(more)} more)" if more else ""
+        return _answer(MalformedRequest(f"{first['msg']}{also}, in `{param or first['loc'][0]}`.", param=param))
+
     handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
         GatewayError: gateway_error,
         HTTPException: http_error,
+        RequestValidationError: wrong_value,
         Exception: gateway_error,
     }
     for kind, handler in handlers.items():

@@ -50,34 +50,47 @@ class Surface:
         self._open.close()
 
 
-def surface_config(state: Path, **gateway: Any) -> Config:
+def surface_config(state: Path, *, batches: dict[str, Any] | None = None, **gateway: Any) -> Config:
     return Config.model_validate(
         {
             "version": "v1",
             "state_dir": str(state),
             "tenants": [{"name": name} for name in TENANTS],
             "models": [{"name": name, "source": "x"} for name in MODELS],
+            "batches": batches or {},
             "gateway": {"listen": "127.0.0.1:0"} | gateway,
         }
     )
 
 
 @contextmanager
-def surface(
-    state: Path, *, relay: str = "asgi", chat: dict[str, Any] | None = None, **gateway: Any
-) -> Iterator[Surface]:
-    """The system; at the end every counter must be back at zero. `chat` is the chat engines' behaviour."""
-    config = surface_config(state, **gateway)
-    keystore = Keystore(state)
-    keys = {tenant: keystore.create(tenant, now=wall_clock())[0] for tenant in TENANTS}
+def surface_fleet(state: Path, chat: dict[str, Any] | None = None) -> Iterator[FakeFleet]:
+    """Two chat engines and one that pools. `chat` is the chat engines' behaviour."""
     with fake_fleet(state) as fleet:
         for number in range(2):
             fleet.start(f"chat-{number}", "chat", **(chat or {}))
         fleet.start("pool-0", "pool", task="embed")
-        with running_gateway(config, relay=relay) as running:
-            made = Surface(running, fleet, keys, config)
-            try:
-                yield made
-            finally:
-                made.close()
-            wait_until(lambda: running.idle, what="all counters are back at zero")
+        yield fleet
+
+
+@contextmanager
+def served(config: Config, fleet: FakeFleet, *, relay: str = "asgi") -> Iterator[Surface]:
+    """A gateway in front of `fleet`, with a key for each tenant; at the end every counter must be back at zero."""
+    keystore = Keystore(config.state)
+    keys = {tenant: keystore.create(tenant, now=wall_clock())[0] for tenant in TENANTS}
+    with running_gateway(config, relay=relay) as running:
+        made = Surface(running, fleet, keys, config)
+        try:
+            yield made
+        finally:
+            made.close()
+        wait_until(lambda: running.idle, what="all counters are back at zero")
+
+
+@contextmanager
+def surface(
+    state: Path, *, relay: str = "asgi", chat: dict[str, Any] | None = None, **config: Any
+) -> Iterator[Surface]:
+    """The whole system."""
+    with surface_fleet(state, chat) as fleet, served(surface_config(state, **config), fleet, relay=relay) as made:
+        yield made
