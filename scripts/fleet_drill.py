@@ -261,10 +261,18 @@ async def _look(fleet: Fleet, report: Report) -> None:
     users = await asyncio.to_thread(fleet.users)
     taken = Counter(r.slice.id for r in ready.values())
     report.pinned = sum(taken[r.slice.id] == 1 and users[r.slice.id] == 1 for r in ready.values())
-    report.proven = sum(bool(r.placement and r.placement["ok"]) for r in ready.values())
+    report.proven = sum(_proven(r) for r in ready.values())
     pids = [r.engine_pid for r in ready.values() if r.engine_pid]
     report.engine_resident_bytes = resident_bytes(pids) // len(pids)
     report.engine_proportional_bytes = proportional_bytes(pids) // len(pids)
+
+
+def _proven(row: ReplicaStatus) -> bool:
+    """On its slice, and with the context length that it was started with."""
+    found = {(f["check"], f["verdict"]) for f in (row.placement or {}).get("findings", ())}
+    return (
+        {("processes", "proven"), ("limits", "proven")} <= found and row.placement is not None and row.placement["ok"]
+    )
 
 
 async def _kill_one(fleet: Fleet, clients: Clients, report: Report) -> str:

@@ -57,6 +57,8 @@ def parse(arguments: Sequence[str]) -> tuple[Behaviour, Start]:
     parser.add_argument("--output-tokens", type=int, default=16)
     parser.add_argument("--max-concurrency", type=int, default=0, help="requests that run at once; 0: no bound")
     parser.add_argument("--max-model-len", type=int, default=8192)
+    parser.add_argument("--gpu-memory-utilization", type=float, help="told in the metrics, as vLLM does")
+    parser.add_argument("--kv-cache-memory-bytes", type=int, help="told in the metrics, as vLLM does")
     parser.add_argument("--load-seconds", type=float, default=0.0, help="time until it listens")
     parser.add_argument(
         "--fail-at-start", metavar="MESSAGE", help="print MESSAGE as an engine's error after --load-seconds and exit"
@@ -92,6 +94,8 @@ def parse(arguments: Sequence[str]) -> tuple[Behaviour, Start]:
         error_message=a.error_message,
         error_shape=a.error_shape,
         events_per_write=max(1, a.events_per_write),
+        gpu_memory_utilization=a.gpu_memory_utilization,
+        kv_cache_memory_bytes=a.kv_cache_memory_bytes,
     )
     return behaviour, Start(
         a.uds, a.host, a.port or 0, a.load_seconds, a.fail_at_start, a.exit_code, a.shutdown_timeout

@@ -56,6 +56,8 @@ class Behaviour:
     error_message: str = "simulated error"
     error_shape: Literal["vllm", "plain", "detail", "html"] = "vllm"
     events_per_write: int = 1
+    gpu_memory_utilization: float | None = None
+    kv_cache_memory_bytes: int | None = None
 
 
 @dataclass(slots=True)
@@ -147,7 +149,13 @@ class FakeEngine:
             ("iteration_tokens_total_count", "counter", self.state.generation_tokens),
         ]
         text = "".join(f"# TYPE vllm:{name} {kind}\nvllm:{name}{labels} {value}\n" for name, kind, value in rows)
-        return web.Response(text=text, content_type="text/plain")
+        return web.Response(text=text + self._cache_config(), content_type="text/plain")
+
+    def _cache_config(self) -> str:
+        """The limits that vLLM tells of in the labels of one metric."""
+        names = ("gpu_memory_utilization", "kv_cache_memory_bytes")
+        labels = ",".join(f'{name}="{getattr(self.behaviour, name)}"' for name in names)
+        return f'# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{{engine="0",{labels}}} 1.0\n'
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = await self.body(request)

@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from placement.evidence import read_metrics, read_models
 from placement.fake_engine import Behaviour, FakeEngine, listening
 from placement.fake_engine.__main__ import parse
 
@@ -135,6 +136,16 @@ async def test_it_says_that_it_is_simulated() -> None:
                 assert (await answer.json())["simulated"] is True
         async with session.get("/metrics") as answer:
             assert 'vllm:num_requests_running{model_name="m",engine="0"} 0' in await answer.text()
+
+
+async def test_it_tells_its_limits_where_vllm_does() -> None:
+    async with running(max_model_len=2048, gpu_memory_utilization=0.9) as (_, session):
+        async with session.get("/metrics") as answer:
+            metrics = await answer.text()
+        async with session.get("/v1/models") as answer:
+            models = await answer.text()
+    told = {f.name: f.value for f in (*read_metrics(metrics).limits, *read_models(models).limits)}
+    assert told == {"gpu_memory_utilization": 0.9, "max_model_len": 2048}
 
 
 def test_vllms_own_flags_are_taken_and_left_aside(tmp_path: Path) -> None:
