@@ -17,6 +17,7 @@ OTHER_PROCESSES = {
     "loadtests.locustfile": "Locust loads it, patched for gevent",
     "loadtests.run": "imports Locust, which patches the process for gevent",
     "loadtests.users": "imports Locust, which patches the process for gevent",
+    "loadtests.worker": "patches its own process for gevent",
     "placement.vllm_plugin": "vLLM loads it inside the engine",
     "model_registry.convert_gguf": "runs on the engine's interpreter, where PyTorch is",
 }
