@@ -160,7 +160,7 @@ def test_keys_for_encryption_short_keys_and_rubbish_are_left_out() -> None:
 @pytest.mark.parametrize("header", [{"crit": ["exp"]}, {"b64": False}])
 def test_extensions_are_refused(issuer: FakeIssuer, header: dict[str, Any]) -> None:
     head = {"alg": "ES256", "kid": "ec"} | header
-    with pytest.raises(InvalidToken, match="extensions|malformed"):
+    with pytest.raises(InvalidToken, match=r"extensions|malformed"):
         verifier(issuer).verify(f"{encoded(head)}.{encoded(claims())}.{encoded(b'x')}", NOW)
 
 
