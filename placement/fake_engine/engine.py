@@ -15,7 +15,7 @@ from typing import Any, Literal
 from aiohttp import web
 
 from placement.fake_engine.other_routes import OtherRoutes
-from placement.fake_engine.samples import logprobs_of, pieces_of, tool_call_of
+from placement.fake_engine.samples import finish_of, logprobs_of, pieces_of, tool_call_of
 from placement.fake_engine.shapes import (
     ChatShapes,
     CompletionShapes,
@@ -193,7 +193,7 @@ class FakeEngine:
                 await self.think(self.behaviour.itl_seconds)
             self.maybe_die()
             self.state.generation_tokens += tokens
-            answer = shapes.whole("".join(pieces))
+            answer = shapes.whole("".join(pieces), finish_of(body))
             if body.get("logprobs") and isinstance(shapes, ChatShapes):
                 answer["choices"][0]["logprobs"] = logprobs_of(pieces, int(body.get("top_logprobs") or 0))
             if (call := tool_call_of(body)) is not None:
@@ -221,7 +221,7 @@ class FakeEngine:
         for index in range(tokens):
             if index:
                 await self.think(self.behaviour.itl_seconds)
-            held += event(head | shapes.part(pieces[index], "length" if index == tokens - 1 else None))
+            held += event(head | shapes.part(pieces[index], finish_of(body) if index == tokens - 1 else None))
             self.state.generation_tokens += 1
             if (index + 1) % self.behaviour.events_per_write == 0:
                 await response.write(bytes(held))

@@ -19,6 +19,11 @@ def pieces_of(body: dict[str, Any], tokens: int) -> list[str]:
     return [text[i : i + _PIECE_CHARS] for i in range(0, len(text), _PIECE_CHARS)]
 
 
+def finish_of(body: dict[str, Any]) -> str:
+    """A form ends by itself, words are cut off."""
+    return "length" if _schema_of(body) is None else "stop"
+
+
 def _schema_of(body: dict[str, Any]) -> dict[str, Any] | None:
     """Of chat's `response_format`, or of the `text.format` of a response."""
     wanted = body.get("response_format") or (body.get("text") or {}).get("format") or {}

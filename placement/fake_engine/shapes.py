@@ -28,10 +28,10 @@ class ChatShapes:
         """The event that carries the usage."""
         return {"object": "chat.completion.chunk", "choices": []}
 
-    def whole(self, text: str) -> dict[str, Any]:
+    def whole(self, text: str, finish: str = "length") -> dict[str, Any]:
         """The answer in one piece."""
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "tool_calls": []}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
         return {"object": "chat.completion", "choices": [choice]}
 
     def calling(self, call: dict[str, Any]) -> dict[str, Any]:
@@ -68,9 +68,9 @@ class CompletionShapes:
         """The event that carries the usage."""
         return {"object": "text_completion", "choices": []}
 
-    def whole(self, text: str) -> dict[str, Any]:
+    def whole(self, text: str, finish: str = "length") -> dict[str, Any]:
         """The answer in one piece."""
-        return self.part(text, "length")
+        return self.part(text, finish)
 
     def calling(self, call: dict[str, Any]) -> dict[str, Any]:
         """Completions call no tools; the arguments as text."""
