@@ -172,6 +172,10 @@ class Head:
         await self._remember(seating.seats)
         owners, waiting = await self._hold(seating.seats, held)
         await self._order(seating.seats, owners)
+        # Gateways take no table that is older than theirs; a journal that was lost may have been of any generation.
+        newest = max((report.generation for report in reports.values()), default=0)
+        if newest > self._table.generation:
+            self._table = self._table.model_copy(update={"generation": newest})
         table = merge_tables(self._goal.rows, reports, seating.seats, waiting, self._table, secret=self._journal.secret)
         if table != self._table:
             await self._remember(seating.seats, generation=table.generation)

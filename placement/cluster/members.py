@@ -90,7 +90,9 @@ class Broadcast(_Row):
     head: str = Field(description="Which head says so; another one after each start of a head.")
     table: RoutingTable
     files: Mapping[str, str] = Field(
-        default_factory=dict, repr=False, description="Files of the gateways' state directory by name: tenants' keys."
+        default_factory=dict,
+        repr=False,
+        description="Files of the gateways' state directory by name, in base64: tenants' keys.",
     )
     config: str = ""
     sequence: int = 0

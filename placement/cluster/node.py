@@ -7,6 +7,7 @@ Ray with it, takes no engine along. The agent only writes what was ordered, and 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import logging
 import time
@@ -149,14 +150,14 @@ class NodeAgent:
             self._processes.reload_controller()
         self._processes.ensure_controller(paths.controller_config, paths.seats)
 
-    def _controller_config(self, order: NodeOrder) -> str:
+    def _controller_config(self, order: NodeOrder) -> bytes:
         config = json.loads(order.config)
         config["fleet"] = dict(self.settings.fleet)
         config["state_dir"] = str(self._paths.engines.root)
         engine = config.setdefault("engine", {})
         engine["transport"] = "tcp"
         engine["network"] = {"address": self.settings.address, "secret_file": str(self._paths.secret)}
-        return json.dumps(config, indent=1)
+        return json.dumps(config, indent=1).encode()
 
     def _table(self) -> RoutingTable:
         """What the controller publishes; a table that a dead controller has left speaks for engines that go on."""
@@ -199,7 +200,7 @@ class NodeAgent:
         paths = self._paths.gateway
         paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name, text in news.files.items():
-            _replace(paths.root / Path(name).name, text)
+            _replace(paths.root / Path(name).name, base64.b64decode(text))
         if news.table.generation > self._known_generation():
             publish(news.table, paths.routing_table)
         if self.settings.listen is not None and news.config:
@@ -213,20 +214,20 @@ class NodeAgent:
         except TableUnreadable:
             return -1
 
-    def _gateway_config(self, text: str) -> str:
+    def _gateway_config(self, text: str) -> bytes:
         config = json.loads(text)
         config["state_dir"] = str(self._paths.gateway.root)
         config["fleet"] = {"discover": "none"}
         config.setdefault("gateway", {})["listen"] = self.settings.listen
-        return json.dumps(config, indent=1)
+        return json.dumps(config, indent=1).encode()
 
 
-def _replace(path: Path, text: str) -> bool:
-    """Write `text` if it is not there already. Whether it was written."""
+def _replace(path: Path, content: bytes) -> bool:
+    """Write `content` if it is not there already. Whether it was written."""
     try:
-        if path.read_text() == text:
+        if path.read_bytes() == content:
             return False
     except OSError:
         pass
-    write_atomically(path, text.encode(), mode=0o600)
+    write_atomically(path, content, mode=0o600)
     return True

@@ -21,7 +21,6 @@ from placement.controller import Controller, Sources
 from placement.goals import PlacementConfig, Workshop
 from placement.replicas.procfs import ProcessIdentity
 
-
 LOOK_SECONDS = 0.5
 
 

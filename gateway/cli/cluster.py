@@ -1,0 +1,375 @@
+"""`sliceway up CONFIG --ray` and `sliceway node`: several machines as one fleet. Ray is imported only here, when it is used."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gateway.cli.output import Json, out, print_json
+from gateway.config import Config, load_config
+from model_registry.atomic import write_atomically
+from model_registry.errors import ConfigError, SlicewayError
+from placement.errors import PlacementError
+from placement.inventory import observe
+from placement.schema import FleetConfig
+from placement.simulate import enter, simulated_fleet
+from placement.slices import Inventory
+
+if TYPE_CHECKING:
+    from placement.cluster.start import Machine
+
+LOCAL = "local"
+TOKEN_FILE = "cluster.token"
+LOOK_SECONDS = 0.5
+# Of the gateways' state directory: what a tenant's key is checked with.
+SHARED_FILES = ("keys.json", "keys.secret")
+_STOP_SECONDS = 90.0
+
+node = typer.Typer(help="This machine as a part of a cluster.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add `node`."""
+    app.add_typer(node, name="node")
+
+
+Name = Annotated[str | None, typer.Option("--name", help="This machine's name in the cluster; its host name if unset.")]
+Token = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        help="A copy of the cluster's token. Ray's own RAY_AUTH_MODE and RAY_AUTH_TOKEN count without it.",
+    ),
+]
+Directory = Annotated[Path, typer.Option("--state-dir", help="Where this machine keeps journals, logs and sockets.")]
+
+
+@node.command()
+def join(
+    address: Annotated[str, typer.Argument(help="The cluster's address, as `sliceway up CONFIG --ray` prints it.")],
+    name: Name = None,
+    cores: Annotated[
+        list[str] | None, typer.Option(help="Offer a cpu slice of these cores, like 0-3; may be given several times.")
+    ] = None,
+    memory: Annotated[str, typer.Option(help="Memory of each cpu slice that --cores makes.")] = "4GiB",
+    simulate: Annotated[
+        str | None, typer.Option(metavar="FLEET", help="Offer simulated GPUs, like h100-sxm:8.")
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option(help="Run a gateway here too, on this address, like 0.0.0.0:8080.")
+    ] = None,
+    token: Token = None,
+    state_dir: Directory = Path(".sliceway"),
+) -> None:
+    """Offer this machine's slices to a cluster, until Ctrl-C.
+
+    If the cluster's head is lost, engines go on, and this machine joins again as soon as there is one.
+    """
+    _prepare_ray(_existing(token))
+    from placement.cluster.start import own_address
+
+    machine = _machine(
+        name or socket.gethostname(),
+        own_address(address),
+        state_dir.absolute(),
+        _fleet(cores or [], memory, simulate),
+        listen,
+    )
+    with _stopping() as stop:
+        while not stop.is_set():
+            _member(machine, address, stop)
+
+
+@node.command("list")
+def list_nodes(
+    address: Annotated[str, typer.Argument(help="The cluster's address.")], token: Token = None, as_json: Json = False
+) -> None:
+    """The cluster's nodes and replicas, and what waits for what."""
+    _prepare_ray(_existing(token))
+    import ray
+
+    from placement.cluster.actors import HEAD, NAMESPACE
+    from placement.cluster.start import connect
+
+    connect(address)
+    try:
+        status: Any = ray.get(ray.get_actor(HEAD, namespace=NAMESPACE).status.remote())
+    except ValueError as error:
+        raise PlacementError(
+            "this cluster has no head yet", where=address, remedy="Start one: sliceway up CONFIG --ray ADDRESS"
+        ) from error
+    if as_json:
+        print_json(status)
+        return
+    for line in _lines(status):
+        out.print(line, highlight=False, markup=False)
+
+
+def up_on_ray(path: Path, config: Config, address: str, *, listen: str | None) -> None:
+    """Serve `config` on a cluster: the one at `address`, or a new one whose first node is this machine (`local`)."""
+    local = address == LOCAL
+    _prepare_ray(_own_token(config.state) if local else None)
+    from placement.cluster.start import Raylet, connect, own_address
+
+    raylet = None
+    machine = None
+    with _stopping() as stop:
+        if local:
+            fleet = config.fleet.model_dump(mode="json", exclude_unset=True)
+            machine = _machine(
+                socket.gethostname(), own_address(), config.state, fleet, listen or config.gateway.listen
+            )
+            raylet = Raylet(machine, _inventory(machine), address=None, port=_free_port(machine.address))
+            address = raylet.address
+            raylet.wait_until_joined(machine.name)
+        else:
+            connect(address)
+        token = f" --token-file {config.state / TOKEN_FILE}" if local else ""
+        out.print(
+            f"cluster at {address}; other machines join with: sliceway node join {address}{token}", highlight=False
+        )
+        try:
+            _lead(path, config, machine, stop)
+        finally:
+            out.print("stopping; requests may finish", highlight=False)
+            _dissolve()
+            _disconnect()
+            if raylet is not None:
+                raylet.stop()
+
+
+def _lead(path: Path, config: Config, machine: Machine | None, stop: threading.Event) -> None:
+    """Have the head work by the file at `path`, and show what comes of it, until `stop`."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayActorError
+
+    from placement.cluster.actors import start_head
+    from placement.cluster.start import offer, own_versions
+
+    head: Any = start_head(own_versions(), secrets.token_urlsafe(32))
+    reload = threading.Event()
+    with _on(signal.SIGHUP, reload):
+        files = _shared(config)
+        ray.get(head.aim.remote(_as_text(config), files))
+        if machine is not None:
+            offer(machine)
+        shown: list[str] = []
+        while not stop.wait(LOOK_SECONDS):
+            if reload.is_set():
+                reload.clear()
+                config = _reloaded(path, config, head)
+            try:
+                if (now := _shared(config)) != files:
+                    ray.get(head.share.remote(now))
+                    files = now
+                lines = _lines(ray.get(head.status.remote(), timeout=10.0))
+            except (RayActorError, GetTimeoutError):
+                lines = ["the head is being started again; everything serves on"]
+            for line in lines:
+                if line not in shown:
+                    out.print(line, highlight=False, markup=False)
+            shown = lines
+
+
+def _reloaded(path: Path, config: Config, head: Any) -> Config:
+    """The file as it is, if it is right; a wrong one changes nothing."""
+    import ray
+
+    try:
+        new = load_config(path)
+        ray.get(head.aim.remote(_as_text(new), _shared(new)))
+    except SlicewayError as error:
+        out.print(
+            f"the new configuration is refused, everything goes on as before: {error}", highlight=False, markup=False
+        )
+        return config
+    out.print("taken over the new configuration", highlight=False)
+    return new
+
+
+def _member(machine: Machine, address: str, stop: threading.Event) -> None:
+    """This machine's part in the cluster, until `stop` or until Ray here has ended."""
+    from placement.cluster.errors import ClusterUnreachable
+    from placement.cluster.start import Raylet, offer
+
+    raylet = Raylet(machine, _inventory(machine), address=address)
+    try:
+        raylet.wait_until_joined(machine.name)
+        offer(machine)
+        out.print(f"{machine.name} has joined {address}", highlight=False)
+        while not raylet.ended and not stop.wait(LOOK_SECONDS):
+            pass
+        if stop.is_set():
+            _leave(machine.name)
+        else:
+            out.print("the cluster is lost; engines go on, joining again as soon as it is there", highlight=False)
+    except ClusterUnreachable as error:
+        out.print(str(error), highlight=False, markup=False)
+        stop.wait(5.0)
+    finally:
+        _disconnect()
+        raylet.stop()
+
+
+def _disconnect() -> None:
+    """Before Ray here is ended: it would end this process with it."""
+    import ray
+
+    with contextlib.suppress(Exception):
+        ray.shutdown()
+
+
+def _leave(name: str) -> None:
+    """End this machine's engines in order, and its agent."""
+    import ray
+
+    from placement.cluster.actors import AGENT, NAMESPACE
+
+    with contextlib.suppress(ValueError):
+        agent: Any = ray.get_actor(AGENT + name, namespace=NAMESPACE)
+        ray.get(agent.stop.remote(_STOP_SECONDS))
+        ray.kill(agent)
+
+
+def _dissolve() -> None:
+    """End everything of ours in the cluster: the head first, so that it seats nothing again."""
+    import ray
+
+    from placement.cluster.actors import AGENT, HEAD, NAMESPACE
+
+    names = [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == NAMESPACE]
+    agents: list[Any] = []
+    for name in sorted(names, key=lambda n: n != HEAD):
+        with contextlib.suppress(ValueError):
+            actor: Any = ray.get_actor(name, namespace=NAMESPACE)
+            if name.startswith(AGENT):
+                agents.append(actor)
+            else:
+                ray.kill(actor)
+    with contextlib.suppress(Exception):
+        ray.get([agent.stop.remote(_STOP_SECONDS) for agent in agents])
+    for agent in agents:
+        ray.kill(agent)
+
+
+def _lines(status: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"node {n['node']} ({n['address']}): {n['problem'] or str(n['slices']) + ' slices'}"
+        + (", simulated" if n["simulated"] else "")
+        for n in status["nodes"]
+    ]
+    lines += [
+        f"{r['replica']} on {r['slice']}: {r['state']}" + (f" ({r['reason']})" if r["reason"] else "")
+        for r in status["replicas"]
+    ]
+    return lines + [f"{replica} has no slice: {reason}" for replica, reason in status["unplaced"].items()]
+
+
+def _own_token(state: Path) -> Path:
+    """The token of the cluster that begins here, kept in the state directory: who has it may run anything in the cluster."""
+    path = state / TOKEN_FILE
+    if not path.exists():
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(path, secrets.token_hex(32).encode(), mode=0o600)
+    return path
+
+
+def _existing(token: Path | None) -> Path | None:
+    if token is not None and not token.is_file():
+        raise ConfigError(
+            "there is no token here",
+            where=str(token),
+            remedy="Copy it from the cluster's first machine (cluster.token).",
+        )
+    return token
+
+
+def _machine(name: str, address: str, state: Path, fleet: Mapping[str, Any], listen: str | None) -> Machine:
+    from placement.cluster.start import Machine
+
+    return Machine(
+        name=name,
+        address=address,
+        directory=state / "nodes" / name,
+        fleet=fleet,
+        command=(sys.executable, "-m", "gateway.cli"),
+        listen=listen,
+    )
+
+
+def _inventory(machine: Machine) -> Inventory:
+    fleet = FleetConfig.model_validate(machine.fleet)
+    machine.paths.engines.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    enter(fleet, machine.paths.engines.root)
+    return observe(fleet)
+
+
+def _fleet(cores: list[str], memory: str, simulate: str | None) -> dict[str, Any]:
+    if cores and simulate:
+        raise ConfigError("a node offers cores or simulated GPUs", where="--cores", remedy="Give one of the two.")
+    if simulate:
+        return simulated_fleet(simulate).model_dump(mode="json", exclude_unset=True)
+    slices = [{"kind": "cpu", "id": f"cpu-{i}", "cores": c, "memory": memory} for i, c in enumerate(cores)]
+    return {"slices": slices} if slices else {"discover": "auto"}
+
+
+def _as_text(config: Config) -> str:
+    return json.dumps(config.model_dump(mode="json", exclude_unset=True))
+
+
+def _shared(config: Config) -> dict[str, str]:
+    """The files that gateways need beside the configuration, as they are, in base64."""
+    found = {}
+    for name in SHARED_FILES:
+        with contextlib.suppress(OSError):
+            found[name] = base64.b64encode((config.state / name).read_bytes()).decode()
+    return found
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set."""
+    stop = threading.Event()
+    with _on(signal.SIGINT, stop), _on(signal.SIGTERM, stop):
+        yield stop
+
+
+@contextlib.contextmanager
+def _on(number: signal.Signals, event: threading.Event) -> Iterator[None]:
+    before = signal.signal(number, lambda *_: event.set())
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _free_port(address: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+def _prepare_ray(token: Path | None) -> None:
+    """Set what Ray reads when it is imported: no usage reports, and the token that everybody in the cluster must show."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if token is not None:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token.absolute())}
+    try:
+        import ray  # noqa: F401
+    except ImportError as error:
+        raise PlacementError(
+            "Ray is not installed here",
+            remedy="Install it on every machine of the cluster: pip install 'sliceway[ray]'",
+        ) from error

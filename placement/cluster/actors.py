@@ -1,0 +1,276 @@
+"""The cluster's parts as Ray actors. The only module, beside `start`, that knows Ray; what the parts do is in `head` and `node`.
+
+All of them are detached and named, so that whoever started them may go. Ray restarts the head and the agents. A holder is
+not restarted: it stands for one promise, that this slice is this replica's, and the head makes it anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+from placement.clock import SystemClock
+from placement.cluster.errors import NodeLost
+from placement.cluster.goal import read_goal
+from placement.cluster.head import Head, Hold
+from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions
+from placement.cluster.node import NodeAgent, NodePaths, NodeSettings
+from placement.cluster.offers import node_resource, resource_of
+from placement.cluster.processes import LocalProcesses
+from placement.cluster.seats import this_process
+from placement.inventory import observe
+from placement.schema import FleetConfig
+from placement.simulate import enter
+from placement.slices import Inventory
+
+log = logging.getLogger(__name__)
+
+NAMESPACE = "sliceway"
+HEAD = "head"
+AGENT, _HOLDER = "agent|", "holder|"
+_JOURNAL = b"head-journal"
+
+
+class RayStore:
+    """The head's journal in the cluster's own store. It lives as long as the cluster, and longer where Ray's store is kept in Redis."""
+
+    async def load(self) -> bytes | None:
+        """The last journal."""
+        found: bytes | None = await asyncio.to_thread(_internal_kv_get, _JOURNAL, namespace=NAMESPACE.encode())
+        return found
+
+    async def save(self, journal: bytes) -> None:
+        """Replace it."""
+        await asyncio.to_thread(_internal_kv_put, _JOURNAL, journal, True, namespace=NAMESPACE.encode())
+
+
+class SliceHolder:
+    """Holds one slice in Ray's books for one replica, and is what its engine belongs to."""
+
+    def owner(self) -> str:
+        """This process, as a node's controller can look for it."""
+        return this_process().model_dump_json()
+
+
+class RayNodes:
+    """The nodes and their books, as Ray keeps them."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, tuple[Seat, ActorHandle[Any], Any]] = {}
+
+    async def names(self) -> Sequence[str]:
+        """Every agent that is not known to be dead."""
+        return sorted(name.removeprefix(AGENT) for name in await _named(AGENT))
+
+    async def report(self, node: str) -> NodeReport:
+        """What it is at the moment. Raises NodeLost."""
+        return NodeReport.model_validate_json(await self._agent(node, lambda agent: agent.report.remote()))
+
+    async def order(self, node: str, order: NodeOrder) -> None:
+        """Tell it what to run. Raises NodeLost."""
+        await self._agent(node, lambda agent: agent.order.remote(order.model_dump_json()))
+
+    async def hold(self, seat: Seat) -> Hold:
+        """A holder for the slice; how far it is."""
+        asked = self._asked.get(seat.replica)
+        if asked is None or asked[0] != seat:
+            asked = self._asked[seat.replica] = await asyncio.to_thread(self._ask, seat)
+        done, _ = await asyncio.to_thread(ray.wait, [asked[2]], timeout=0)
+        if not done:
+            rivals = [s for s in (await self.held()).values() if s.key == seat.key and s.replica != seat.replica]
+            return Hold(seat, waits_for=await asyncio.to_thread(_why_pending, seat, rivals))
+        try:
+            return Hold(seat, owner=Owner.model_validate_json(await asked[2]))
+        except RayActorError:
+            del self._asked[seat.replica]
+            return Hold(seat, waits_for=f"another holder of slice {seat.key}: the last one died")
+
+    async def let_go(self, replica: str) -> None:
+        """End the replica's holders."""
+        self._asked.pop(replica, None)
+        for name in await _named(f"{_HOLDER}{replica}|"):
+            with contextlib.suppress(ValueError, RayActorError):
+                ray.kill(await asyncio.to_thread(ray.get_actor, name, namespace=NAMESPACE))
+
+    async def held(self) -> Mapping[str, Seat]:
+        """Every holder that is there or is being made."""
+        return {seat.replica: seat for seat in map(_seat_of, await _named(_HOLDER))}
+
+    def _ask(self, seat: Seat) -> tuple[Seat, ActorHandle[Any], Any]:
+        holder = _detached(
+            SliceHolder,
+            _holder_name(seat),
+            get_if_exists=True,
+            max_restarts=0,
+            resources={resource_of(seat.key): 1.0},
+        ).remote()
+        return seat, holder, holder.owner.remote()
+
+    async def _agent(self, node: str, call: Callable[[ActorHandle[Any]], Any]) -> Any:
+        try:
+            agent = await asyncio.to_thread(ray.get_actor, AGENT + node, namespace=NAMESPACE)
+            return await call(agent)
+        except (ValueError, RayActorError) as error:
+            raise NodeLost(f"node {node!r} does not answer: {error}", where=node) from error
+
+
+def _holder_name(seat: Seat) -> str:
+    return f"{_HOLDER}{seat.replica}|{seat.model}|{seat.node}|{seat.slice_id}"
+
+
+def _seat_of(name: str) -> Seat:
+    _, replica, model, node, slice_id = name.split("|", 4)
+    return Seat(replica=replica, model=model, node=node, slice_id=slice_id)
+
+
+async def _named(prefix: str) -> list[str]:
+    everyone = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
+    return [a["name"] for a in everyone if a["namespace"] == NAMESPACE and a["name"].startswith(prefix)]
+
+
+def _why_pending(seat: Seat, rivals: Sequence[Seat]) -> str:
+    """What Ray waits for, in terms of slices."""
+    name = resource_of(seat.key)
+    cluster: Any = ray
+    if name not in cluster.cluster_resources():
+        return f"a node that offers slice {seat.key}: none in the cluster does"
+    if rivals:
+        return f"slice {seat.key}, which is still held for {rivals[0].replica}"
+    return f"Ray to start its holder on node {seat.node}"
+
+
+class HeadActor:
+    """The head, in the cluster."""
+
+    def __init__(self, versions: str, secret: str, created: int) -> None:
+        logging.basicConfig(level=logging.INFO)
+        self._head = Head(RayNodes(), RayStore(), SystemClock(), Versions.model_validate_json(versions), secret=secret)
+        self._created = created
+        self._begin = asyncio.Lock()
+        self._rounds: asyncio.Task[None] | None = None
+
+    async def aim(self, config: str, files: Mapping[str, str]) -> None:
+        """Work towards this configuration. Raises ConfigError for one that makes no sense; the last one stays."""
+        await self._begun()
+        self._head.aim(await asyncio.to_thread(read_goal, config, self._created))
+        await self._head.share(files)
+
+    async def share(self, files: Mapping[str, str]) -> None:
+        """Have every gateway hold these files."""
+        await self._head.share(files)
+
+    async def next_broadcast(self, head: str, after: int, timeout_seconds: float) -> str | None:
+        """As `Head.next_broadcast`, as JSON."""
+        await self._begun()
+        news = await self._head.next_broadcast(head, after, timeout_seconds=timeout_seconds)
+        return news.model_dump_json() if news else None
+
+    async def status(self) -> dict[str, object]:
+        """As `Head.status`."""
+        await self._begun()
+        return {**self._head.status(), "pid": os.getpid()}
+
+    async def _begun(self) -> None:
+        """Rounds begin with the first word from anybody: Ray restarts this actor without telling it anything."""
+        async with self._begin:
+            if self._rounds is None:
+                config = await self._head.restore()
+                if config:
+                    self._head.aim(await asyncio.to_thread(read_goal, config, self._created))
+                self._rounds = asyncio.create_task(self._head.run())
+
+
+class AgentActor:
+    """A node's agent, in the cluster."""
+
+    def __init__(self, node: Mapping[str, Any]) -> None:
+        logging.basicConfig(level=logging.INFO)
+        fleet = FleetConfig.model_validate(node["fleet"])
+        paths = NodePaths(Path(node["directory"]))
+        self._fleet, self._paths = fleet, paths
+        machine = enter(fleet, paths.engines.root)
+        # Ray sets variables of its own for its workers; the node's processes are not among those.
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "CUDA_VISIBLE_DEVICES"}
+        self._processes = LocalProcesses(paths, node["command"], environ)
+        settings = NodeSettings(
+            name=node["name"],
+            address=node["address"],
+            paths=paths,
+            versions=Versions.model_validate(node["versions"]),
+            fleet=node["fleet"],
+            simulated=machine is not None,
+            listen=node["listen"],
+        )
+        self._agent = NodeAgent(settings, self._processes, self._observe)
+        self._following: asyncio.Task[None] | None = None
+
+    def _observe(self) -> Inventory:
+        return observe(self._fleet)
+
+    async def report(self) -> str:
+        """The node as it is. The first question also has the agent follow the head's table."""
+        if self._following is None:
+            self._following = asyncio.create_task(self._agent.follow(_next_broadcast))
+        return (await self._agent.report()).model_dump_json()
+
+    async def order(self, order: str) -> None:
+        """Run this and nothing else."""
+        await self._agent.order(NodeOrder.model_validate_json(order))
+
+    async def stop(self, seconds: float) -> None:
+        """End this node's gateway, controller and engines."""
+        await asyncio.to_thread(self._processes.stop, seconds=seconds)
+
+
+async def _next_broadcast(head: str, after: int, timeout_seconds: float) -> Broadcast | None:
+    actor = await asyncio.to_thread(ray.get_actor, HEAD, namespace=NAMESPACE)
+    text = await actor.next_broadcast.remote(head, after, timeout_seconds)
+    return Broadcast.model_validate_json(text) if text else None
+
+
+def start_head(versions: Versions, secret: str) -> ActorHandle[Any]:
+    """The cluster's head; the one that is there, if there is one."""
+    created = int(time.time())  # noqa: TID251 - shown as the models' age
+    options = _detached(HeadActor, HEAD, get_if_exists=True, max_restarts=-1, max_concurrency=1000)
+    head: ActorHandle[Any] = options.remote(versions.model_dump_json(), secret, created)
+    return head
+
+
+def _detached(cls: type, name: str, **options: Any) -> Any:
+    """What makes a named actor of `cls` that outlives whoever makes it, and takes nothing but the resources it names."""
+    remote: Any = ray.remote
+    return remote(cls).options(name=name, namespace=NAMESPACE, lifetime="detached", num_cpus=0, num_gpus=0, **options)
+
+
+def start_agent(node: Mapping[str, Any]) -> ActorHandle[Any]:
+    """The agent of a node that has joined; one that is there already is replaced, because it may be of an older start."""
+    name = AGENT + node["name"]
+    with contextlib.suppress(ValueError):
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+        _until_gone(name)
+    options = _detached(
+        AgentActor, name, max_restarts=-1, max_concurrency=100, resources={node_resource(node["name"]): 1.0}
+    )
+    agent: ActorHandle[Any] = options.remote(dict(node))
+    return agent
+
+
+def _until_gone(name: str, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            ray.get_actor(name, namespace=NAMESPACE)
+        except ValueError:
+            return
+        time.sleep(0.05)

@@ -1,0 +1,194 @@
+"""Starting Ray on this machine, and this machine's part in a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from placement.cluster.actors import NAMESPACE, start_agent
+from placement.cluster.errors import ClusterUnreachable, NodeMismatch
+from placement.cluster.members import Versions
+from placement.cluster.node import NodePaths
+from placement.cluster.offers import node_resource, offered
+from placement.slices import Inventory
+
+START_SECONDS = 60.0
+# Ray's own: it looks at GPUs as whole cards, and would hide a slice from its engine.
+_RAY_ENVIRONMENT = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this machine brings into a cluster.
+
+    `fleet` is its own `fleet:` section as data, `command` what `sliceway` is here, `listen` where its gateway listens (None: it
+    has none).
+    """
+
+    name: str
+    address: str
+    directory: Path
+    fleet: Mapping[str, Any]
+    command: Sequence[str]
+    listen: str | None
+    usage_reporting: bool = False
+
+    def as_node(self) -> Mapping[str, Any]:
+        """As an agent is told."""
+        return {
+            "name": self.name,
+            "address": self.address,
+            "directory": str(self.directory),
+            "fleet": dict(self.fleet),
+            "command": list(self.command),
+            "listen": self.listen,
+            "versions": own_versions().model_dump(),
+        }
+
+    @property
+    def paths(self) -> NodePaths:
+        """Its files."""
+        return NodePaths(self.directory)
+
+
+def own_versions() -> Versions:
+    """What runs here."""
+    return Versions(
+        sliceway=metadata.version("sliceway"),
+        python=".".join(platform.python_version_tuple()[:2]),
+        ray=ray.__version__,
+    )
+
+
+def own_address(towards: str | None = None) -> str:
+    """The address that other machines reach this one by: of the interface towards `towards`, or of the default route."""
+    host = towards.rpartition(":")[0] if towards else "192.0.2.1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # connecting sends nothing
+        try:
+            probe.connect((host, 9))
+            found: str = probe.getsockname()[0]
+        except OSError:
+            found = "127.0.0.1"
+    return found
+
+
+class Raylet:
+    """Ray on this machine, as a process of ours: it ends when we do."""
+
+    def __init__(self, machine: Machine, inventory: Inventory, *, address: str | None, port: int | None = None) -> None:
+        """Join the cluster at `address`, or be the first node of one that listens on `port`."""
+        where = (
+            ["--head", f"--port={port}", "--include-dashboard=false"] if address is None else [f"--address={address}"]
+        )
+        self.address = address or f"{machine.address}:{port}"
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *where),
+            f"--node-ip-address={machine.address}",
+            "--num-gpus=0",
+            f"--resources={json.dumps(offered(machine.name, inventory))}",
+        ]
+        logs = machine.directory / "logs"
+        logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (logs / "ray.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | _RAY_ENVIRONMENT,
+                start_new_session=True,
+            )
+        self._log = logs / "ray.log"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self._process.poll() is not None
+
+    def wait_until_joined(self, node: str) -> None:
+        """Return when this machine's slices are in the cluster's books. Raises ClusterUnreachable."""
+        deadline = time.monotonic() + START_SECONDS
+        cluster: Any = ray
+        while time.monotonic() < deadline and not self.ended:
+            if not ray.is_initialized():
+                self._connect()
+            elif node_resource(node) in cluster.cluster_resources():
+                return
+            time.sleep(0.2)
+        raise ClusterUnreachable(
+            f"this machine could not join the cluster at {self.address}: {self._last_words()}",
+            where=str(self._log),
+            remedy="Check the address, that its port can be reached from here, and that both run the same Ray and Python.",
+        )
+
+    def _connect(self) -> None:
+        try:
+            connect(self.address)
+        except ClusterUnreachable:
+            time.sleep(0.3)
+
+    def _last_words(self) -> str:
+        lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1] if lines else "Ray said nothing"
+
+    def stop(self) -> None:
+        """End it, and what Ray has started on this machine for it."""
+        if not self.ended:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+
+
+def connect(address: str) -> None:
+    """Have this process talk to the cluster at `address`. Raises ClusterUnreachable, NodeMismatch."""
+    os.environ.update(_RAY_ENVIRONMENT)
+    _knock(address)
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+    except RuntimeError as error:
+        if "version mismatch" in str(error).lower():
+            raise NodeMismatch(
+                f"this machine runs another Ray or Python than the cluster at {address}: {error}",
+                remedy="Install the same versions on every node.",
+            ) from error
+        raise ClusterUnreachable(f"no cluster answers at {address}: {error}", remedy="Check the address.") from error
+    except (ConnectionError, ValueError, OSError) as error:
+        raise ClusterUnreachable(
+            f"no cluster answers at {address}: {error}",
+            remedy="Start one with `sliceway up CONFIG --ray`, which prints its address.",
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """Ray tries for minutes and then ends the process: look first whether anybody is there. Raises ClusterUnreachable."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5.0):
+            return
+    except (OSError, ValueError) as error:
+        raise ClusterUnreachable(
+            f"no cluster answers at {address}: {error}",
+            where=address,
+            remedy="Write HOST:PORT as `sliceway up CONFIG --ray` prints it, and check that it runs.",
+        ) from error
+
+
+def offer(machine: Machine) -> None:
+    """Have an agent offer this machine's slices."""
+    ray.get(start_agent(machine.as_node()).report.remote())

@@ -1,0 +1,350 @@
+"""The head on nodes that are dictionaries: seats, losses, returns, and heads that die."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from model_registry.model import SliceFit
+from model_registry.schema import ModelConfig
+from placement.cluster.errors import NodeLost
+from placement.cluster.head import LOST_AFTER_SECONDS, ClusterGoal, Head, Hold
+from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions
+from placement.slices import Slice, SliceKind
+from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow
+from placement.testing import FakeClock
+
+GIB = 2**30
+VERSIONS = Versions(sliceway="1", python="3.11", ray="2.60.0")
+
+
+def cpu(i: int) -> Slice:
+    return Slice(f"cpu-{i}", SliceKind.CPU, None, 8 * GIB, cores=(i,))
+
+
+def mig(uuid: str) -> Slice:
+    return Slice(f"GPU-a/{uuid}", SliceKind.MIG, "1g.10gb", 8 * GIB, uuid=uuid)
+
+
+@dataclass
+class FakeNode:
+    slices: tuple[Slice, ...]
+    versions: Versions = VERSIONS
+    boot: str = "b0"
+    up: bool = True
+    running: dict[str, str] = field(default_factory=dict)
+    orders: list[NodeOrder] = field(default_factory=list)
+    generation: int = 0
+
+    def obey(self) -> None:
+        """As a controller does: run the seats, end the rest."""
+        if self.orders:
+            self.running = dict(self.orders[-1].seats)
+
+    def table(self) -> RoutingTable:
+        return RoutingTable(
+            generation=1,
+            replicas=tuple(
+                ReplicaRow(
+                    replica=replica,
+                    model=replica.rpartition("-")[0],
+                    engine_model="m",
+                    endpoint="http://10.0.0.1:1",
+                    slice=SliceRow(id=slice_id, kind="cpu"),
+                    state=ReplicaState.READY,
+                )
+                for replica, slice_id in self.running.items()
+            ),
+        )
+
+
+@dataclass
+class FakeNodes:
+    nodes: dict[str, FakeNode]
+    holders: dict[str, Seat] = field(default_factory=dict)
+    never: frozenset[str] = frozenset()
+
+    async def names(self) -> Sequence[str]:
+        return sorted(self.nodes)
+
+    async def report(self, node: str) -> NodeReport:
+        known = self.nodes[node]
+        if not known.up:
+            raise NodeLost(node)
+        return NodeReport(
+            node=node,
+            address="10.0.0.1",
+            versions=known.versions,
+            boot=known.boot,
+            slices=known.slices,
+            table=known.table(),
+            running=known.running,
+            generation=known.generation,
+        )
+
+    async def order(self, node: str, order: NodeOrder) -> None:
+        if not self.nodes[node].up:
+            raise NodeLost(node)
+        self.nodes[node].orders.append(order)
+
+    async def hold(self, seat: Seat) -> Hold:
+        rivals = [s for r, s in self.holders.items() if s.key == seat.key and r != seat.replica]
+        assert rivals == [], "two replicas would hold one slice"
+        self.holders[seat.replica] = seat
+        if seat.key in self.never:
+            return Hold(seat, waits_for="a miracle")
+        return Hold(seat, owner=Owner(pid=1, start_ticks=1, boot_id="x"))
+
+    async def let_go(self, replica: str) -> None:
+        self.holders.pop(replica, None)
+
+    async def held(self) -> Mapping[str, Seat]:
+        return dict(self.holders)
+
+
+@dataclass
+class FakeStore:
+    journal: bytes | None = None
+
+    async def load(self) -> bytes | None:
+        return self.journal
+
+    async def save(self, journal: bytes) -> None:
+        self.journal = journal
+
+
+def goal(**replicas: int | tuple[int, int]) -> ClusterGoal:
+    """Models with so many replicas, or (replicas, priority)."""
+    models = []
+    for name, asked in replicas.items():
+        count, priority = asked if isinstance(asked, tuple) else (asked, 0)
+        models.append(ModelConfig(name=name, source="org/x", replicas=count, priority=priority))
+
+    def fit_on(_: str, target: Slice) -> SliceFit:
+        return SliceFit(True, "fits", target.memory_bytes, 0, 0, 0, 8192, GIB)
+
+    return ClusterGoal("{}", models, tuple(ModelRow(name=m.name) for m in models), fit_on)
+
+
+@dataclass
+class Cluster:
+    nodes: FakeNodes
+    store: FakeStore = field(default_factory=FakeStore)
+    clock: FakeClock = field(default_factory=FakeClock)
+    head: Head = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.new_head()
+
+    def new_head(self) -> None:
+        self.head = Head(self.nodes, self.store, self.clock, VERSIONS, secret="s3")
+
+    async def rounds(self, count: int = 3) -> None:
+        for _ in range(count):
+            await self.head.step()
+            for node in self.nodes.nodes.values():
+                if node.up:
+                    node.obey()
+            await self.clock.sleep(0.5)
+
+    async def table(self) -> RoutingTable:
+        news = await self.head.next_broadcast("", 0, timeout_seconds=0.001)
+        assert news is not None
+        return news.table
+
+    async def states(self) -> dict[str, str]:
+        return {row.replica: row.state.value for row in (await self.table()).replicas}
+
+    def lose(self, node: str) -> None:
+        self.nodes.nodes[node].up = False
+
+    async def pass_seconds(self, seconds: float) -> None:
+        await self.clock.sleep(seconds)
+
+
+def two_nodes(**more: FakeNode) -> Cluster:
+    return Cluster(FakeNodes({"a": FakeNode((cpu(0), cpu(1))), "b": FakeNode((cpu(0), cpu(1))), **more}))
+
+
+async def test_replicas_are_seated_on_every_node_and_routed() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal(chat=3, embed=1))
+    await cluster.rounds()
+    table = await cluster.table()
+    assert {row.replica for row in table.ready("chat")} == {"chat-0", "chat-1", "chat-2"}
+    assert len({row.slice.id for row in table.replicas}) == 4
+    assert {row.secret for row in table.replicas} == {"s3"}
+    assert {row.slice.id.partition("/")[0] for row in table.replicas} == {"a", "b"}
+
+
+async def test_nothing_new_is_no_new_generation() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal(chat=2))
+    await cluster.rounds()
+    before = await cluster.table()
+    orders = [len(node.orders) for node in cluster.nodes.nodes.values()]
+    await cluster.rounds(5)
+    assert await cluster.table() == before
+    assert [len(node.orders) for node in cluster.nodes.nodes.values()] == orders
+
+
+async def test_a_lost_nodes_replicas_are_seated_on_what_is_left_the_important_ones_first() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal(batch=(2, 0), chat=(2, 10)))
+    await cluster.rounds()
+    cluster.lose("a")
+    await cluster.pass_seconds(LOST_AFTER_SECONDS + 1)
+    await cluster.rounds(6)
+    assert await cluster.states() == {"chat-0": "ready", "chat-1": "ready"}
+    status = cluster.head.status()
+    assert set(status["unplaced"]) == {"batch-0", "batch-1"}  # type: ignore[call-overload]
+    assert all(status["unplaced"].values())  # type: ignore[attr-defined]
+
+
+async def test_a_node_that_is_slow_for_a_moment_loses_nothing() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal(chat=4))
+    await cluster.rounds()
+    before = await cluster.table()
+    cluster.lose("a")
+    await cluster.rounds(2)
+    cluster.nodes.nodes["a"].up = True
+    await cluster.rounds(2)
+    assert await cluster.table() == before
+
+
+async def test_a_node_that_comes_back_is_taken_in_and_gives_up_what_was_seated_elsewhere() -> None:
+    cluster = two_nodes(c=FakeNode((cpu(0), cpu(1))))
+    cluster.head.aim(goal(chat=4))
+    await cluster.rounds()
+    cluster.lose("a")
+    await cluster.pass_seconds(LOST_AFTER_SECONDS + 1)
+    await cluster.rounds(6)
+    assert set((await cluster.states()).values()) == {"ready"}
+    back = cluster.nodes.nodes["a"]
+    assert back.running, "its engines went on while nobody could see them"
+    back.up, back.boot = True, "b1"
+    await cluster.rounds(6)
+    assert back.running == {}, "they are another node's replicas by now"
+    assert set((await cluster.states()).values()) == {"ready"}
+
+
+async def test_the_next_head_changes_nothing() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal(chat=3))
+    await cluster.rounds()
+    before = await cluster.table()
+    running = {name: dict(node.running) for name, node in cluster.nodes.nodes.items()}
+    cluster.new_head()
+    await cluster.head.restore()
+    cluster.head.aim(goal(chat=3))
+    await cluster.rounds()
+    after = await cluster.table()
+    assert after.replicas == before.replicas
+    assert after.generation > before.generation, "gateways take no table that is as old as theirs"
+    assert {name: dict(node.running) for name, node in cluster.nodes.nodes.items()} == running
+
+
+async def test_a_head_that_has_lost_its_journal_finds_the_engines() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal(chat=3))
+    await cluster.rounds()
+    running = {name: dict(node.running) for name, node in cluster.nodes.nodes.items()}
+    for node in cluster.nodes.nodes.values():
+        node.generation = 41
+    cluster.store.journal = None
+    cluster.nodes.holders.clear()
+    cluster.new_head()
+    await cluster.head.restore()
+    cluster.head.aim(goal(chat=3))
+    await cluster.rounds()
+    assert {name: dict(node.running) for name, node in cluster.nodes.nodes.items()} == running
+    assert (await cluster.table()).generation > 41
+
+
+async def test_a_new_head_waits_for_nodes_that_it_has_not_heard_of_yet() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal(chat=4))
+    await cluster.rounds()
+    cluster.lose("a")
+    cluster.new_head()
+    await cluster.head.restore()
+    cluster.head.aim(goal(chat=4))
+    await cluster.rounds(2)
+    assert await cluster.head.next_broadcast("", 0, timeout_seconds=0.001) is None, "the last head's table still counts"
+    cluster.nodes.nodes["a"].up = True
+    await cluster.rounds(3)
+    assert len(await cluster.states()) == 4
+
+
+async def test_a_node_of_another_version_takes_no_part_and_says_why() -> None:
+    other = FakeNode((cpu(0),), versions=VERSIONS.model_copy(update={"python": "3.12"}))
+    cluster = Cluster(FakeNodes({"a": FakeNode((cpu(0),)), "b": other}))
+    cluster.head.aim(goal(chat=2))
+    await cluster.rounds()
+    assert other.orders == []
+    (problem,) = [n["problem"] for n in cluster.head.status()["nodes"] if n["node"] == "b"]  # type: ignore[attr-defined]
+    assert "python 3.11 here, 3.12 there" in problem
+    assert set(cluster.head.status()["unplaced"]) == {"chat-1"}  # type: ignore[call-overload]
+
+
+async def test_a_slice_that_another_node_offers_already_is_refused() -> None:
+    cluster = Cluster(FakeNodes({"a": FakeNode((mig("MIG-1"),)), "b": FakeNode((mig("MIG-1"), cpu(0)))}))
+    cluster.head.aim(goal(chat=2))
+    await cluster.rounds()
+    assert cluster.nodes.nodes["b"].orders == []
+    (problem,) = [n["problem"] for n in cluster.head.status()["nodes"] if n["node"] == "b"]  # type: ignore[attr-defined]
+    assert "MIG-1" in problem
+    assert "'a'" in problem
+
+
+async def test_what_waits_for_its_slice_says_so() -> None:
+    cluster = two_nodes()
+    cluster.nodes.never = frozenset({"a/cpu-0", "a/cpu-1"})
+    cluster.head.aim(goal(chat=4))
+    await cluster.rounds()
+    waiting = {row.replica: row.reason for row in (await cluster.table()).replicas if row.state == "pending"}
+    assert len(waiting) == 2
+    assert set(waiting.values()) == {"a miracle"}
+
+
+async def test_a_replica_that_moves_is_ended_before_it_starts_elsewhere() -> None:
+    cluster = Cluster(FakeNodes({"a": FakeNode((cpu(0),))}))
+    cluster.head.aim(goal(chat=1))
+    await cluster.rounds()
+    first = cluster.nodes.nodes["a"]
+    cluster.nodes.nodes["b"] = FakeNode((cpu(0),))
+    first.slices = (cpu(7),)  # its slice was cut away; the engine on it still runs
+    await cluster.head.step()
+    assert cluster.nodes.holders["chat-0"].key == "a/cpu-0", "held until no engine is on it"
+    await cluster.rounds(4)
+    assert cluster.nodes.holders["chat-0"].key in ("a/cpu-7", "b/cpu-0")
+    assert set((await cluster.states()).values()) == {"ready"}
+
+
+async def test_a_gateway_hears_of_a_change_as_soon_as_it_is_there() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal(chat=1))
+    asked = asyncio.create_task(cluster.head.next_broadcast("", 0, timeout_seconds=20))
+    await asyncio.sleep(0)
+    await cluster.rounds(1)
+    news: Broadcast | None = await asked
+    assert news is not None
+    again = asyncio.create_task(cluster.head.next_broadcast(news.head, news.sequence, timeout_seconds=20))
+    await asyncio.sleep(0)
+    assert not again.done()
+    await cluster.head.share({"keys.json": "{}"})
+    assert (await again).files == {"keys.json": "{}"}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("journal", [b"", b"{", b'{"seats": 3}'])
+async def test_a_journal_that_makes_no_sense_is_not_used(journal: bytes) -> None:
+    cluster = two_nodes()
+    cluster.store.journal = journal
+    assert await cluster.head.restore() == ""
+    cluster.head.aim(goal(chat=1))
+    await cluster.rounds()
+    assert await cluster.states() == {"chat-0": "ready"}
