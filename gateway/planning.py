@@ -5,6 +5,7 @@ The machine is read, models' metadata is read, and from there on everything is a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,16 +15,19 @@ from model_registry.catalogue import load_catalogue
 from model_registry.schema import ReplicaRange
 from model_registry.sizing.calibration import CalibrationStore
 from placement.autoscale import Repartition, rescale
+from placement.core_shares import share_cores
 from placement.cores import format_cores
-from placement.errors import TransitionBlocked
+from placement.errors import InventoryError, TransitionBlocked
+from placement.gpu_slices import slices_of
 from placement.gpus import GpuState
-from placement.inventory import observe
+from placement.host import read_host
 from placement.partition import GpuPlan
 from placement.partition.select import selected
 from placement.planner.plan import plan
 from placement.planner.types import Constraints, FleetGpu, FleetPlan, ModelDemand, Problem
 from placement.registry import ModelRegistry, installed_vllm
 from placement.reservations import RESERVATIONS_FILE, Reservations
+from placement.slices import Inventory
 from placement.state import StatePaths
 from placement.transition import Forecast, Timings, Transition, forecast, plan_transition
 from placement.workload import (
@@ -106,16 +110,18 @@ class ReservedSlice:
         return {"slice": self.slice_id, "note": self.note, "uuid": self.uuid, "cores": self.cores}
 
 
-def reserved_slices(config: Config) -> tuple[ReservedSlice, ...]:
-    """The reservations whose slices are there: UUID for CUDA_VISIBLE_DEVICES, and the CPU cores next to the GPU."""
+def reserved_slices(config: Config, gpus: Sequence[GpuState]) -> tuple[ReservedSlice, ...]:
+    """The reservations whose slices are there: UUID for CUDA_VISIBLE_DEVICES, and their share of the host's cores."""
     notes = reservations(config).read()
     if not notes:
         return ()
-    slices = observe(config.fleet).by_id
+    slices = Inventory(tuple(s for gpu in gpus for s in slices_of(gpu)), gpus=tuple(gpus))
+    with contextlib.suppress(InventoryError):  # a host that does not tell its cores
+        slices = share_cores(slices, read_host())
     return tuple(
-        ReservedSlice(slice_id, note, slices[slice_id].uuid, format_cores(slices[slice_id].cores))
-        for slice_id, note in sorted(notes.items())
-        if slice_id in slices
+        ReservedSlice(there.id, notes[there.id], there.uuid, format_cores(there.cores))
+        for there in slices.slices
+        if there.id in notes
     )
 
 

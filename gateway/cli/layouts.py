@@ -78,8 +78,7 @@ def plan(
     replicas = None if layouts_only else replica_difference(loaded)
     fleet = None if layouts_only else planned_fleet(loaded, asked=why is not None, allow_dip=allow_dip)
     if as_json:
-        told = fleet.as_public(why) if fleet else None
-        print_json(_plan_json(plans, replicas) | {"fleet": told})
+        print_json(_plan_json(plans, replicas) | ({"fleet": fleet.as_public(why)} if fleet else {}))
         return
     _say_what_is_simulated(loaded)
     if fleet is not None and why is not None:

@@ -63,4 +63,4 @@ def planned_fleet(config: Config, *, asked: bool = False, allow_dip: bool = Fals
             )
         return None
     found = answer(config, plan_layouts(gpus, config.fleet.layouts), allow_dip=allow_dip)
-    return PlannedFleet(found, gpus, reserved_slices(config))
+    return PlannedFleet(found, gpus, reserved_slices(config, gpus))

@@ -1,0 +1,241 @@
+"""`plan` and `capacity` as an operator types them: what demands make of a fleet, why, and what it costs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from typer.testing import CliRunner
+
+from gateway.cli import app
+from gateway.config import load_config
+from gateway.layouts import machine_of
+from gateway.planning import answer, reservations
+from model_registry.errors import ConfigError, SlicewayError
+from placement.nvml.partition import NvmlPartitioner
+from placement.partition import apply as apply_layouts
+from placement.partition import plan as plan_layouts
+from placement.partition.rules import LayoutRule
+
+MODELS = Path(__file__).parents[4] / "configs" / "examples" / "models"
+CHAT = f"""
+models:
+  - name: chat
+    source: Qwen/Qwen3-8B
+    metadata: {MODELS}/Qwen--Qwen3-8B.json
+    max_model_len: 8192
+    max_num_seqs: 32
+    demand: {{requests_per_second: 4, prompt_tokens: 800, output_tokens: 200}}
+    slo: {{ttft: 1s, itl: 40ms}}
+"""
+SMALL = f"""  - name: small
+    source: Qwen/Qwen3-0.6B
+    metadata: {MODELS}/Qwen--Qwen3-0.6B.json
+    max_model_len: 4096
+    replicas: 2
+"""
+Write = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def simulator(simulator_binding: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML is the simulator's, and the environment is put back."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", os.environ.get("LD_LIBRARY_PATH", ""))
+    monkeypatch.setenv("SLICEWAY_NVML_STATE", "")
+    monkeypatch.delenv("SLICEWAY_NVML_PRIVILEGE", raising=False)
+    monkeypatch.setattr("gateway.layouts.NvmlPartitioner", lambda: NvmlPartitioner(simulator_binding))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Write:
+    """Writes a configuration: `config(fleet="...", rest="...")`."""
+
+    def write(fleet: str = "partition: planned", rest: str = CHAT, discover: str = "{simulate: {h100-sxm: 2}}") -> Path:
+        path = tmp_path / "sliceway.yaml"
+        path.write_text(
+            f"version: v1\nstate_dir: {tmp_path}/state\nfleet:\n  discover: {discover}\n  {fleet}\n{rest}\n"
+        )
+        return path
+
+    return write
+
+
+def run(*words: Any, code: int = 0) -> Any:
+    """What the command printed; it must end with `code`."""
+    done = CliRunner().invoke(app, [str(w) for w in words], env={"COLUMNS": "160"})
+    if isinstance(done.exception, SlicewayError):
+        raise done.exception
+    assert done.exit_code == code, done.output
+    return done
+
+
+def told(*words: Any, code: int = 0) -> Any:
+    return json.loads(run(*words, "--json", code=code).stdout)
+
+
+def test_the_plan_shows_what_is_made_for_whom_and_in_which_order(config: Write) -> None:
+    shown = run("plan", config(rest=CHAT + SMALL)).stdout
+    assert "+ 3g.40gb@4 chat-0" in shown
+    assert "+ 1g.10gb@" in shown
+    assert "nothing cheaper exists" in shown
+    assert "steps, about" in shown
+    assert shown.index("create GPU") < shown.index("start chat-0")
+
+
+def test_the_json_has_the_plan_its_reasons_and_its_steps(config: Write) -> None:
+    fleet = told("plan", config())["fleet"]
+    assert (fleet["met"], fleet["changed"], fleet["unmet"]) == (True, True, [])
+    assert [d["subject"] for d in fleet["decisions"]] == ["chat-0"]
+    assert [s["action"] for s in fleet["transition"]["steps"]] == ["create", "start", "check"]
+    assert fleet["transition"]["seconds"] > 60
+    feasible = {p["profile"] for p in fleet["models"]["chat"] if p["feasible"]}
+    assert "1g.10gb" not in feasible
+    assert "3g.40gb" in feasible
+
+
+def test_why_prints_every_place_and_what_would_help(config: Write) -> None:
+    shown = run("plan", config(), "--why", "chat").stdout
+    assert "add chat-0 3g.40gb" in shown
+    assert "weights of 15.27 GiB exceed" in shown
+    with pytest.raises(ConfigError, match="knows no model 'chta'"):
+        run("plan", config(), "--why", "chta")
+
+
+def test_a_configuration_without_demands_is_planned_as_before(config: Write) -> None:
+    rest = "models: [{name: chat, source: org/never-read}]"
+    assert "fleet" not in told("plan", config(fleet="layouts: []", rest=rest))
+
+
+def test_demands_are_met_on_the_slices_that_layouts_make(config: Write) -> None:
+    path = config(fleet="layouts: [{layout: {3g.40gb: 2}}]")
+    shown = told("plan", path)
+    assert shown["fleet"]["met"]
+    for gpu in shown["fleet"]["gpus"]:
+        assert {s["slice"] for s in gpu["slices"]} <= {"3g.40gb@0", "3g.40gb@4"}
+        assert gpu["destroyed"] == []
+
+
+def test_what_cutting_anew_would_add_is_proposed_and_not_done(config: Write) -> None:
+    path = config(fleet="cordon: []", discover="{simulate: {h100-sxm: 1}}")
+    loaded = load_config(path)
+    machine = machine_of(loaded)
+    apply_layouts(machine.driver, (LayoutRule.model_validate({"layout": {"1g.10gb": 7}}),))
+    fleet = told("plan", path)["fleet"]
+    assert not fleet["met"]
+    assert fleet["proposal"]["worthwhile"]
+    assert "cutting GPUs anew" in run("plan", path).stdout
+
+
+def test_a_demand_that_no_fleet_can_meet_names_what_would_help(config: Write) -> None:
+    greedy = CHAT.replace("requests_per_second: 4", "requests_per_second: 400")
+    fleet = told("plan", config(rest=greedy))["fleet"]
+    (unmet,) = fleet["unmet"]
+    assert unmet["model"] == "chat"
+    assert unmet["remedies"]
+    assert "not met chat" in run("plan", config(rest=greedy)).stdout
+
+
+def test_a_model_that_cannot_be_read_takes_nothing_from_the_others(config: Write) -> None:
+    fleet = told("plan", config(rest=CHAT + "  - {name: gone, source: ./nowhere}\n"))["fleet"]
+    assert set(fleet["unreadable"]) == {"gone"}
+    assert [d["subject"] for d in fleet["decisions"]] == ["chat-0"]
+
+
+def test_reserved_slices_are_shown_with_uuid_and_never_given_away(config: Write) -> None:
+    path = config(fleet="reserve: [{4g.40gb: 1, note: fine-tuning}]\n  partition: planned")
+    before = told("plan", path)["fleet"]
+    step = next(s for s in before["transition"]["steps"] if s["reserved"])
+    assert step["reserved"] == "fine-tuning"
+    loaded = load_config(path)
+    machine = machine_of(loaded)
+    gpu = next(g for g in machine.driver.observe() if g.uuid == step["gpu"])
+    rule = LayoutRule.model_validate({"gpus": [gpu.uuid], "layout": [step["slice"]]})
+    apply_layouts(machine.driver, (rule,))
+    reservations(loaded).add(f"{gpu.uuid}/{step['slice']}", "fine-tuning")
+    after = told("plan", path)["fleet"]
+    assert [(r["note"], r["uuid"][:4]) for r in after["reserved"]] == [("fine-tuning", "MIG-")]
+    assert not any(s["reserved"] for s in after["transition"]["steps"]), "made once"
+    assert "reserved fine-tuning" in run("plan", path).stdout
+
+
+def test_a_pin_on_a_cordoned_gpu_is_a_contradiction(config: Write) -> None:
+    path = config(fleet="layouts: [{layout: [3g.40gb@0]}]\n  cordon: [0]")
+    uuid = machine_of(load_config(path)).driver.observe()[0].uuid
+    pinned = CHAT.replace("    demand:", f"    slices: ['{uuid}/3g.40gb@0']\n    demand:")
+    with pytest.raises(ConfigError, match="cordoned: nothing new comes there"):
+        run("plan", config(fleet="layouts: [{layout: [3g.40gb@0]}]\n  cordon: [0]", rest=pinned))
+    with pytest.raises(ConfigError, match="no layout makes that slice"):
+        run("plan", config(fleet="layouts: [{layout: [2g.20gb@0]}]", rest=pinned))
+
+
+def test_planning_what_has_no_gpu_says_so(config: Write) -> None:
+    with pytest.raises(ConfigError, match="only GPUs are planned"):
+        run("plan", config(discover="cpu"), "--why", "chat")
+    assert told("plan", config(discover="cpu", fleet="layouts: []"))["gpus"] == []
+
+
+def test_equal_questions_have_equal_answers(config: Write) -> None:
+    path = config(rest=CHAT + SMALL)
+    loaded = load_config(path)
+    gpus = plan_layouts(machine_of(loaded).driver.observe(), ())
+    first = answer(loaded, gpus)
+    turned = loaded.model_copy(update={"models": loaded.models[::-1]})
+    assert answer(turned, gpus[::-1]).plan == first.plan
+
+
+def test_capacity_names_cards_costs_and_whole_cards(config: Write) -> None:
+    path = config(rest=CHAT + SMALL + "tenants: [{name: acme}, {name: globex, models: [small]}]")
+    found = told(
+        "capacity",
+        path,
+        "--gpu",
+        "h100-sxm",
+        "--gpu",
+        "a100-80gb",
+        "--price",
+        "h100-sxm=2.5",
+        "--price",
+        "a100-80gb=1.5",
+    )
+    assert found["optimal"]
+    assert found["meets_all"]
+    assert found["cost_per_hour"] <= min(o["cost_per_hour"] for o in found["options"])
+    assert sum(m["cost_per_hour"] for m in found["models"]) == pytest.approx(found["cost_per_hour"])
+    assert sum(t["cost_per_hour"] for t in found["tenants"]) == pytest.approx(found["cost_per_hour"])
+    assert found["whole_cards_cost_per_hour"] > found["cost_per_hour"]
+    assert {m["model"] for m in found["models"]} == {"chat", "small"}
+
+
+def test_capacity_draws_its_comparison(config: Write, tmp_path: Path) -> None:
+    picture = tmp_path / "cost.svg"
+    shown = run("capacity", config(), "--gpu", "h100-sxm", "--gpu", "a100-80gb", "--chart", picture).stdout
+    assert "whole cards per model" in shown
+    assert "█" in shown
+    root = ElementTree.parse(picture).getroot()
+    assert root.tag.endswith("svg")
+    assert any("whole cards per model" in str(e.text) for e in root.iter())
+
+
+def test_capacity_takes_the_simulated_fleets_products_if_none_is_named(config: Write) -> None:
+    assert list(told("capacity", config())["gpus"]) == ["H100-80GB-SXM"]
+    with pytest.raises(ConfigError, match="no GPU product was named"):
+        run("capacity", config(discover="auto"))
+
+
+def test_capacity_of_what_no_card_holds_fails_and_says_why(config: Write) -> None:
+    large = CHAT.replace("Qwen--Qwen3-8B", "meta-llama--Llama-3.3-70B-Instruct")
+    done = run("capacity", config(rest=large), "--gpu", "a30", code=1)
+    assert "not served chat" in done.stderr
+    assert "weights of" in done.stderr
+
+
+@pytest.mark.parametrize("price", ["h100-sxm", "h100-sxm=", "h100-sxm=-1", "h100-sxm=lots"])
+def test_a_price_that_is_none_is_refused(config: Write, price: str) -> None:
+    with pytest.raises(ConfigError, match="is no price"):
+        run("capacity", config(), "--gpu", "h100-sxm", "--price", price)
