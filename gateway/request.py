@@ -240,3 +240,20 @@ def too_large(max_body_bytes: int, size: int | None = None) -> BodyTooLarge:
     """The refusal of a body, with the limit in it."""
     is_of = f"of {size} bytes " if size is not None else ""
     return BodyTooLarge(f"The body {is_of}is larger than the limit of {max_body_bytes} bytes (gateway.max_body).")
+
+
+class RequestIds:
+    """Ids as `request_id` gives them; the random bytes of many are drawn at once, since each draw is a system call."""
+
+    def __init__(self, drawn_at_once: int = 256) -> None:
+        self._drawn_at_once = drawn_at_once
+        self._fresh: list[bytes] = []
+
+    def of(self, offered: bytes | None) -> bytes:
+        """The client's own id where it is a sane one, else a fresh one."""
+        if offered is not None and REQUEST_ID.fullmatch(offered):
+            return offered
+        if not self._fresh:
+            drawn = secrets.token_hex(12 * self._drawn_at_once)
+            self._fresh = [b"req_" + drawn[at : at + 24].encode() for at in range(0, len(drawn), 24)]
+        return self._fresh.pop()

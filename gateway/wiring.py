@@ -9,7 +9,6 @@ import resource
 import signal
 import sys
 import time
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -50,7 +49,7 @@ log = logging.getLogger("sliceway.gateway")
 
 def wall_clock() -> float:
     """Seconds since 1970, UTC."""
-    return datetime.now(UTC).timestamp()
+    return time.time_ns() / 1e9
 
 
 def create_gateway(

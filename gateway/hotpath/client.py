@@ -15,6 +15,7 @@ from gateway.exchange import Exchanges
 from gateway.hotpath.engines import HotEngines
 from gateway.hotpath.relayed import HotRequest
 from gateway.ingress.protocol import BoundedHttpProtocol, HeadLimits
+from gateway.request import RequestIds
 from gateway.surface import PLAIN, Route
 
 
@@ -25,11 +26,12 @@ class HotPath:
     exchanges: Exchanges
     engines: HotEngines
     routes: Mapping[bytes, Route]
+    ids: RequestIds
 
     @classmethod
     def of(cls, exchanges: Exchanges, engines: HotEngines) -> HotPath:
         """For all routes that a relay can pass without knowing more than the table says."""
-        return cls(exchanges, engines, {path.encode(): route for path, route in PLAIN.items()})
+        return cls(exchanges, engines, {path.encode(): route for path, route in PLAIN.items()}, RequestIds())
 
 
 class HotHttpProtocol(BoundedHttpProtocol):
@@ -73,6 +75,7 @@ class HotHttpProtocol(BoundedHttpProtocol):
             self.path.engines,
             route,
             headers,
+            self.path.ids.of(headers.get(b"x-request-id")),
             keep_alive=self.parser.should_keep_alive(),
             paused=self.flow.write_paused,
         )

@@ -33,16 +33,15 @@ def chunk(data: bytes) -> bytes:
 
 def response_head(status: int, headers: Headers, *, keep_alive: bool) -> bytes:
     """Status line and headers, with the empty line. `headers` say how the body is framed."""
-    lines = [b"%b: %b\r\n" % header for header in headers]
-    if not keep_alive:
-        lines.append(b"connection: close\r\n")
-    return b"%b%b\r\n" % (status_line(status), b"".join(lines))
+    lines = b"\r\n".join([b"%b: %b" % header for header in headers])
+    return b"%b%b%b\r\n" % (status_line(status), lines, b"\r\n" if keep_alive else b"\r\nconnection: close\r\n")
 
 
 @lru_cache(maxsize=256)
-def request_prefix(host: str, path: str) -> bytes:
-    """The head of every request to `path` up to the id of the request."""
-    return f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\nx-request-id: ".encode()
+def request_prefix(host: str, path: str, secret: str | None) -> bytes:
+    """The head of every request to `path` up to the id of the request. `secret` is what the engine wants to be shown."""
+    shown = f"authorization: Bearer {secret}\r\n" if secret else ""
+    return f"POST {path} HTTP/1.1\r\nhost: {host}\r\n{shown}content-type: application/json\r\nx-request-id: ".encode()
 
 
 def request_head(prefix: bytes, request_id: bytes, further: Headers, body_bytes: int) -> bytes:

@@ -20,7 +20,8 @@ from gateway.exchange import ClientLeft, Exchanges
 from gateway.hotpath.engines import EngineConnection, HotEngines
 from gateway.hotpath.framing import LAST_CHUNK, chunk, request_head, request_prefix, response_head
 from gateway.relay import STREAM_HEADERS, WHOLE_ANSWER_BYTES, answer_headers
-from gateway.request import PASSED_ON, request_id, too_large
+from gateway.request import PASSED_ON as _PASSED_ON
+from gateway.request import too_large
 from gateway.sse import USAGE_TAIL_BYTES, StreamMeter, usage_of_body
 from gateway.surface import Route
 from placement.table import ReplicaRow
@@ -28,6 +29,7 @@ from placement.table import ReplicaRow
 log = logging.getLogger("sliceway.relay")
 
 CHUNKED = (b"transfer-encoding", b"chunked")
+PASSED_ON = frozenset(_PASSED_ON)
 _EVENT_STREAM = b"text/event-stream"
 
 
@@ -63,13 +65,19 @@ class _Nobody:
 class HotRequest:
     """See the module. `response_complete` to `message_event` are what uvicorn's protocol asks of the request it serves."""
 
-    __slots__ = (
-        *("_client", "_connecting", "_engine", "_engines", "_exchange", "_further", "_held", "_held_bytes", "_limit"),
-        *("_meter", "_paused", "_state", "_status", "_upstream_headers"),
-        *("_clock", "disconnected", "keep_alive", "response_complete"),
-    )
-
     message_event: ClassVar = _Nobody()
+
+    # What a request begins with. Most of it is never set on one that is answered at once.
+    _engine: EngineConnection | None = None
+    _connecting: asyncio.Task[None] | None = None
+    _meter: StreamMeter | None = None
+    _upstream_headers: Headers = []  # noqa: RUF012  # replaced, never changed
+    _further: Headers = []  # noqa: RUF012  # likewise
+    _held_bytes = 0
+    _status = 0
+    _state = _State.BODY
+    response_complete = False
+    disconnected = False
 
     def __init__(
         self,
@@ -78,6 +86,7 @@ class HotRequest:
         engines: HotEngines,
         route: Route,
         headers: Mapping[bytes, bytes],
+        own_id: bytes,
         *,
         keep_alive: bool,
         paused: bool,
@@ -85,21 +94,13 @@ class HotRequest:
         self._client = client
         self._clock = exchanges.clock
         self._engines = engines
-        self._engine: EngineConnection | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._meter: StreamMeter | None = None
         self._held: list[bytes] = []
-        self._held_bytes = 0
         self._limit = exchanges.policy.limits.max_body
-        self._further: Headers = [(name, headers[name]) for name in PASSED_ON if name in headers]
-        self._upstream_headers: Headers = []
-        self._status = 0
+        if not PASSED_ON.isdisjoint(headers):
+            self._further = [(name, headers[name]) for name in PASSED_ON if name in headers]
         self._paused = paused  # the client does not read, not even the answer before
-        self._state = _State.BODY
         self.keep_alive = keep_alive
-        self.response_complete = False
-        self.disconnected = False
-        self._exchange = exchanges.open(route, request_id(headers.get(b"x-request-id")), self._interrupted)
+        self._exchange = exchanges.open(route, own_id, self._interrupted)
 
     # ---- the client's side
 
@@ -119,7 +120,11 @@ class HotRequest:
         """The body is whole."""
         held, self._held = self._held, []
         self._state = _State.ENGINE
-        self._guarded(self._take_body, held[0] if len(held) == 1 else b"".join(held))
+        try:
+            self._exchange.take_body(held[0] if len(held) == 1 else b"".join(held))
+            self._place()
+        except Exception as error:  # noqa: BLE001  # the root of what runs for this request
+            self._fault(error)
 
     def client_lost(self) -> None:
         """The client closed its connection."""
@@ -140,10 +145,6 @@ class HotRequest:
             self._engine.resume()
 
     # ---- to an engine
-
-    def _take_body(self, raw: bytes) -> None:
-        self._exchange.take_body(raw)
-        self._place()
 
     def _place(self) -> None:
         """Ask for a replica until one is asked, or has to be waited for."""
@@ -184,7 +185,7 @@ class HotRequest:
         exchange = self._exchange
         self._engine = connection
         body = exchange.outgoing(replica)
-        prefix = request_prefix(self._engines.host(replica.endpoint), exchange.route.path)
+        prefix = request_prefix(self._engines.host(replica.endpoint), exchange.route.path, replica.secret)
         sent_at = self._clock()
         connection.ask(self, replica.replica, request_head(prefix, exchange.request_id, self._further, len(body)), body)
         exchange.dispatched(sent_at)
@@ -197,6 +198,7 @@ class HotRequest:
         """The head of the answer decides how the rest is read."""
         self._status = status
         self._upstream_headers = headers
+        self._held_bytes = 0
         if status >= 400:
             self._state = _State.REFUSAL
         elif _content_type(headers).startswith(_EVENT_STREAM):
@@ -206,13 +208,15 @@ class HotRequest:
             self._meter = meter
         else:
             self._state = _State.WHOLE
-            self._held_bytes = 0
         if body or complete:
             self.continued(body, complete=complete)
 
     def continued(self, body: bytes, *, complete: bool) -> None:
         """More of the answer."""
-        self._guarded(_STEPS[self._state], self, body, complete)
+        try:
+            _STEPS[self._state](self, body, complete)
+        except Exception as error:  # noqa: BLE001  # the root of what runs for this request
+            self._fault(error)
 
     def passes(self, data: bytes) -> bool:
         """A whole chunk of events: written as it is if there is nothing particular in it."""
@@ -343,10 +347,14 @@ class HotRequest:
         """Run one step; what it raises is told to the client."""
         try:
             step(*arguments)
-        except GatewayError as error:
+        except Exception as error:  # noqa: BLE001  # the root of what runs for this request
+            self._fault(error)
+
+    def _fault(self, error: Exception) -> None:
+        if isinstance(error, GatewayError):
             self._tell(error)
-        except Exception as error:  # the root of everything that runs for this request
-            log.exception("request %s failed", self._exchange.request_id.decode())
+        else:
+            log.error("request %s failed", self._exchange.request_id.decode(), exc_info=error)
             self._tell(unexpected(error))
 
     def _interrupted(self) -> None:

@@ -40,6 +40,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._head_since: float | None = None  # None while no head is awaited
         self._head_bytes = 0
+        self._read_bytes = 0
         self._body_open = False
         self._lingering_since: float | None = None
         self._lingered_bytes = 0
@@ -68,6 +69,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Count what an unfinished head adds up to. The read in which a later head begins may hold a body's end, and is not counted."""
         in_head = self._head_since is not None
+        self._read_bytes = len(data)
         super().data_received(data)
         if in_head and self._head_since is not None:
             self._head_bytes += len(data)
@@ -106,11 +108,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def head_complete(self) -> None:
         """The head is whole; it may still be too large, which is answered, and raises ValueError to stop the parser."""
         self._head_since = None
-        self._head_bytes = 0
-        if len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers]) > self.limits.max_bytes:
+        seen, self._head_bytes = self._head_bytes + self._read_bytes, 0
+        if seen > self.limits.max_bytes and self._size_of_head() > self.limits.max_bytes:
             self.refuse(self._too_large())
             raise ValueError("head too large")  # ends in send_400_response, which finds the connection closed
         self._body_open = True
+
+    def _size_of_head(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def on_body(self, body: bytes) -> None:
         """Throw away what is left of a refused body, up to a bound."""
