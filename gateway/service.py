@@ -19,6 +19,7 @@ import msgspec
 from gateway.admin.overlay import Overlay, applied
 from gateway.admission import Admission, Loads
 from gateway.admission.policy import admission_policy
+from gateway.admission.sharing import Sharing
 from gateway.auth.jwks import Tokens
 from gateway.config import Config, load_config
 from gateway.digests import LatencyBook
@@ -75,7 +76,7 @@ class Errand(Protocol):
 
 
 class Gateway:
-    """The running gateway. `exchanges`, `metrics_page` and, where there is one, `admin` are set once by the wiring, before `start`.
+    """The running gateway. `exchanges`, `metrics_page` and, where there are any, `admin` and `sharing` are set once by the wiring, before `start`.
 
     Its making raises OverlayError or OperatorError where the configuration and what operators changed do not go together, and
     TlsError where the certificate cannot be used.
@@ -84,6 +85,7 @@ class Gateway:
     exchanges: Exchanges
     metrics_page: MetricsPage
     admin: Errand | None = None
+    sharing: Sharing | None = None
 
     def __init__(self, config: Config, parts: Parts, *, config_path: Path | None) -> None:
         parts.overlay.poll()
@@ -177,6 +179,8 @@ class Gateway:
         }
         ready = not self.draining and any(model.ready for model in routes.models.values())
         problems = [str(watched.problem) for watched in self._watched() if watched.problem is not None]
+        if self.sharing is not None and self.sharing.problem is not None:
+            problems.append(self.sharing.problem)
         return ready, {
             "ready": ready,
             "draining": self.draining,
@@ -194,6 +198,9 @@ class Gateway:
             raise self._parts.keyring.problem
         self.follow_files()
         self._tasks = [asyncio.create_task(self._every(seconds, step)) for seconds, step in self._chores()]
+        if self.sharing is not None:
+            await self.sharing.sync()
+            self._tasks.append(asyncio.create_task(self.sharing.run(self._config.gateway.shared_limits.sync_seconds)))
 
     async def stop(self) -> None:
         """End what `start` began, and close the connections to engines."""
@@ -202,6 +209,8 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.admin is not None:
             await self.admin.stop()
+        if self.sharing is not None:
+            await self.sharing.leave()
         await self._parts.engines.close()
 
     def _chores(self) -> tuple[tuple[float, Callable[[], Awaitable[None]]], ...]:

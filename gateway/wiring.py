@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import resource
+import secrets
 import signal
 import sys
 import time
@@ -19,6 +20,8 @@ from gateway.admin import Operations, Overlay, OverlayStore
 from gateway.admin.access import Access
 from gateway.admin.listener import AdminListener
 from gateway.admission import CacheSalts, Loads
+from gateway.admission.sharing import LimitStore, Sharing
+from gateway.admission.sharing.local_store import LocalStore
 from gateway.batches.service import BatchService
 from gateway.batches.surroundings import surroundings
 from gateway.config import Config, load_config
@@ -35,6 +38,7 @@ from gateway.metrics import GatewayCollector, MetricsPage
 from gateway.relay import LAST_WORDS_SECONDS, AsgiRelay
 from gateway.request import ROUTES
 from gateway.router import Router
+from gateway.secret_values import fetch
 from gateway.service import Gateway, Parts
 from gateway.stats import Stats
 from gateway.stored_responses import ResponseIds, secret_in
@@ -99,6 +103,7 @@ def create_gateway(
         GatewayCollector(parts.stats, parts.book, parts.loads, gateway.routes, gateway.files, clock)
     )
     gateway.admin = _admin_listener(gateway, config_path, wall)
+    gateway.sharing = _sharing(config, gateway, clock, wall)
     relay = AsgiRelay(gateway.exchanges, parts.engines)
     hot = dict.fromkeys(ROUTES, relay)
     batches = BatchService(config.batches, state, surroundings(gateway, relay, config, wall))
@@ -106,6 +111,21 @@ def create_gateway(
     cold = cold_app(gateway, version=_version(), batches=batches)
     app = Ingress(hot=hot, cold=cold, lifecycle=Lifecycles((gateway, batches)), fast=fast)
     return gateway, app
+
+
+def _sharing(config: Config, gateway: Gateway, clock: Clock, wall: WallClock) -> Sharing:
+    """The shares of limits that this process has. Raises SecretUnavailable where the store's address is not to be had."""
+    shared = config.gateway.shared_limits
+    store: LimitStore
+    if shared.store == "redis":
+        assert shared.url is not None
+        url = fetch(shared.url, field_name="gateway.shared_limits.url").value.decode()
+        from gateway.admission.sharing.redis_store import RedisStore  # its client is loaded by whoever uses it
+
+        store = RedisStore(url)
+    else:
+        store = LocalStore(StatePaths(config.state).limits, wall)
+    return Sharing(gateway.admission, store, clock, process=secrets.token_hex(8), lease_seconds=shared.lease_seconds)
 
 
 def _admin_listener(gateway: Gateway, config_path: Path | None, wall: WallClock) -> AdminListener:

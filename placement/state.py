@@ -15,6 +15,7 @@
       up.lock, up.json        held by `sliceway up`; the processes it started
       logs/REPLICA.log        what an engine wrote; also controller.log and gateway.log
       responses.secret        what ids of stored responses are sealed with
+      limits.sqlite3          what each gateway process holds of tenants' limits
       objects.db              files and batches of tenants
       files/FILE              their contents
       batches/BATCH/          answers of a batch that runs
@@ -75,6 +76,11 @@ class StatePaths:
     def calibration(self) -> Path:
         """What engines said about their memory when they started; plans use it."""
         return self.root / CALIBRATION_FILE
+
+    @property
+    def limits(self) -> Path:
+        """Which gateway process holds what of tenants' limits; see `gateway.admission.sharing`."""
+        return self.root / "limits.sqlite3"
 
     @property
     def withheld(self) -> Path:

@@ -15,7 +15,7 @@ from gateway.admission.affinity import prefix_key
 from gateway.admission.claim import NONE, Claim
 from gateway.admission.domains import owners
 from gateway.admission.estimate import TokenRatio, estimate, refers_outside
-from gateway.admission.limits import Limits, Need
+from gateway.admission.limits import Gauge, Limits, Need
 from gateway.admission.loads import Loads
 from gateway.admission.pools import Pool
 from gateway.admission.schema import QueueConfig, TenantLimits
@@ -71,7 +71,9 @@ class Admission:
         self.loads = loads
         self.limits = Limits(self._policy.limits)
         self.shared = False  # whether other processes may hold shares of the limits
+        self.shares_until = float("inf")  # after this, the store may have given this process's shares to others
         self.ask_store: Callable[[], None] = lambda: None
+        self.shares_lapsed: Callable[[], None] = lambda: None
 
     # ---- requests
 
@@ -118,6 +120,8 @@ class Admission:
             self.follow_routes()
         claim.avoid, claim.rather_not, claim.refusal = avoid, rather_not, None
         if claim.gauges and claim.reservation is None:
+            if now > self.shares_until:
+                self.shares_lapsed()
             try:
                 self._reserve(claim, now)
             except RateLimited as refusal:
@@ -142,10 +146,12 @@ class Admission:
 
     def _wait_for_share(self, claim: Claim, refusal: RateLimited) -> bool:
         """Let it wait for the store's next answer, if other processes may have something left of what is missing."""
-        if self.shared and refusal.gauge is not None and claim.syncs < SYNCS_TO_WAIT:
+        gauge = refusal.gauge
+        if self.shared and isinstance(gauge, Gauge) and gauge.spare and claim.syncs < SYNCS_TO_WAIT:
             claim.syncs += 1
             self._short.append(claim)
-            self.ask_store()
+            if claim.syncs == 1:  # later ones wait for what the others give back at their next round
+                self.ask_store()
             return True
         self.limits.count_refusal(claim.tenant, claim.model, refusal.limit)
         return False
@@ -198,6 +204,7 @@ class Admission:
             pool.queue.ageing_seconds = policy.queue.ageing_seconds
         self._adopted = None
         self.follow_routes()
+        self.ask_store()
 
     def follow_routes(self) -> None:
         """Take over the routes of this moment, and seat whom they have room for."""

@@ -20,6 +20,7 @@ Kind = Literal["requests_per_minute", "tokens_per_minute", "tokens_per_day", "ma
 KINDS: tuple[Kind, ...] = ("max_concurrent", "requests_per_minute", "tokens_per_minute", "tokens_per_day")
 
 DAY_SLOTS = 144  # of ten minutes
+OTHERS_SECONDS = 1.0  # when to come back for what other processes hold
 NO_RETRY_SECONDS = 120.0  # clients do not wait longer than this by themselves
 
 _PHRASES: Mapping[Kind, str] = {
@@ -54,7 +55,7 @@ class Gauge:
     hold the rest. `since` is when it last began to refuse, None while it does not.
     """
 
-    __slots__ = ("full", "kind", "per_token", "refused", "since", "subject", "wanted", "window")
+    __slots__ = ("full", "kind", "per_token", "refused", "since", "spare", "subject", "wanted", "window")
 
     def __init__(self, subject: Subject, kind: Kind, full: int) -> None:
         self.subject = subject
@@ -64,6 +65,7 @@ class Gauge:
         self.window: Window | Level = _window(kind, full)
         self.refused = 0
         self.since: float | None = None
+        self.spare = 0  # what other processes or the store had left over when the store was last asked
         self.wanted = 0  # refused or put off since the store was last asked, for lack of a share
 
     @property
@@ -86,11 +88,14 @@ class Gauge:
         """Why `amount` is not to be had, and when it will be."""
         never = amount > self.full
         wait = math.inf if never else max(self.window.wait_seconds(amount, now), 0.001)
+        if wait == math.inf and not never:
+            wait = OTHERS_SECONDS
         since = 0.0 if self.since is None else now - self.since
         what = _PHRASES[self.kind]
         said = f"Rate limit reached for {self.subject} on {what}: limit {self.full}, used {self.window.used}, requested {amount}"
-        remedy = f"It has been exhausted for {since:.1f} s. Please try again in {duration(wait)}."
-        if never:
+        if not never:
+            remedy = f"It has been exhausted for {since:.1f} s. Please try again in {duration(wait)}."
+        else:
             remedy = f"It can never be admitted: ask for fewer than {self.full} tokens (prompt and `max_tokens`)."
         return RateLimited(
             f"{said}.",
@@ -224,9 +229,9 @@ class Standing:
 
     @classmethod
     def of(cls, gauge: Gauge, now: float) -> Standing:
-        """At this moment. Where other processes hold a share of the limit, what they have not used is not seen from here."""
+        """At this moment; what other processes have not used is as of the store's last answer."""
         gauge.window.advance(now)
-        remaining = max(0, gauge.window.limit - gauge.window.used)
+        remaining = max(0, gauge.window.limit - gauge.window.used + gauge.spare)
         return cls(gauge.full, remaining, gauge.window.reset_seconds(now))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gateway.secret_values import SecretRef
-from model_registry.schema import Name, Section, Size
+from model_registry.schema import Inconsistent, Name, Problem, Section, Size
 
 _MOST = 10**12
 
@@ -71,5 +71,17 @@ class SharedLimitsConfig(Section):
         default=0.25, gt=0, le=10, description="How often budget is fetched from the store and given back."
     )
     lease_seconds: float = Field(
-        default=5.0, gt=0, le=600, description="How long budget stays with a gateway that says nothing more."
+        default=5.0, ge=1, le=600, description="How long budget stays with a gateway that says nothing more."
     )
+
+    @model_validator(mode="after")
+    def _url_fits(self) -> SharedLimitsConfig:
+        if (self.store == "redis") is not (self.url is not None):
+            raise Inconsistent(
+                Problem(
+                    "a store in Redis has a `url`, and a local one has none",
+                    ("url",),
+                    "Set url to ${ENV:NAME} or file:PATH with store: redis; remove it with store: local.",
+                )
+            )
+        return self
