@@ -10,6 +10,9 @@ from model_registry.sizing.speed import Roof, card_roof, slice_roof
 from placement.gpus import GpuState
 from placement.planner.types import WHOLE_GPU
 
+_COMPUTE_WEIGHT = 0.5
+"""Of all compute slices, in memory slices: enough to tell profiles apart, not to weigh against memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Card:
@@ -28,13 +31,20 @@ class Card:
         """Its plain profiles whose starts are known, small ones first, those of `also` that are variants, and the whole card last."""
         wanted = set(also)
         cut = [
-            Place(
-                self.name, p.name, p.memory_bytes, p, (p.memory_slices or 0) / ((self.geometry or p).memory_slices or 1)
-            )
+            Place(self.name, p.name, p.memory_bytes, p, self._share(p))
             for p in sorted(self.geometry.profiles if self.geometry else (), key=_size)
             if p.plannable and (p.is_base or p.name in wanted)
         ]
         return (*cut, Place(self.name, WHOLE_GPU, self.memory_bytes))
+
+    def _share(self, profile: ProfileInfo) -> float:
+        slices, product = profile.memory_slices or 0, self.geometry
+        if product is None or not product.memory_slices:
+            return 1.0
+        # Of two profiles with the same memory the one with fewer compute slices leaves more.
+        return (slices + _COMPUTE_WEIGHT * profile.g / product.compute_slices) / (
+            product.memory_slices + _COMPUTE_WEIGHT
+        )
 
     def roof(self, place: Place, *, fp8: bool) -> Roof | None:
         """What the place can do at best; None where nobody has published it."""
@@ -47,7 +57,7 @@ class Card:
 class Place:
     """One way to run on a card: a profile, or `gpu` for all of it. `memory_bytes` None: not published.
 
-    `share` is the part of the card's memory slices that it takes.
+    `share` is the part of the card that it takes, by memory slices first.
     """
 
     product: str

@@ -22,7 +22,7 @@ from placement.workload.cards import Card, Place
 
 Measured = Mapping[CalibrationKey, Calibration]
 _SIZE_PENALTY = 0.4
-"""Of a whole card's memory slices; below 1, so that nothing that runs is moved for it."""
+"""Of a whole card; below 1, so that nothing that runs is moved for it."""
 _MODE_CHANGE_PENALTY = 0.45
 """A whole card takes MIG off, which empties it: only where nothing else is as good."""
 
