@@ -109,7 +109,7 @@ class AiohttpEngines:
                 method,
                 self._url(replica.endpoint, path),
                 data=data if method == "POST" else None,
-                headers=headers,
+                headers={**headers, **_shown(replica)},
                 allow_redirects=False,
             )
         except (aiohttp.ClientError, OSError) as error:
@@ -122,7 +122,7 @@ class AiohttpEngines:
         timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         try:
             async with session.get(
-                self._url(replica.endpoint, path), timeout=timeout, allow_redirects=False
+                self._url(replica.endpoint, path), timeout=timeout, headers=_shown(replica), allow_redirects=False
             ) as response:
                 return response.status, await response.content.read(2**20)
         except TimeoutError as error:
@@ -173,6 +173,11 @@ class AiohttpEngines:
         )
         self._sessions[endpoint] = session, base
         return self._sessions[endpoint]
+
+
+def _shown(replica: ReplicaRow) -> dict[str, str]:
+    """What an engine wants to be shown that others could reach as well."""
+    return {"authorization": f"Bearer {replica.secret}"} if replica.secret else {}
 
 
 def _sorted_out(error: Exception, replica: str) -> EngineError:

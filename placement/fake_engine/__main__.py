@@ -81,6 +81,7 @@ def parse(arguments: Sequence[str]) -> tuple[Behaviour, Start]:
     if ignored:
         log.info("simulated engine: ignoring %s", " ".join(ignored))
     behaviour = Behaviour(
+        secret=os.environ.get("ENGINE_API_KEY"),
         names=tuple(a.served_model_name or [a.model]),
         task="embed" if a.runner == "pooling" else a.task,
         ttft_seconds=a.ttft_seconds,

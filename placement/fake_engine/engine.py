@@ -40,7 +40,8 @@ class Behaviour:
     `max_concurrency` requests run at once, the others wait in order (0: no bound). `fail_after` completed requests the
     process ends in the middle of the next answer; `hang_after` completed requests nothing is answered any more while
     `/health` stays 200, as a hung engine does. `error_status` answers every inference request with that status, worded as
-    `error_shape` says. `events_per_write` puts that many events into one TCP segment.
+    `error_shape` says. `events_per_write` puts that many events into one TCP segment. `secret` is asked for on every path
+    below `/v1`, as vLLM's `--api-key` does it.
     """
 
     names: tuple[str, ...]
@@ -58,6 +59,7 @@ class Behaviour:
     events_per_write: int = 1
     gpu_memory_utilization: float | None = None
     kv_cache_memory_bytes: int | None = None
+    secret: str | None = None
 
 
 @dataclass(slots=True)
@@ -348,6 +350,9 @@ class FakeEngine:
 
     @web.middleware
     async def _errors(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        shown = request.headers.get("authorization") == f"Bearer {self.behaviour.secret}"
+        if self.behaviour.secret and request.path.startswith("/v1") and not shown:
+            return web.json_response({"error": "Unauthorized"}, status=401)
         try:
             answer: web.StreamResponse = await handler(request)
             return answer

@@ -646,3 +646,18 @@ def test_a_new_table_counts_while_streams_go_on(plain: Bench) -> None:
     assert done.wait(20)
     assert result[-1] == "[DONE]"
     assert len(result) == 52
+
+
+# ---- engines that ask who is there
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_engine_that_others_could_reach_is_shown_its_secret(plain: Bench, stream: bool) -> None:
+    plain.fleet.start("m-0", "m", secret="open sesame")
+    plain.know()
+    refused = plain.ask(chat_body(stream=stream))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (502, "engine_unauthorized")
+    plain.fleet.rows["m-0"] = plain.fleet.rows["m-0"].model_copy(update={"secret": "open sesame"})
+    plain.fleet.publish()
+    plain.know()
+    assert plain.ask(chat_body(stream=stream)).status_code == 200
