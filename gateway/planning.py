@@ -14,6 +14,7 @@ from gateway.layouts import running_controller
 from model_registry.catalogue import load_catalogue
 from model_registry.schema import ReplicaRange
 from model_registry.sizing.calibration import CalibrationStore
+from model_registry.sizing.throughput import THROUGHPUT_FILE, ThroughputStore
 from placement.autoscale import Repartition, rescale
 from placement.core_shares import share_cores
 from placement.cores import format_cores
@@ -27,6 +28,7 @@ from placement.planner.plan import plan
 from placement.planner.types import Constraints, FleetGpu, FleetPlan, ModelDemand, Problem
 from placement.registry import ModelRegistry, installed_vllm
 from placement.reservations import RESERVATIONS_FILE, Reservations
+from placement.schema import SimulatedFleet
 from placement.slices import Inventory
 from placement.state import StatePaths
 from placement.transition import Forecast, Timings, Transition, forecast, plan_transition
@@ -42,7 +44,7 @@ from placement.workload import (
     observed_fleet,
     workload,
 )
-from placement.workload.options import Measured
+from placement.workload.measured import Measured
 from placement.workload.subjects import read_subjects
 
 
@@ -197,8 +199,13 @@ def demanded(config: Config, cards: Sequence[Card], *, desired: Mapping[str, int
 
 
 def measured(config: Config) -> Measured:
-    """What engines measured of their own memory, from the state directory."""
-    return {r.key: r for r in CalibrationStore(StatePaths(config.state).calibration).all()}
+    """What engines and load tests measured, from the state directory; what was measured on simulated GPUs counts for such only."""
+    simulated = isinstance(config.fleet.discover, SimulatedFleet)
+    throughput = ThroughputStore(config.state / THROUGHPUT_FILE).all()
+    return Measured(
+        memory={r.key: r for r in CalibrationStore(StatePaths(config.state).calibration).all()},
+        throughput=tuple(t for t in throughput if t.simulated == simulated),
+    )
 
 
 def tenant_of(tenant: TenantConfig) -> Tenant:

@@ -28,7 +28,8 @@ from placement.planner.types import (
 )
 from placement.workload.cards import Card
 from placement.workload.demands import ModelChoices, Tenant, Workload
-from placement.workload.options import Measured, needed, whole_card
+from placement.workload.measured import Measured
+from placement.workload.options import needed, whole_card
 
 _MOST_CARDS = 10_000
 

@@ -12,7 +12,8 @@ from model_registry.errors import RegistryError
 from model_registry.model import EngineLimits
 from placement.planner.types import Alternative, Option
 from placement.workload.cards import Card
-from placement.workload.options import Candidate, Measured, Subject, candidates
+from placement.workload.measured import Measured
+from placement.workload.options import Candidate, Subject, candidates
 
 _STEP_TOKENS = 256
 _SLACK = 1.05

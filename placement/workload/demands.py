@@ -10,7 +10,8 @@ from model_registry.schema import ModelConfig
 from placement.planner.types import Alternative, ModelDemand
 from placement.workload.alternatives import alternatives
 from placement.workload.cards import Card
-from placement.workload.options import Candidate, Measured, Subject, candidates, trusted
+from placement.workload.measured import Measured
+from placement.workload.options import Candidate, Subject, candidates, trusted
 
 SHARED = None
 """The tenant of a demand that all others share."""

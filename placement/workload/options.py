@@ -5,22 +5,22 @@ Pure. Memory is decided by sizing (or by what an engine measured on a slice of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Literal
 
 from model_registry.model import EngineLimits, ModelSpec, SliceFit
 from model_registry.schema import ModelConfig
-from model_registry.sizing.calibration import Calibration, CalibrationKey, calibrated
+from model_registry.sizing.calibration import CalibrationKey, calibrated
 from model_registry.sizing.fit import fit
 from model_registry.sizing.footprint import Sized, size_model
 from model_registry.sizing.report import fp8_compute
 from model_registry.sizing.speed import Demand, SpeedEstimate, best_batch, fastest
 from placement.planner.types import WHOLE_GPU, Option
 from placement.workload.cards import Card, Place
+from placement.workload.measured import Measured
 
-Measured = Mapping[CalibrationKey, Calibration]
 _SIZE_PENALTY = 0.4
 """Of a whole card; below 1, so that nothing that runs is moved for it."""
 _MODE_CHANGE_PENALTY = 0.45
@@ -81,7 +81,7 @@ class Candidate:
             "product": self.place.product,
             "profile": self.place.profile,
             "feasible": self.option is not None,
-            "capacity_requests_per_second": self.speed.requests_per_second if self.option and self.speed else None,
+            "capacity_requests_per_second": self.option.capacity if self.option and self.speed else None,
             "ttft_seconds": self.speed.ttft_seconds if self.option and self.speed else None,
             "itl_seconds": self.speed.itl_seconds if self.option and self.speed else None,
             "reason": self.reason,
@@ -97,7 +97,8 @@ def candidates(subject: Subject, cards: Iterable[Card], measured: Measured | Non
     found: list[Candidate] = []
     for card in cards:
         here = [
-            _candidate(subject, card, place, measured or {}) for place in card.places(subject.config.accepted_profiles)
+            _candidate(subject, card, place, measured or Measured())
+            for place in card.places(subject.config.accepted_profiles)
         ]
         cut = any(c.option and c.place.mig for c in here)
         found += [_cut_rather(c) if cut and _whole_unasked(subject, c) else c for c in here]
@@ -125,7 +126,7 @@ def whole_card(subject: Subject, card: Card, measured: Measured | None = None) -
     """The model with the card to itself, whatever profiles it accepts: what slices are compared with."""
     place = card.places()[-1]
     free = replace(subject, config=subject.config.model_copy(update={"profile": None, "profiles": ()}))
-    return _candidate(free, card, place, measured or {})
+    return _candidate(free, card, place, measured or Measured())
 
 
 def _whole_unasked(subject: Subject, candidate: Candidate) -> bool:
@@ -149,7 +150,9 @@ def _candidate(subject: Subject, card: Card, place: Place, measured: Measured) -
         return Candidate(place, found.reason, fit=found, breaks="memory")
     if subject.demand is None:
         return Candidate(place, found.reason, _option(place, 1.0), found)
-    return _at_speed(subject, card, place, found, subject.demand)
+    return _at_speed(
+        subject, card, place, found, subject.demand, measured.rate(str(subject.config.source), place, subject.demand)
+    )
 
 
 def _is_accepted(place: Place, accepted: tuple[str, ...]) -> bool:
@@ -165,7 +168,7 @@ def fitted(subject: Subject, place: Place, measured: Measured) -> SliceFit:
     if subject.config.revision:
         names.insert(0, f"{subject.config.source}@{subject.config.revision}")
     for name in names:
-        record = measured.get(CalibrationKey.of(name, memory, subject.limits))
+        record = measured.memory.get(CalibrationKey.of(name, memory, subject.limits))
         if record is not None:
             footprint = calibrated(footprint, record)
             break
@@ -173,33 +176,40 @@ def fitted(subject: Subject, place: Place, measured: Measured) -> SliceFit:
     return fit(subject.spec, footprint, subject.limits, memory_bytes=memory, product=place.product, profile=profile)
 
 
-def _at_speed(subject: Subject, card: Card, place: Place, found: SliceFit, demand: Demand) -> Candidate:
+def _at_speed(
+    subject: Subject, card: Card, place: Place, found: SliceFit, demand: Demand, rate: float | None
+) -> Candidate:
+    """`rate` is what was measured in such a place; the roofline is asked without."""
     asked = demand.prompt_tokens + demand.output_tokens
     if asked > subject.limits.max_model_len:
         reason = f"requests have {asked:,} tokens, max_model_len is {subject.limits.max_model_len:,}"
         return Candidate(place, reason, fit=found, breaks="memory")
     roof = card.roof(place, fp8=fp8_compute(subject.limits, subject.spec))
-    if roof is None:
-        return Candidate(
-            place,
-            f"it fits, but nobody has published how fast a {place.product} is; name `replicas` instead of a demand",
-            fit=found,
-            breaks="unknown",
+    speed = best_batch(subject.sized, subject.limits, found, roof, demand) if roof else None
+    if rate is not None:
+        return _enough(
+            subject.config, Candidate(place, f"{rate:.2f} requests/s (measured)", fit=found, speed=speed), rate
         )
-    speed = best_batch(subject.sized, subject.limits, found, roof, demand)
+    if roof is None:
+        reason = (
+            f"it fits, but nobody has published how fast a {place.product} is; name `replicas` instead of a demand, "
+            "or measure it with `sliceway bench capacity`"
+        )
+        return Candidate(place, reason, fit=found, breaks="unknown")
     if speed is None:
         best = fastest(subject.sized, subject.limits, roof, demand)
         return Candidate(place, _too_slow(best, demand), fit=found, speed=best, breaks="speed")
-    fixed = _fixed_number(subject.config)
-    share = demand.requests_per_second / fixed if fixed else 0.0
-    if share > speed.requests_per_second:
-        reason = f"{fixed} replicas would have to serve {share:.2f} requests per second each, and one serves {speed.requests_per_second:.2f}"
-        return Candidate(place, reason, fit=found, speed=speed, breaks="speed")
-    return Candidate(place, _gets(speed), _option(place, speed.requests_per_second), found, speed)
+    return _enough(subject.config, Candidate(place, _gets(speed), fit=found, speed=speed), speed.requests_per_second)
 
 
-def _fixed_number(config: ModelConfig) -> int | None:
-    return config.replicas if isinstance(config.replicas, int) else None
+def _enough(config: ModelConfig, candidate: Candidate, rate: float) -> Candidate:
+    """The candidate as an option, if a fixed number of replicas with `rate` each bears the demand."""
+    fixed = config.replicas if isinstance(config.replicas, int) else None
+    share = config.demand.requests_per_second / fixed if fixed and config.demand else 0.0
+    if share > rate:
+        reason = f"{fixed} replicas would have to serve {share:.2f} requests per second each, and one serves {rate:.2f}"
+        return replace(candidate, reason=reason, breaks="speed")
+    return replace(candidate, option=_option(candidate.place, rate))
 
 
 def _option(place: Place, capacity: float) -> Option:

@@ -9,12 +9,14 @@ import pytest
 from model_registry.catalogue import load_catalogue
 from model_registry.schema import ModelConfig
 from model_registry.sizing.calibration import Calibration, CalibrationKey
+from model_registry.sizing.throughput import Throughput, ThroughputKey
 from placement.errors import PlacementError
 from placement.goals import Registry
 from placement.registry import ModelRegistry
 from placement.schema import EngineConfig
 from placement.workload import Candidate, Card, Subject, Tenant, Workload, tenant_shares, whole_card, workload
 from placement.workload.alternatives import alternatives
+from placement.workload.measured import Measured
 from placement.workload.options import candidates
 from placement.workload.subjects import read_subjects
 
@@ -119,8 +121,29 @@ def test_what_an_engine_measured_counts_instead_of_the_estimate(registry: Regist
     assert memory is not None
     key = CalibrationKey.of("org/chat", memory, chat.limits)
     heavy = Calibration(key, 2**34, memory, 0, 0, None, {})
-    assert on(candidates(chat, [cards["h100-sxm"]], {key: heavy}), "2g.20gb").option is None
-    assert on(candidates(chat, [cards["h100-sxm"]], {key: heavy}), "3g.40gb").option is not None
+    assert on(candidates(chat, [cards["h100-sxm"]], Measured({key: heavy})), "2g.20gb").option is None
+    assert on(candidates(chat, [cards["h100-sxm"]], Measured({key: heavy})), "3g.40gb").option is not None
+
+
+def throughput(prompt_tokens: int, profile: str | None, **slo: float) -> Throughput:
+    key = ThroughputKey("org/chat", "mig", profile, "H100-80GB-SXM", None, prompt_tokens, 200, slo)
+    return Throughput(key, "chat", 3.25, 3.5, 650.0, 2600.0, 0.99, 0.4, 0.02, "2026-11-21T00:00:00Z")
+
+
+def test_a_measured_throughput_counts_instead_of_the_roofline(registry: Registry, cards: dict[str, Card]) -> None:
+    chat = subject(qwen8b(demand=DEMAND, slo={"itl": "30ms"}), registry)
+
+    def capacity(*records: Throughput) -> float:
+        found = on(candidates(chat, [cards["h100-sxm"]], Measured(throughput=records)), "2g.20gb")
+        assert found.option is not None
+        return found.option.capacity
+
+    estimate = capacity()
+    assert capacity(throughput(820, "2g.20gb", itl_seconds=0.03)) == 3.25
+    assert capacity(throughput(820, "3g.40gb", itl_seconds=0.03)) == estimate, "another slice"
+    assert capacity(throughput(2000, "2g.20gb", itl_seconds=0.03)) == estimate, "other requests"
+    assert capacity(throughput(820, "2g.20gb", itl_seconds=0.05)) == estimate, "an easier SLO"
+    assert capacity(throughput(820, "2g.20gb", ttft_seconds=0.5)) == estimate, "no limit on ITL"
 
 
 def test_changes_that_are_proposed_really_open_a_place(registry: Registry, cards: dict[str, Card]) -> None:
