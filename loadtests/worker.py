@@ -16,6 +16,7 @@ import json  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
+from contextlib import suppress  # noqa: E402
 from dataclasses import astuple  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -33,8 +34,14 @@ from loadtests.tokens import Lexicon  # noqa: E402
 Command = dict[str, Any]
 
 
+MEASURING_PRIORITY = -10
+
+
 def main() -> int:
     """Obey until standard input ends."""
+    # A ruler that waits for a processor measures the wait. Those who may ask for less of it; others are told how late they were.
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, MEASURING_PRIORITY)
     commands: Queue[Command | None] = Queue()
     reader = gevent.spawn(_read, commands)
     load: Load | None = None

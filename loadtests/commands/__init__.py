@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loadtests.commands import capacity, check, compare, isolation, render, run
+from loadtests.commands import capacity, check, compare, isolation, render, run, schema
 from loadtests.commands.base import Command
 
 COMMANDS: dict[str, Command] = {
@@ -12,6 +12,7 @@ COMMANDS: dict[str, Command] = {
     "capacity": Command("the highest load that meets an SLO", capacity.add_arguments, capacity.run),
     "render": Command("reports from one or several results", render.add_arguments, render.run),
     "compare": Command("two results, before and after", compare.add_arguments, compare.run),
+    "schema": Command("the JSON schema of isolation reports", schema.add_arguments, schema.run),
 }
 
 __all__ = ["COMMANDS", "Command"]

@@ -131,17 +131,25 @@ def _decade(low: float, high: float) -> tuple[float, float]:
 
 
 def _ticks_log(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of every decade that lie within; only the decades' beginnings where that is too many."""
+    """Round values within: of every decade its beginning, or 1, 2, 5, or more, whichever gives a readable number of them."""
     decades = range(floor(log10(low)), ceil(log10(high)) + 1)
-    fine = [m * 10.0**d for d in decades for m in (1, 2, 5) if low <= m * 10.0**d <= high]
-    return fine if 2 <= len(fine) <= 8 else [t for t in fine if round(t / 10 ** floor(log10(t) + 1e-9)) == 1] or fine
+    for multiples in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        found = [m * 10.0**d for d in decades for m in multiples if low <= m * 10.0**d <= high]
+        if len(found) >= 4:
+            return found
+    step = _round_step((high - low) / 4)
+    return [n * step for n in range(ceil(low / step), floor(high / step) + 1)]
 
 
 def _ticks_linear(end: float) -> list[float]:
-    step = 10 ** floor(log10(end))
-    while end / step < 4:
-        step /= 2
+    step = _round_step(end / 5)
     return [n * step for n in range(int(end / step) + 1)]
+
+
+def _round_step(about: float) -> float:
+    """1, 2 or 5 times a power of ten, at most `about`."""
+    decade = 10.0 ** floor(log10(about))
+    return max(m * decade for m in (1, 2, 5) if m * decade <= about * (1 + 1e-9))
 
 
 def _number(value: float) -> str:

@@ -1,0 +1,192 @@
+"""What people get: one file that needs nothing else, the same numbers in every form, and two reports against each other."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from loadtests.lab.compare import compare
+from loadtests.lab.evaluate import Measured, Surroundings, evaluate
+from loadtests.lab.matrix import cells_of, phases
+from loadtests.lab.merge import merge
+from loadtests.lab.report import Report, read_report
+from loadtests.lab.scenario import Context, IsolationScenario
+from loadtests.problems import ScenarioError
+from loadtests.report import html, markdown, svg
+from loadtests.report.files import write_reports
+from loadtests.run_result import Run
+from loadtests.samples import Sample, quantiles
+
+ROOT = Path(__file__).parents[3]
+
+
+def report_of(
+    beside: float = 1.5, *, deployment: str | None = None, model: str = "chat-a", name: str = "A <b> & c"
+) -> Report:
+    scenario = IsolationScenario.model_validate(
+        {
+            "name": name,
+            "victim": {"name": "quiet", "model": model, "slo": {"ttft": "500ms"}},
+            "aggressors": [{"kind": "prefill_flood", "tenant": "noisy"}],
+            "settings": [{"where": "other_slice", "model": "b"}],
+            "rounds": 2,
+            "budget": {"p99_ratio": 1.1, "metrics": ["ttft"]},
+        }
+    )
+    context = Context(deployment=deployment, layout={"kind": "cpu"}, software={"vllm": "0.32.0"})
+    cells = cells_of(scenario, [], lambda m, t: 1000, context)
+    measured = []
+    for number, phase in enumerate(phases(scenario, cells, "http://127.0.0.1:1")):
+        random, middle = Random(number), 1.0 if phase.cell.beside is None else beside
+        rows = [
+            Sample(
+                "quiet", model, "cpu-0", 3.0 + i, 3.0 + i, 4.0 + i,
+                ttft_seconds=0.1 * middle * random.uniform(0.98, 1.02), itl_seconds=(0.02 * middle,) * 3,
+                e2e_seconds=0.2 * middle, output_tokens=4,
+            )
+            for i in range(120)
+        ]  # fmt: skip
+        measured.append(Measured(phase.round, phase.cell, 40.0 * number, Run(tuple(rows), quantiles([0.0001]))))
+    about = Surroundings("2026-01-01T00:00:00+00:00", "sliceway bench isolation s.yaml", {"cores": 2}, {})
+    return evaluate(scenario, cells, measured, context=context, surroundings=about, replicates=100)
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that is not closed, and collects what is linked to and shown."""
+
+    VOID = frozenset({"meta", "br", "line", "circle", "path", "polyline"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [v or "" for name, v in attrs if name in ("href", "src", "xlink:href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_the_page_needs_nothing_else_and_begins_with_the_verdict() -> None:
+    text = html.render(report_of())
+    page = Balanced()
+    page.feed(text)
+    assert page.open == []
+    assert page.links == []
+    assert not re.search(r"https?://|@import|url\(|<script", text)
+    assert 'name="viewport"' in text
+    assert "@media print" in text
+    assert "A &lt;b&gt; &amp; c" in text
+    order = [text.index(mark) for mark in ("<h1>", "✗ FAIL</b>", "<table", "What is not isolated", "To repeat it")]
+    assert order == sorted(order)
+    assert text.count("<svg") == 6
+
+
+def test_series_differ_by_more_than_colour() -> None:
+    text = html.render(report_of())
+    assert "stroke-dasharray" in text
+    assert "<circle" in text
+    assert svg.BLUE in text
+    assert svg.VERMILION in text
+    assert set(re.findall(r'aria-label="([^"]+)"', text)) >= {"TTFT over time", "verdict"}
+
+
+def test_every_form_has_the_same_numbers(tmp_path: Path) -> None:
+    report = report_of()
+    write_reports(report, tmp_path / "deep" / "r")
+    data = json.loads((tmp_path / "deep" / "r" / "report.json").read_text())
+    texts = [(tmp_path / "deep" / "r" / name).read_text() for name in ("report.html", "report.md")]
+    setting = data["settings"]["prefill_flood_on_other_slice"]
+    p99 = f"{setting['victim']['ttft_seconds']['p99'] * 1000:.0f}"
+    ratio = f"{setting['ratio_to_alone']['ttft_seconds']['p99']:.2f}x"
+    for text in texts:
+        assert p99 in text
+        assert ratio in text
+        assert "vllm 0.32.0" in text
+        assert "last-level cache" in text
+        assert data["verdict"]["sentence"].split(":")[0] in text
+    assert read_report(tmp_path / "deep" / "r" / "report.json") == report
+
+
+def test_markdown_tables_have_one_width_each() -> None:
+    for table in re.findall(r"(?:^\|.*\n)+", markdown.render(report_of()), re.M):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_the_schema_in_the_documentation_is_the_reports() -> None:
+    written = json.loads((ROOT / "docs" / "isolation-report.schema.json").read_text())
+    assert written == Report.model_json_schema(by_alias=True), (
+        "write it again: python -m loadtests schema > docs/isolation-report.schema.json"
+    )
+
+
+def test_several_deployments_become_one_report_with_their_own_baselines() -> None:
+    good, bad = report_of(1.0, deployment="mig"), report_of(1.5, deployment="mps")
+    both = merge([good, bad])
+    assert set(both.settings) == {f"{d}: {k}" for d in ("mig", "mps") for k in good.settings}
+    assert both.settings["mps: prefill_flood_on_other_slice"].baseline == "mps: alone"
+    assert both.verdict.status == "fail"
+    assert "mps: prefill_flood_on_other_slice" in both.verdict.sentence
+    assert "mig: prefill_flood on the other slice" in html.render(both)
+    assert merge([good]) is good
+    for wrong in ([], [good, good]):
+        with pytest.raises(ScenarioError):
+            merge(wrong)
+
+
+def test_before_and_after() -> None:
+    same = compare(report_of(1.5), report_of(1.5))
+    assert same.worse == ()
+    slower = compare(report_of(1.5), report_of(2.0))
+    assert {(line.setting, line.metric, line.change) for line in slower.worse} == {
+        ("prefill_flood_on_other_slice", m, "worse") for m in ("ttft_seconds", "itl_seconds", "e2e_seconds")
+    }
+    faster = compare(report_of(2.0), report_of(1.5))
+    assert faster.worse == ()
+    assert any(line.change == "better" for line in faster.lines)
+    assert compare(report_of(1.5), report_of(2.0), tolerance_ratio=1.5).worse == ()
+
+
+def test_reports_of_different_questions_are_not_compared() -> None:
+    with pytest.raises(ScenarioError, match="model is 'chat-a' in one and 'chat-z'"):
+        compare(report_of(), report_of(model="chat-z"))
+    with pytest.raises(ScenarioError, match="no setting in common"):
+        compare(report_of(), merge([report_of(deployment="a"), report_of(deployment="b")]))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("{}", "no isolation report"), ("[", "no isolation report"), (None, "cannot be read")]
+)
+def test_files_that_are_no_report(tmp_path: Path, text: str | None, said: str) -> None:
+    path = tmp_path / "r.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ScenarioError, match=said):
+        read_report(path)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.001, 100.0), (0.05, 0.06), (0.2, 0.9), (1.0, 1.0)])
+def test_plots_have_a_few_ticks_whatever_the_range(low: float, high: float) -> None:
+    points: list[tuple[float, float]] = [(low, 0.1), (high, 1.0)]
+    drawn = svg.ecdf([svg.Series("a", points, svg.BLUE)], "t")
+    assert 3 <= drawn.count('class="grid"') - 5 <= 15
+    assert not re.search(r"nan|inf", drawn)
+
+
+def test_nothing_measured_draws_nothing() -> None:
+    empty: Any = [svg.Series("a", [], svg.BLUE)]
+    assert svg.ecdf(empty, "t") == svg.timeline(empty, "t") == ""
