@@ -1,7 +1,7 @@
 """A client's connection that serves completions itself and leaves everything else to ASGI.
 
 uvicorn's httptools protocol parses every request; where its head is whole, a POST to a hot route becomes a `HotRequest`, and anything
-else, or anything unusual (HTTP/1.0, `Expect`, an upgrade, a request sent before the one before it was answered), an ASGI
+else, or anything unusual (HTTP/1.0, `Expect`, an upgrade, a header twice, a request sent before the one before it was answered), an ASGI
 call as ever. One request at a time is served on a connection, by whichever side.
 """
 
@@ -66,8 +66,8 @@ class HotHttpProtocol(BoundedHttpProtocol):
             self._to_asgi()
             return
         headers = dict(self.headers)
-        if b"expect" in headers:
-            self._to_asgi()
+        if b"expect" in headers or b"host" not in headers or len(headers) != len(self.headers):
+            self._to_asgi()  # which looks closer at a head without a host, or with a header twice
             return
         hot = HotRequest(
             self,

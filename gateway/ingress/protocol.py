@@ -23,6 +23,10 @@ LINGER_BYTES = 64 * 2**20
 LINGER_SECONDS = 30.0
 
 
+# Of two, one server would believe the first, another one the last.
+ONLY_ONCE = (b"authorization", b"x-api-key", b"content-type")
+
+
 @dataclass(frozen=True, slots=True)
 class HeadLimits:
     """Of one request line with its headers."""
@@ -102,8 +106,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.serve()
 
     def serve(self) -> None:
-        """Hand the request to ASGI, at once or when the one before it is answered."""
+        """Hand the request to ASGI, at once or when the one before it is answered. A doubtful head is refused, by ValueError to the parser."""
+        if (what := self._doubt()) is not None:
+            self.refuse(MalformedRequest(what))
+            raise ValueError(what)
         super().on_headers_complete()
+
+    def _doubt(self) -> str | None:
+        """What two servers could read differently in this head, and llhttp lets pass (RFC 9112, 3.2; RFC 9110, 5.3)."""
+        if (version := self.parser.get_http_version()) not in ("1.0", "1.1"):
+            return f"This server speaks HTTP/1.1, not HTTP/{version}."
+        names = [name for name, _ in self.headers]
+        if names.count(b"host") != 1 and (version == "1.1" or b"host" in names):
+            return "A request has exactly one Host header."
+        twice = next((name for name in ONLY_ONCE if names.count(name) > 1), None)
+        return f"The header {twice.decode()!r} stands there twice." if twice else None
 
     def head_complete(self) -> None:
         """The head is whole; it may still be too large, which is answered, and raises ValueError to stop the parser."""
