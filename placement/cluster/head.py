@@ -283,6 +283,8 @@ class Head:
         """Every member gets the seats whose slices are held for it; a member that runs something else ends that."""
         assert self._goal is not None
         for node, member in self._members.items():
+            if _unsure(node, member.report, seats, owners):
+                continue
             mine = {r: s.slice_id for r, s in seats.items() if s.node == node and r in owners}
             order = NodeOrder(
                 generation=self._journal.generation,
@@ -371,6 +373,14 @@ class Head:
         if journal != self._journal:
             await self._store.save(journal.model_dump_json().encode())
             self._journal = journal
+
+
+def _unsure(node: str, report: NodeReport, seats: Mapping[str, Seat], owners: Mapping[str, Owner]) -> bool:
+    """Whether an engine runs there in its seat whose holder has only not answered yet: an order without it would end it."""
+    return any(
+        seat.node == node and replica not in owners and report.running.get(replica) == seat.slice_id
+        for replica, seat in seats.items()
+    )
 
 
 def _differs(order: NodeOrder, before: NodeOrder | None) -> bool:

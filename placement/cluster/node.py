@@ -122,7 +122,8 @@ class NodeAgent:
     # ---- what the head asks
 
     async def report(self) -> NodeReport:
-        """The node as it is."""
+        """The node as it is. What should run beside the agent and does not is started again."""
+        self._ensure()
         if self._inventory is None or time.monotonic() - self._observed_at > OBSERVE_SECONDS:
             self._inventory = await asyncio.to_thread(self._observe)
             self._observed_at = time.monotonic()
@@ -149,6 +150,13 @@ class NodeAgent:
         if _replace(paths.controller_config, self._controller_config(order)):
             self._processes.reload_controller()
         self._processes.ensure_controller(paths.controller_config, paths.seats)
+
+    def _ensure(self) -> None:
+        paths = self._paths
+        if paths.controller_config.exists():
+            self._processes.ensure_controller(paths.controller_config, paths.seats)
+        if self.settings.listen is not None and paths.gateway_config.exists():
+            self._processes.ensure_gateway(paths.gateway_config)
 
     def _controller_config(self, order: NodeOrder) -> bytes:
         config = json.loads(order.config)

@@ -38,11 +38,14 @@ class FakeNode:
     running: dict[str, str] = field(default_factory=dict)
     orders: list[NodeOrder] = field(default_factory=list)
     generation: int = 0
+    ended: list[str] = field(default_factory=list)
 
     def obey(self) -> None:
         """As a controller does: run the seats, end the rest."""
         if self.orders:
-            self.running = dict(self.orders[-1].seats)
+            seats = dict(self.orders[-1].seats)
+            self.ended += [replica for replica in self.running if replica not in seats]
+            self.running = seats
 
     def table(self) -> RoutingTable:
         return RoutingTable(
@@ -66,6 +69,7 @@ class FakeNodes:
     nodes: dict[str, FakeNode]
     holders: dict[str, Seat] = field(default_factory=dict)
     never: frozenset[str] = frozenset()
+    slow: int = 0
 
     async def names(self) -> Sequence[str]:
         return sorted(self.nodes)
@@ -94,6 +98,9 @@ class FakeNodes:
         rivals = [s for r, s in self.holders.items() if s.key == seat.key and r != seat.replica]
         assert rivals == [], "two replicas would hold one slice"
         self.holders[seat.replica] = seat
+        if self.slow > 0:
+            self.slow -= 1
+            return Hold(seat, waits_for="its holder to answer")
         if seat.key in self.never:
             return Hold(seat, waits_for="a miracle")
         return Hold(seat, owner=Owner(pid=1, start_ticks=1, boot_id="x"))
@@ -238,10 +245,15 @@ async def test_the_next_head_changes_nothing() -> None:
     await cluster.rounds()
     before = await cluster.table()
     running = {name: dict(node.running) for name, node in cluster.nodes.nodes.items()}
+    ended: list[str] = []
+    for node in cluster.nodes.nodes.values():
+        node.ended = ended
     cluster.new_head()
+    cluster.nodes.slow = 4  # holders that a new head asks do not answer at once
     await cluster.head.restore()
     cluster.head.aim(goal(chat=3))
-    await cluster.rounds()
+    await cluster.rounds(6)
+    assert ended == []
     after = await cluster.table()
     assert after.replicas == before.replicas
     assert after.generation > before.generation, "gateways take no table that is as old as theirs"
