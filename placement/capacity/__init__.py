@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from placement.capacity.answer import Capacity, ModelCost, Purchase, capacity, whole_cards
-from placement.capacity.costs import EVERYONE, Costs, costs_of_demands, costs_of_tenants
+from placement.capacity.costs import Costs, costs_of_demands, costs_of_tenants
 
 __all__ = [
-    "EVERYONE",
     "Capacity",
     "Costs",
     "ModelCost",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from placement.transition.execute import EngineState, Executor, Fleet, Observed, Outcome
 from placement.transition.forecast import Forecast, Outlook, Timings, forecast
-from placement.transition.journal import JOURNAL_FILE, Record, TransitionJournal
+from placement.transition.journal import Record, TransitionJournal
 from placement.transition.planning import plan_transition, with_own_names
 from placement.transition.steps import Dip, Place, Step, Transition
 
 __all__ = [
-    "JOURNAL_FILE",
     "Dip",
     "EngineState",
     "Executor",
