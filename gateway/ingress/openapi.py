@@ -20,6 +20,7 @@ _ERRORS = {
     "404": "No such model, or stored response, for this key",
     "405": "The path takes another method",
     "408": "The body came too slowly",
+    "409": "It has ended, and cannot be changed any more",
     "413": "The body is too large",
     "422": "The engine could not process the request",
     "429": "A limit of this tenant is reached; see Retry-After",
@@ -29,6 +30,8 @@ _ERRORS = {
     "503": "No replica takes requests at the moment; see Retry-After",
     "504": "The engine sent nothing for too long",
 }
+_COLD_ERRORS = ("400", "401", "403", "404", "405", "408", "409", "413", "429", "500", "503")
+_SECURITY: list[dict[str, list[str]]] = [{"key": []}, {"x-api-key": []}]
 _TEXT = {"type": "string"}
 _TEXTS = {"anyOf": [_TEXT, {"type": "array", "items": {}}]}
 _MESSAGES = {"type": "array", "items": {"type": "object"}}
@@ -69,6 +72,11 @@ def describe_hot_routes(app: FastAPI) -> None:
                 "key": {"type": "http", "scheme": "bearer", "description": "sk-sliceway-..."},
                 "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
             }
+            for path in [path for path in schema["paths"] if path.startswith("/v1/")]:
+                for operation in schema["paths"][path].values():
+                    _correct(operation)
+            for unused in ("HTTPValidationError", "ValidationError"):
+                components["schemas"].pop(unused, None)
             for route in (*ROUTES.values(), *BY_ID):
                 schema["paths"].setdefault(route.path, {})[route.method.lower()] = _operation(route)
             app.openapi_schema = schema
@@ -77,9 +85,22 @@ def describe_hot_routes(app: FastAPI) -> None:
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend it
 
 
+def _correct(operation: dict[str, Any]) -> None:
+    """What FastAPI cannot know of a route of its own: the keys, and that what it calls 422 is told as all other errors are."""
+    operation["security"] = _SECURITY
+    responses = operation["responses"]
+    responses.pop("422", None)
+    error = _error_content("Error")
+    responses |= {status: {"description": _ERRORS[status], "content": error} for status in _COLD_ERRORS}
+
+
+def _error_content(shape: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}
+
+
 def _operation(route: Route) -> dict[str, Any]:
     shape = "AnthropicError" if route.dialect == "anthropic" else "Error"
-    error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}
+    error = _error_content(shape)
     content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     if route.body == "form":
         content["text/plain"] = {"schema": _TEXT}
@@ -89,7 +110,7 @@ def _operation(route: Route) -> dict[str, Any]:
         "tags": ["inference"],
         "summary": route.summary,
         "operationId": _operation_id(route),
-        "security": [{"key": []}, {"x-api-key": []}],
+        "security": _SECURITY,
         "responses": {"200": {"description": "The engine's answer", "content": content}}
         | {status: {"description": text, "content": error} for status, text in _ERRORS.items()},
     }

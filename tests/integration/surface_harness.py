@@ -23,6 +23,7 @@ class Surface:
     def __init__(self, gateway: RunningGateway, fleet: FakeFleet, keys: dict[str, str], config: Config) -> None:
         self.gateway, self.fleet, self.keys, self.config = gateway, fleet, keys, config
         self._open = ExitStack()
+        self._http = self._open.enter_context(httpx2.Client(timeout=30))
 
     @property
     def url(self) -> str:
@@ -36,7 +37,7 @@ class Surface:
     def send(self, method: str, path: str, *, tenant: str | None = "acme", **options: Any) -> httpx2.Response:
         """One raw request; with a key unless `tenant` is None."""
         headers = ({"authorization": f"Bearer {self.keys[tenant]}"} if tenant else {}) | options.pop("headers", {})
-        return httpx2.request(method, self.url + path, headers=headers, timeout=30, **options)
+        return self._http.request(method, self.url + path, headers=headers, **options)
 
     def seen(self, replica: str) -> dict[str, Any]:
         """The last inference request that an engine had."""
