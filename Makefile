@@ -28,7 +28,7 @@ help: ## show this list
 demo: $(STAMPS)/demo $(STAMPS)/engine $(CHAT) $(EMBED) ## two real vLLM replicas on two slices behind one endpoint (DEMO_ONCE=1 stops by itself, DEMO_PORT=N moves it)
 	@$(BIN)/python examples/demo.py
 
-test: $(STAMPS)/dev $(STAMPS)/engine $(CHAT) $(EMBED) ## all tests, the real engines end to end among them (under 20 minutes on 2 cores)
+test: $(STAMPS)/clients $(STAMPS)/engine $(CHAT) $(EMBED) ## all tests, the real engines end to end among them (under 20 minutes on 2 cores)
 	$(BIN)/python -m pytest -m "not engine" -n 2
 	$(BIN)/python -m pytest -m engine -v
 
@@ -85,6 +85,12 @@ $(STAMPS)/dev: pyproject.toml requirements.lock | $(BIN)/python
 	@$(call say,installing sliceway and its development tools (about a minute))
 	$(call pip,install -c requirements.lock -e '.[dev]')
 	touch $(STAMPS)/demo $@
+
+# LangChain and LiteLLM, which the gateway is proven with: 200 MB that only the whole test run needs.
+$(STAMPS)/clients: $(STAMPS)/dev
+	@$(call say,installing the clients that the gateway is tested with)
+	$(call pip,install -c requirements.lock -e '.[dev,clients]')
+	touch $@
 
 $(STAMPS)/engine: placement/data/engine_cpu.lock | $(BIN)/python
 	@[ -e $(BIN)/sliceway ] || $(MAKE) $(STAMPS)/demo
