@@ -101,6 +101,11 @@ def _check_readable(field: str, path: Path) -> None:
         log.warning("everyone on this machine can read the TLS key; close it with: chmod o-rwx %s", path)
 
 
+def _is_encrypted(key: Path) -> bool:
+    # OpenSSL says of a wrong password only that something was wrong, and not the same in every version.
+    return b"ENCRYPTED" in key.read_bytes()
+
+
 def _told(error: Exception, config: TlsConfig) -> TlsError:
     reason = getattr(error, "reason", None) or ""
     if reason == "KEY_VALUES_MISMATCH":
@@ -109,7 +114,7 @@ def _told(error: Exception, config: TlsConfig) -> TlsError:
             where=str(config.key),
             remedy=f"They must be a pair, the server's own certificate first in {config.certificate}.",
         )
-    if reason in _WRONG_PASSWORD or isinstance(error, ValueError):
+    if reason in _WRONG_PASSWORD or _is_encrypted(config.key):
         what = "its password is wrong" if config.key_password else "it is encrypted and no password is configured"
         return TlsError(
             f"the TLS key cannot be opened: {what}", where=str(config.key), remedy="Set gateway.tls.key_password."
