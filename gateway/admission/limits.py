@@ -235,18 +235,34 @@ class Standing:
         return cls(gauge.full, remaining, gauge.window.reset_seconds(now))
 
 
+_HEADERS = {
+    per_token: (b"x-ratelimit-limit-" + unit, b"x-ratelimit-remaining-" + unit, b"x-ratelimit-reset-" + unit)
+    for per_token, unit in ((False, b"requests"), (True, b"tokens"))
+}
+
+
 def rate_limit_headers(gauges: Iterable[Gauge], now: float) -> list[tuple[bytes, bytes]]:
     """OpenAI's `x-ratelimit-*` headers for the tightest limit on requests and the tightest on tokens."""
+    tightest: dict[bool, tuple[int, Gauge]] = {}
+    for gauge in gauges:
+        if gauge.kind == "max_concurrent":
+            continue
+        window = gauge.window
+        window.advance(now)
+        remaining = window.limit - window.used + gauge.spare
+        known = tightest.get(gauge.per_token)
+        if known is None or remaining < known[0]:
+            tightest[gauge.per_token] = remaining, gauge
     headers: list[tuple[bytes, bytes]] = []
-    for unit, per_token in ((b"requests", False), (b"tokens", True)):
-        found = [Standing.of(g, now) for g in gauges if g.per_token is per_token and g.kind != "max_concurrent"]
-        if found:
-            tightest = min(found, key=lambda standing: standing.remaining)
-            headers += [
-                (b"x-ratelimit-limit-" + unit, b"%d" % tightest.limit),
-                (b"x-ratelimit-remaining-" + unit, b"%d" % tightest.remaining),
-                (b"x-ratelimit-reset-" + unit, duration(tightest.reset_seconds).encode()),
-            ]
+    for per_token in sorted(tightest):
+        remaining, gauge = tightest[per_token]
+        limit, left, reset = _HEADERS[per_token]
+        seconds = gauge.window.reset_seconds(now)
+        headers += (
+            (limit, b"%d" % gauge.full),
+            (left, b"%d" % max(0, remaining)),
+            (reset, duration(seconds).encode()),
+        )
     return headers
 
 
