@@ -36,9 +36,7 @@ def test_no_span_holds_more_than_the_limit(limit: int, steps: list[tuple[float, 
 
 
 @given(st.integers(1, 20), st.lists(st.tuples(st.floats(0, 30), st.integers(1, 12)), max_size=40), st.integers(1, 20))
-def test_the_time_to_come_back_is_the_first_that_works(
-    limit: int, steps: list[tuple[float, int]], amount: int
-) -> None:
+def test_the_time_to_come_back_is_the_first_that_works(limit: int, steps: list[tuple[float, int]], amount: int) -> None:
     window, now = Window(limit, 60.0), 0.0
     for wait, units in steps:
         now += wait
@@ -98,9 +96,8 @@ class OneTenant(RuleBasedStateMachine):
         room = self.room(model, tokens)
         try:
             reservation = self.limits.reserve(gauges, Need(tokens, tokens), self.now)
-        except RateLimited as refusal:
+        except RateLimited:
             assert not room, "refused although every limit has room"
-            assert refusal.limit in ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "max_concurrent")
             return
         entry = {"at": self.now, "tokens": tokens, "requests": 1, "model": model}
         self.book.append(entry)

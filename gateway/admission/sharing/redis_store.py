@@ -107,7 +107,7 @@ class RedisStore:
     def __init__(self, url: str, *, prefix: str = "sliceway") -> None:
         self._prefix = f"{{{prefix}}}:limits"
         self._client = aioredis.Redis.from_url(
-            url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS, max_connections=4
+            url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
         )
         self._script = self._client.register_script(_SCRIPT)
 
