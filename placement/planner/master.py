@@ -10,7 +10,8 @@ Objectives are minimised one after the other, each with the earlier ones held at
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -50,6 +51,7 @@ class Master:
     _k: dict[tuple[str, str, str], int] = field(default_factory=dict)
     _s: dict[str, int] = field(default_factory=dict)
     _last: Solved | None = None
+    _economical: bool = False
     _product: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,19 +78,50 @@ class Master:
         if objective is Objective.DISTURBANCE:
             moved = {v: -float(MOVE) for v in self._k.values()}
             terms = moved | self._sum(lambda shape: shape.changes)
-            return self._level(objective, terms, limits, base=MOVE * sum(self.running.values()), unit=MOVE)
-        economy = self._economy()
-        if economy and self._level(objective, economy, limits) is None:
+            level = self._level(objective, terms, limits, base=MOVE * sum(self.running.values()), unit=MOVE)
+            self._economical = level is not None
+            return level
+        if (economy := self._economy()) and self._level(objective, economy, limits) is None:
             return None
         return self._level(objective, self._sum(lambda shape: shape.fragmentation), limits)
+
+    def meet_at_least_price(self, limits: Limits) -> tuple[Level, Level] | None:
+        """Demand and price at once, for the usual case that everything can be met; None where that is not found."""
+        mark = self.program.rows
+        self.miss_nothing()
+        level = self._level(Objective.PRICE, self.price(), limits)
+        if level is None:
+            self.program.drop_rows(mark)
+            return None
+        return Level(Objective.DEMAND, 0.0, 0.0), level
+
+    def miss_nothing(self) -> None:
+        """Hold every want at nothing missing, and say so in whole replicas."""
+        self.hold(self.shortfall(), 0.0)
+        for want in self.wants:
+            self._add_rounded(want)
+
+    def _add_rounded(self, want: Want) -> None:
+        """What whole replicas imply where nothing may be missing: a rate in units of one option, rounded up (Chvatal, Gomory).
+
+        Without these the relaxation serves 3.4 units by 3.4 replicas, and its bound is as much too low.
+        """
+        mine = {v: self._capacity(want, key) for key, v in self._of(want).items()}
+        for unit in sorted({c for c in mine.values() if c > 0}) if want.rate else ():
+            needed = math.ceil((want.rate or 0.0) / unit - 1e-9)
+            self.program.row({v: float(math.ceil(c / unit - 1e-9)) for v, c in mine.items()}, needed)
 
     def _level(
         self, objective: Objective, terms: Terms, limits: Limits, *, base: float = 0.0, unit: float = 1.0
     ) -> Level | None:
         known = self._last.values if self._last else None
         solved = self.program.minimise(terms, limits, constant=base, start=known)
-        if solved is None:
+        if solved is None and known is None:
             return None
+        if solved is None:
+            # Nothing better was found than what was there, and nothing proven.
+            value = base + sum(cost * known[v] for v, cost in terms.items()) if known else base
+            solved = Solved(known or (), value, 0.0)
         self._last = solved
         self.hold(terms, solved.objective - base)
         return Level(objective, solved.objective / unit, solved.lower_bound / unit)
@@ -96,7 +129,8 @@ class Master:
     def _meet_demand(self, limits: Limits) -> Level | None:
         """What is missing at all; if something must be, from the highest priority down."""
         everything = self.shortfall()
-        solved = self.program.minimise(everything, limits)
+        known = self._last.values if self._last else None
+        solved = self.program.minimise(everything, limits, start=known)
         if solved is None:
             return None
         self._last = solved
@@ -107,6 +141,28 @@ class Master:
         levels = [self._level(Objective.DEMAND, self.shortfall(p), limits) for p in priorities]
         found = [level for level in levels if level is not None]
         return Level(Objective.DEMAND, sum(x.value for x in found), sum(x.lower_bound for x in found))
+
+    def begin(
+        self,
+        shapes: Mapping[tuple[int, int], int],
+        replicas: Mapping[tuple[str, str, str], int],
+        missing: Mapping[str, float],
+    ) -> None:
+        """Search from this answer on: what is found is never worse."""
+        values = [0.0] * self.program.variables
+        for key, count in shapes.items():
+            values[self._y[key]] = count
+        own: Counter[tuple[str, str, str]] = Counter()
+        for (c, s), count in shapes.items():
+            for (name, profile), n in self._shape(c, s).own:
+                own[self.classes[c].group, name, profile] += n * count
+        for taken, count in replicas.items():
+            values[self._x[taken]] = count
+        for kept, v in self._k.items():
+            values[v] = min(own[kept], replicas.get(kept, 0))
+        for name, short in missing.items():
+            values[self._s[name]] = short
+        self._last = Solved(tuple(values), 0.0, 0.0)
 
     def answer(self, levels: Iterable[Level]) -> Answer:
         """The last solution. Must follow a `minimise` that found one."""
@@ -132,15 +188,17 @@ class Master:
         return {v: p for (c, s), v in self._y.items() if self._shape(c, s).on and (p := self.classes[c].price_per_hour)}
 
     def _economy(self) -> Terms:
-        """Penalties of the options taken, and no more replicas than a rate needs."""
+        """Penalties of the options taken, and no more replicas than a rate needs where that has not been seen to."""
         by_name = {w.name: w for w in self.wants}
         terms: Terms = {}
         for (group, name, profile), v in self._x.items():
             option = by_name[name].option(self._product[group], profile)
-            cost = (option.penalty * MOVE if option else 0.0) + (0.0 if by_name[name].fixed else 1.0)
+            cost = (option.penalty * MOVE if option else 0.0) + (
+                0.0 if by_name[name].fixed or self._economical else 1.0
+            )
             if cost:
                 terms[v] = cost
-        return terms
+        return terms if not self._economical or any(o.penalty for w in self.wants for o in w.options) else {}
 
     def _add_shapes(self) -> None:
         for c, group in enumerate(self.classes):

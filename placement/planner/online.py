@@ -46,14 +46,16 @@ class Adjustment:
     gpus: tuple[FleetGpu, ...] = field(repr=False)
 
 
-def adjust(gpus: Iterable[FleetGpu], demand: ModelDemand, *, headroom_ratio: float = 0.0) -> Adjustment:
+def adjust(
+    gpus: Iterable[FleetGpu], demand: ModelDemand, *, headroom_ratio: float = 0.0, add: bool = True
+) -> Adjustment:
     """Bring one demand to what it asks for: replicas added where they disturb nobody, or stopped where they free most.
 
-    Running replicas stay where they are. Raises nothing: what finds no room is told in `missing`.
+    Running replicas stay where they are; `add` false only stops. Raises nothing: what finds no room is told in `missing`.
     """
     desk = _Desk(tuple(gpus), want_of(demand, 1.0 + headroom_ratio))
     stopped = tuple(desk.stop_surplus())
-    added = tuple(desk.add_missing())
+    added = tuple(desk.add_missing()) if add else ()
     return Adjustment(demand.name, added, stopped, desk.missing, tuple(desk.gpus.values()))
 
 
@@ -79,10 +81,12 @@ class _Desk:
         self._measures: dict[Product, Fragmentation] = {}
         self._running = {str(i.replica): (g.id, i) for g in gpus for i in g.instances if i.demand == want.name}
 
+        self._served = sum(self._capacity(name) for name in self._running)
+
     @property
     def missing(self) -> float:
         """What is not served yet, in replicas of the best option."""
-        return self._want.missing(len(self._running), self._served())
+        return self._want.missing(len(self._running), self._served)
 
     def stop_surplus(self) -> Iterator[str]:
         """Stop replicas whose slice is no option any more, and those that are not needed.
@@ -111,6 +115,7 @@ class _Desk:
         return self._want.option(self.gpus[gpu].product, instance.profile) is not None
 
     def _stop(self, name: str) -> str:
+        self._served -= self._capacity(name)
         gpu, instance = self._running.pop(name)
         self._update(gpu, instance, Instance(instance.placement))
         return name
@@ -118,16 +123,14 @@ class _Desk:
     def _full(self) -> bool:
         return self._want.ceiling is not None and len(self._running) >= self._want.ceiling
 
-    def _served(self, without: str | None = None) -> float:
-        options = (
-            self._want.option(self.gpus[gpu].product, i.profile)
-            for name, (gpu, i) in self._running.items()
-            if name != without
-        )
-        return sum(o.capacity for o in options if o is not None)
+    def _capacity(self, name: str) -> float:
+        gpu, instance = self._running[name]
+        option = self._want.option(self.gpus[gpu].product, instance.profile)
+        return option.capacity if option is not None else 0.0
 
     def _spare(self, name: str) -> bool:
-        return self._want.missing(len(self._running) - 1, self._served(without=name)) <= 1e-9
+        rest = self._served - self._capacity(name)
+        return self._want.missing(len(self._running) - 1, rest) <= 1e-9
 
     def _stop_rank(self, name: str) -> tuple[float, float, int, tuple[tuple[int, int | str], ...]]:
         gpu_id, instance = self._running[name]
@@ -151,6 +154,7 @@ class _Desk:
         kept = tuple(i for i in gpu.instances if i is not there and i.placement not in gone)
         self.gpus[gpu.id] = replace(gpu, instances=(*kept, instance))
         self._running[name] = gpu.id, instance
+        self._served += chosen.option.capacity
         return Added(name, gpu.id, chosen.placement, chosen.option, there is not None, gone)
 
     def _update(self, gpu_id: str, old: Instance, new: Instance) -> None:
@@ -197,7 +201,7 @@ class _Desk:
                 yield _Candidate(rank, gpu.id, placement, option)
 
     def _left(self) -> float:
-        return max(0.0, (self._want.rate or 0.0) - self._served()) if self._want.rate is not None else 0.0
+        return max(0.0, (self._want.rate or 0.0) - self._served) if self._want.rate is not None else 0.0
 
     def _places(
         self, gpu: FleetGpu, busy: tuple[Placement, ...], profile: str

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from placement.errors import PlanError
+from placement.planner.adjusted import adjusted, disturbance
+from placement.planner.carry import carried
 from placement.planner.explain import unmet
-from placement.planner.master import Answer, Master
+from placement.planner.master import MOVE, Answer, Master
 from placement.planner.seats import Seating, seat
 from placement.planner.shapes import GpuClass, Shaper
 from placement.planner.solver import Limits
@@ -25,6 +27,12 @@ from placement.planner.written import decisions, planned_gpus
 
 _SMALL = 64
 """Up to so many GPUs a plan may be made GPU by GPU, where limits per GPU and node ask for it."""
+
+_TINY = 16
+"""Up to so many GPUs the least disturbance is always looked for among all plans."""
+
+_FEW_NODES = 200
+"""So much of a search tree is looked through for what matters less."""
 
 _LARGE = 100
 """From so many GPUs on a hundredth of the price is not worth the time of the proof, if nobody says otherwise."""
@@ -65,18 +73,36 @@ def _search(problem: Problem, wants: Sequence[Want], limits: Limits) -> _Found:
     shaper = Shaper(
         wants, surplus=[name for name, count in leaving.items() if count], tidy_first=_tidy_first(problem.order)
     )
-    levels: tuple[Level, ...] = ()
+    reached = None
     if first:
         coarse = Master(shaper.coarse(problem.gpus), wants, problem.constraints, keep=False)
-        levels = _minimised(coarse, first, limits)
-        reached = coarse.answer(levels)
-        if stay and rest[:1] == (Objective.DISTURBANCE,) and _as_good(stay, reached, wants, limits):
-            return _stayed(problem, shaper, stay, levels)
+        reached = _Reached(coarse.classes, coarse.answer(_settled(coarse, first, limits)))
+        if stay and rest[:1] == (Objective.DISTURBANCE,) and _as_good(stay, reached.answer, wants, limits):
+            return _stayed(problem, wants, shaper, stay, reached.answer.levels, bound=0.0)
+        if rest[:1] == (Objective.DISTURBANCE,) and len(problem.gpus) > _TINY and _runs(problem):
+            moving_nobody = adjusted(problem, wants)
+            if moving_nobody and _as_good(moving_nobody, reached.answer, wants, limits):
+                bound = float(sum(leaving.values()))
+                return _stayed(problem, wants, shaper, moving_nobody, reached.answer.levels, bound=bound)
     detail = _Detail(problem, wants, shaper, sum(leaving.values()), limits)
-    found = detail.search(levels, rest)
+    found = detail.search(reached, rest)
     if found.seating.unseated and len(problem.gpus) <= _SMALL:
-        found = detail.search((), problem.order, by_gpu=True)
+        found = detail.search(None, problem.order, by_gpu=True)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Reached:
+    """What the first program settled."""
+
+    classes: Sequence[GpuClass]
+    answer: Answer
+
+
+def _settled(master: Master, objectives: Sequence[Objective], limits: Limits) -> tuple[Level, ...]:
+    if tuple(objectives) == (Objective.DEMAND, Objective.PRICE) and (both := master.meet_at_least_price(limits)):
+        return both
+    return _minimised(master, objectives, limits)
 
 
 def _split(problem: Problem) -> tuple[tuple[Objective, ...], tuple[Objective, ...]]:
@@ -119,19 +145,26 @@ class _Detail:
     unavoidable: int
     limits: Limits
 
-    def search(self, reached: tuple[Level, ...], rest: Sequence[Objective], *, by_gpu: bool = False) -> _Found:
-        """The best plan with the levels `reached` held and `rest` minimised."""
-        narrow = reached and rest[:1] == (Objective.DISTURBANCE,) and not by_gpu
+    def search(self, reached: _Reached | None, rest: Sequence[Objective], *, by_gpu: bool = False) -> _Found:
+        """The best plan with what is `reached` held and `rest` minimised."""
+        narrow = reached is not None and rest[:1] == (Objective.DISTURBANCE,)
         lost = 0 if narrow and any(i.replica for g in self.problem.gpus for i in g.instances) else None
         classes, master, levels = self._first(reached, rest[:1], lost, by_gpu=by_gpu)
-        proven = self.shaper.complete
-        levels = (*reached, *levels, *_minimised(master, rest[1:], self.limits))
-        if not proven:
-            levels = (*reached, *(self._unproven(level) for level in levels[len(reached) :]))
+        levels = (*levels, *_minimised(master, rest[1:], self._brief))
+        if not self.shaper.complete:
+            levels = tuple(self._unproven(level) for level in levels)
+        levels = (*(reached.answer.levels if reached else ()), *levels)
         return _Found(seat(classes, master.answer(levels), self.wants), levels)
 
+    @property
+    def _brief(self) -> Limits:
+        """For objectives that matter less, on all but tiny fleets."""
+        if len(self.problem.gpus) <= _TINY:
+            return self.limits
+        return replace(self.limits, seconds=max(1.0, self.limits.seconds / 4), nodes=_FEW_NODES)
+
     def _first(
-        self, reached: tuple[Level, ...], objectives: Sequence[Objective], lost: int | None, *, by_gpu: bool
+        self, reached: _Reached | None, objectives: Sequence[Objective], lost: int | None, *, by_gpu: bool
     ) -> tuple[tuple[GpuClass, ...], Master, tuple[Level, ...]]:
         """The program, and the first objective minimised in it.
 
@@ -140,19 +173,32 @@ class _Detail:
         """
         classes = self.shaper.detailed(self.problem.gpus, most_lost=lost, by_gpu=by_gpu)
         master = self._master(classes, reached)
-        levels = _minimised(master, objectives, self.limits)
+        levels = _minimised(master, objectives, self._brief if reached else self.limits)
         if lost is not None and levels and (most := int(levels[0].value + 1e-6) - self.unavoidable) > lost:
             return self._first(reached, objectives, most, by_gpu=by_gpu)
         return classes, master, levels
 
-    def _master(self, classes: tuple[GpuClass, ...], reached: tuple[Level, ...]) -> Master:
+    def _master(self, classes: tuple[GpuClass, ...], reached: _Reached | None) -> Master:
         running = Counter(i.demand for g in self.problem.gpus for i in g.instances if i.demand is not None)
         known = {w.name: running[w.name] for w in self.wants if running[w.name]}
         master = Master(classes, self.wants, self.problem.constraints, known)
-        for level in reached:
-            terms = master.shortfall() if level.objective is Objective.DEMAND else master.price()
-            master.hold(terms, level.value)
+        if reached is not None:
+            self._hold(master, reached.answer)
+            if (shapes := carried(reached.classes, reached.answer, classes)) is not None:
+                master.begin(shapes, reached.answer.replicas, reached.answer.missing)
         return master
+
+    def _hold(self, master: Master, answer: Answer) -> None:
+        for level in answer.levels:
+            if level.objective is Objective.PRICE:
+                master.hold(master.price(), _allowed(level, self.limits))
+                continue
+            if not answer.missing:
+                master.miss_nothing()
+                continue
+            for priority in sorted({w.priority for w in self.wants}):
+                missing = sum(answer.missing.get(w.name, 0.0) for w in self.wants if w.priority == priority)
+                master.hold(master.shortfall(priority), missing)
 
     def _unproven(self, level: Level) -> Level:
         """Where not every shape was looked at, only what holds for every plan is a bound."""
@@ -166,21 +212,33 @@ def _as_good(stay: Standing, reached: Answer, wants: Sequence[Want], limits: Lim
     if any(mine > least + 1e-6 for mine, least in zip(ours, best, strict=True)):
         return False
     price = next((level for level in reached.levels if level.objective is Objective.PRICE), None)
-    if price is None:
-        return True
-    return stay.price_per_hour <= max(price.value, price.lower_bound / (1 - limits.gap_ratio)) + 1e-9
+    return price is None or stay.price_per_hour <= _allowed(price, limits) + 1e-9
 
 
-def _stayed(problem: Problem, shaper: Shaper, stay: Standing, levels: tuple[Level, ...]) -> _Found:
-    """Nothing changes, so what is left of the objectives is what it is."""
+def _allowed(level: Level, limits: Limits) -> float:
+    """What a plan may cost for the gap that is asked for: as much as the best found, or more if the bound admits it."""
+    return max(level.value, level.lower_bound / (1 - limits.gap_ratio))
+
+
+def _runs(problem: Problem) -> bool:
+    return any(i.replica is not None for g in problem.gpus for i in g.instances)
+
+
+def _stayed(
+    problem: Problem, wants: Sequence[Want], shaper: Shaper, stay: Standing, levels: tuple[Level, ...], *, bound: float
+) -> _Found:
+    """A plan that moves nobody, with its objectives added up. `bound` is the least that any plan disturbs."""
     found = []
     for level in levels:
         mine = stay.price_per_hour if level.objective is Objective.PRICE else level.value
-        found.append(replace(level, value=mine))
+        found.append(replace(level, value=mine, lower_bound=min(mine, level.lower_bound)))
+    used = stay.seating.used
+    lost, changes = disturbance(problem, wants, stay.seating)
     for objective in problem.order[len(levels) :]:
-        value = 0.0
-        if objective is Objective.FRAGMENTATION:
-            used = stay.seating.used
+        if objective is Objective.DISTURBANCE:
+            value, least = lost + changes / MOVE, bound
+        else:
             value = float(sum(shaper.fragmentation(gpu, used[gpu.id]) for gpu in problem.gpus))
-        found.append(Level(objective, value, value))
+            least = 0.0 if lost or changes else value
+        found.append(Level(objective, value, min(value, least)))
     return _Found(stay.seating, tuple(found))

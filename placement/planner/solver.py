@@ -6,7 +6,7 @@ One thread and a fixed seed: the same program gives the same answer, as long as 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -96,6 +96,11 @@ class Program:
         self._row_lower.append(lower)
         self._row_upper.append(upper)
 
+    def drop_rows(self, first: int) -> None:
+        """Take back the rows from number `first` on."""
+        del self._row_lower[first:], self._row_upper[first:], self._starts[first + 1 :]
+        del self._indices[self._starts[-1] :], self._coefficients[self._starts[-1] :]
+
     def minimise(
         self,
         objective: Mapping[int, float],
@@ -103,15 +108,18 @@ class Program:
         *,
         constant: float = 0.0,
         start: tuple[float, ...] | None = None,
+        step: float | None = None,
     ) -> Solved | None:
         """The best answer within the limits; None where there is none, or none was found in time.
 
         `constant` is added to the objective. `start` is an answer that is known to be possible: the result is never worse.
+        `step` is a number of which every value of the objective that matters is a multiple; unset, it is worked out.
         """
+        step = _step(objective, self._integer) if step is None else step
         if not self.variables:
             possible = all(a <= 0 <= b for a, b in zip(self._row_lower, self._row_upper, strict=True))
             return Solved((), constant, constant) if possible else None
-        highs = _highs(limits, step=_step(objective, self._integer))
+        highs = _highs(limits, step=step)
         highs.passModel(self._model(objective, constant))
         if start is not None:
             import highspy  # costs a tenth of a second, and most commands never plan
@@ -126,7 +134,9 @@ class Program:
         values = tuple(float(v) for v in highs.getSolution().col_value)
         found = float(info.objective_function_value)
         bound = float(info.mip_dual_bound) if any(self._integer) else found
-        return _rounded(Solved(values, found, min(bound, found)), objective, constant, self._integer)
+        if not math.isfinite(bound):
+            bound = constant + sum(cost * self._upper[v] for v, cost in objective.items() if cost < 0)
+        return _rounded(Solved(values, found, min(bound, found)), objective, constant, self._integer, step)
 
     def relaxed(self) -> Program:
         """The same program with every variable real: its optimum bounds this one's."""
@@ -175,20 +185,25 @@ def _highs(limits: Limits, *, step: float) -> Any:
 
 
 def _step(objective: Mapping[int, float], integer: list[bool]) -> float:
-    """A number of which every value of the objective is a multiple, for costs in ten-thousandths; 0 for all others."""
-    costs = [c for c in objective.values() if c]
+    """A number of which every value of the objective is a multiple; 0 if there is none."""
+    return common_step(objective.values()) if all(integer[v] for v, c in objective.items() if c) else 0.0
+
+
+def common_step(costs: Iterable[float]) -> float:
+    """The largest number of which all costs are multiples, for costs in ten-thousandths; 0 for all others."""
+    costs = [c for c in costs if c]
     scaled = [round(c * 10_000) for c in costs]
     whole = all(abs(c * 10_000 - n) < 1e-6 for c, n in zip(costs, scaled, strict=True))
-    if not costs or not whole or not all(integer[v] for v, c in objective.items() if c):
-        return 0.0
-    return math.gcd(*scaled) / 10_000
+    return math.gcd(*scaled) / 10_000 if costs and whole else 0.0
 
 
-def _rounded(solved: Solved, objective: Mapping[int, float], constant: float, integer: list[bool]) -> Solved:
+def _rounded(
+    solved: Solved, objective: Mapping[int, float], constant: float, integer: list[bool], step: float
+) -> Solved:
     """Integers made whole, the objective added up again, and the bound lifted to the next value that can be had."""
     values = tuple(float(round(v)) if whole else v for v, whole in zip(solved.values, integer, strict=True))
     found = constant + sum(cost * values[variable] for variable, cost in objective.items())
     bound = solved.lower_bound
-    if step := _step(objective, integer):
+    if step and math.isfinite(bound):
         bound = constant + math.ceil((bound - constant) / step - _INTEGRAL) * step
     return Solved(values, found, min(bound, found))

@@ -49,7 +49,7 @@ def standing(problem: Problem, wants: Sequence[Want]) -> Standing | None:
     missing = {w.name: m for w in wants if (m := w.missing(len(placed[w.name]), _served(w, placed[w.name]))) > 1e-9}
     price = sum(g.price_per_hour for g in problem.gpus if any(not i.idle for i in g.instances))
     seats = {(g.id, i.placement): str(i.demand) for g, i in running}
-    used: dict[str, tuple] = {g.id: tuple(i.placement for i in g.instances if i.replica) for g in problem.gpus}  # type: ignore[type-arg]
+    used = {g.id: tuple(i.placement for i in g.instances if i.replica) for g in problem.gpus}
     return Standing(missing, price, Seating({g.id: g for g in problem.gpus}, used, seats, set(seats)))
 
 
