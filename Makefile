@@ -29,11 +29,11 @@ demo: $(STAMPS)/demo $(STAMPS)/engine $(CHAT) $(EMBED) ## two real vLLM replicas
 	@$(BIN)/python examples/demo.py
 
 test: $(STAMPS)/clients $(STAMPS)/engine $(CHAT) $(EMBED) ## all tests, the real engines end to end among them (under 20 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not engine" -n 2
-	$(BIN)/python -m pytest -m engine -v
+	$(BIN)/python -m pytest -m "not engine and not ray" -n 2
+	$(BIN)/python -m pytest -m "engine or ray" -v
 
 test-fast: $(STAMPS)/dev ## units and laws: no engine, no process of its own (under a minute)
-	$(BIN)/python -m pytest -m "not engine and not integration" -n 2
+	$(BIN)/python -m pytest -m "not engine and not ray and not integration" -n 2
 
 test-engines: $(STAMPS)/dev $(STAMPS)/engine $(CHAT) $(EMBED) ## only the tests that start real vLLM engines
 	$(BIN)/python -m pytest -m engine -v

@@ -1,0 +1,316 @@
+"""A cluster of two Ray nodes on this machine: bring-up, gateways on both, loss of the head, loss of a node and its return.
+
+Simulated engines: what is tried here is the cluster, and who serves when parts of it die. The tests share one cluster and stand in the
+order in which they run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ruamel.yaml import YAML
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+SLICEWAY = str(Path(sys.executable).parent / "sliceway")
+READY_SECONDS = 150.0
+
+
+def until(condition: Callable[[], Any], *, what: str, seconds: float = READY_SECONDS) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        threading.Event().wait(0.1)
+    pytest.fail(f"not within {seconds:g} s: {what}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Cluster:
+    """`sliceway up --ray` and one `sliceway node join`, each in a session of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.config = directory / "config.yaml"
+        self.state, self.other_state = directory / "first", directory / "second"
+        self.ports = free_port(), free_port()
+        cores = sorted(os.sched_getaffinity(0))
+        self.core = str(cores[-1])
+        engine = [*("{python}", "-m", "placement.fake_engine"), *("--host", "{host}", "--port", "{port}")]
+        YAML().dump(
+            {
+                "version": "v1",
+                "state_dir": str(self.state),
+                "fleet": {"slices": [{"kind": "cpu", "id": "cpu-0", "cores": str(cores[0]), "memory": "2GiB"}]},
+                "engine": {"command": [*engine, "--model", "{served_name}"], "transport": "tcp"},
+                "models": [
+                    {"name": "chat", "source": "org/chat", "task": "generate", "replicas": 2, "max_model_len": 4096}
+                ],
+                "tenants": [{"name": "acme", "models": ["chat"]}],
+                "gateway": {"listen": f"127.0.0.1:{self.ports[0]}"},
+            },
+            self.config,
+        )
+        self.up: subprocess.Popen[bytes] | None = None
+        self.member: subprocess.Popen[bytes] | None = None
+        self._key = ""
+
+    def _run(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.directory / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [SLICEWAY, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def said(self, name: str = "up") -> str:
+        path = self.directory / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def start(self) -> None:
+        self.up = self._run("up", "up", str(self.config), "--ray")
+        until(
+            lambda: self._alive("up") and "cluster at" in self.said(), what=f"a cluster; up said {self.said()[-2000:]}"
+        )
+        until(lambda: self.ready(0) == {"chat-0"}, what="the first node's replica")
+
+    def join(self) -> None:
+        address = self.said().partition("cluster at ")[2].partition(";")[0]
+        self.member = self._run(
+            "member",
+            *("node", "join", address, "--token-file", str(self.state / "cluster.token")),
+            *("--name", "second", "--cores", self.core, "--memory", "2GiB"),
+            *("--state-dir", str(self.other_state), "--listen", f"127.0.0.1:{self.ports[1]}"),
+        )
+        until(
+            lambda: self.ready(1) == {"chat-0", "chat-1"}, what=f"both replicas; it said {self.said('member')[-2000:]}"
+        )
+
+    def _alive(self, name: str) -> bool:
+        process = self.up if name == "up" else self.member
+        if process is not None and process.poll() is not None:
+            pytest.fail(f"{name} ended with {process.returncode}: {self.said(name)[-3000:]}")
+        return True
+
+    # ---- what it shows
+
+    def readyz(self, gateway: int) -> dict[str, Any]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[gateway]}/readyz", timeout=5) as answer:
+                found: dict[str, Any] = json.load(answer)
+                return found
+        except urllib.error.HTTPError as error:
+            with error:
+                unready: dict[str, Any] = json.load(error)
+                return unready
+        except OSError:
+            return {}
+
+    def ready(self, gateway: int) -> set[str]:
+        rows = self.readyz(gateway).get("models", {}).get("chat", {}).get("replicas", [])
+        return {row["replica"] for row in rows if row["state"] == "ready"}
+
+    def engines(self) -> dict[str, int]:
+        found = [
+            json.loads(path.read_text())
+            for state in (self.state, self.other_state)
+            for path in state.glob("nodes/*/engines/replicas/*/journal.json")
+        ]
+        return {entry["replica"]: entry["engine_pid"] for entry in found if psutil.pid_exists(entry["engine_pid"])}
+
+    # ---- asking it
+
+    def key(self) -> str:
+        if not self._key:
+            command = [SLICEWAY, "keys", "create", "acme", "--config", str(self.config), "--json"]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            self._key = json.loads(done.stdout)["key"]
+        return self._key
+
+    def ask(self, gateway: int) -> tuple[int, str]:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.ports[gateway]}/v1/chat/completions",
+            data=json.dumps(
+                {"model": "chat", "max_tokens": 3, "messages": [{"role": "user", "content": "?"}]}
+            ).encode(),
+            headers={"authorization": f"Bearer {self.key()}", "content-type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                answer.read()
+                return answer.status, answer.headers["x-sliceway-replica"]
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    # ---- its ends
+
+    def head_pid(self) -> int | None:
+        """Ray's processes are named after their actors. It may have put the head on either node."""
+        mine = {process.pid for process in (self.up, self.member) if process is not None}
+        found = [p for p in psutil.process_iter() if _title(p).startswith("ray::HeadActor") and mine & _ancestors(p)]
+        return found[0].pid if found else None
+
+    def lose_second_node(self) -> None:
+        """As if the machine had lost power: everything of it at once."""
+        assert self.member is not None
+        tree = [psutil.Process(self.member.pid), *psutil.Process(self.member.pid).children(recursive=True)]
+        for process in [*tree, *self._of(self.other_state)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(tree, timeout=10)
+        self.member.wait()
+
+    def _of(self, state: Path) -> list[psutil.Process]:
+        """Controller, gateway, shims and engines that run in sessions of their own."""
+        found = []
+        for path in [*state.glob("nodes/*/*.pid.json"), *state.glob("nodes/*/engines/replicas/*/journal.json")]:
+            entry = json.loads(path.read_text())
+            for pid in filter(None, (entry.get("pid"), entry.get("shim_pid"), entry.get("engine_pid"))):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    found.append(psutil.Process(pid))
+        return found
+
+    def end(self) -> None:
+        for process in (self.member, self.up):
+            if process is not None and process.poll() is None:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(60)
+        left = [p for s in (self.state, self.other_state) for p in self._of(s)]
+        for process in (self.member, self.up):
+            if process is not None and process.poll() is None:
+                left += psutil.Process(process.pid).children(recursive=True)
+                process.kill()
+                process.wait()
+        for one in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def _ancestors(process: psutil.Process) -> set[int]:
+    with contextlib.suppress(psutil.Error):
+        return {parent.pid for parent in process.parents()}
+    return set()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    one = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        one.start()
+        one.join()
+        yield one
+    finally:
+        one.end()
+
+
+class Asking(threading.Thread):
+    """Requests without a pause through one gateway, until told to stop; what came of each."""
+
+    def __init__(self, cluster: Cluster, gateway: int) -> None:
+        super().__init__()
+        self._cluster, self._gateway = cluster, gateway
+        self._stopped = threading.Event()
+        self.answers: list[tuple[int, str]] = []
+
+    def __enter__(self) -> Asking:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self.join(60)
+
+    def run(self) -> None:
+        while not self._stopped.wait(0.02):
+            self.answers.append(self._cluster.ask(self._gateway))
+
+    @property
+    def failed(self) -> list[tuple[int, str]]:
+        return [answer for answer in self.answers if answer[0] != 200]
+
+
+def test_both_gateways_reach_both_nodes(cluster: Cluster) -> None:
+    until(lambda: cluster.ask(1)[0] == 200, what="the keys on the second node", seconds=20)
+    for gateway in (0, 1):
+        answers = [cluster.ask(gateway) for _ in range(6)]
+        assert {status for status, _ in answers} == {200}
+        assert {replica for _, replica in answers} == {"chat-0", "chat-1"}
+
+
+def test_engines_of_other_machines_want_to_be_shown_the_secret(cluster: Cluster) -> None:
+    table = json.loads(next(cluster.other_state.glob("nodes/*/gateway/routing.json")).read_text())
+    row = next(r for r in table["replicas"] if r["replica"] == "chat-0")
+    request = urllib.request.Request(f"{row['endpoint']}/v1/models")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    with refused.value:
+        assert refused.value.code == 401
+    request.add_header("authorization", f"Bearer {row['secret']}")
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert answer.status == 200
+
+
+def test_the_loss_of_the_head_is_noticed_by_nobody(cluster: Cluster) -> None:
+    engines = cluster.engines()
+    before = until(cluster.head_pid, what="the head's process")
+    with Asking(cluster, 0) as first, Asking(cluster, 1) as second:
+        os.kill(before, signal.SIGKILL)
+        until(lambda: cluster.head_pid() not in (None, before), what="another head")
+        until(lambda: cluster.ready(0) == cluster.ready(1) == {"chat-0", "chat-1"}, what="the table as before")
+    assert first.failed == second.failed == []
+    assert cluster.engines() == engines
+
+
+def test_a_lost_node_is_told_and_served_around_and_taken_in_again(cluster: Cluster) -> None:
+    on_second = "chat-1" if "second/" in _slice_of(cluster, "chat-1") else "chat-0"
+    stays = {"chat-0", "chat-1"} - {on_second}
+    with Asking(cluster, 0) as asking:
+        cluster.lose_second_node()
+        until(lambda: cluster.ready(0) == stays, what="the table without the lost node")
+        served = len(asking.answers)
+        until(lambda: len(asking.answers) > served + 5, what="requests after that", seconds=30)
+    assert asking.failed == [], "a request whose engine is gone before a byte has come is asked again"
+    until(lambda: f"{on_second} has no slice" in cluster.said(), what="why it does not run", seconds=30)
+    cluster.join()
+
+
+def _slice_of(cluster: Cluster, replica: str) -> str:
+    rows = cluster.readyz(0)["models"]["chat"]["replicas"]
+    return next(str(row["slice"]) for row in rows if row["replica"] == replica)
+
+
+def test_ctrl_c_ends_everything(cluster: Cluster) -> None:
+    assert cluster.up is not None
+    assert cluster.member is not None
+    everything = [p for s in (cluster.state, cluster.other_state) for p in cluster._of(s)]
+    assert len(everything) >= 8, "two controllers, two gateways, two shims, two engines"
+    cluster.up.send_signal(signal.SIGINT)
+    assert cluster.up.wait(120) == 0, cluster.said()[-3000:]
+    _, alive = psutil.wait_procs(everything, timeout=20)
+    assert alive == []
