@@ -171,7 +171,7 @@ def contestants(bench: Bench) -> dict[str, Callable[[int], tuple[tuple[str, ...]
             found[name] = lambda port, program=program, start=start: (
                 (
                     *(program, *start, "--host", "127.0.0.1", "--port", str(port), "--worker-urls", engine),
-                    *("--policy", "round_robin", "--prometheus-port", str(free_port()), "--log-level", "error"),
+                    *("--prometheus-port", str(free_port()), "--log-level", "error"),
                 ),
                 "none",
             )

@@ -19,7 +19,7 @@ _FIRST_RATIO = (
 _MARGIN = 1.15
 _FORGETTING = 0.01
 
-_BY_REFERENCE = (b"_url", b"file_id", b"input_image", b"input_audio", b"input_file")
+_INPUTS = (b"input_image", b"input_audio", b"input_file")
 
 
 class Estimate(NamedTuple):
@@ -96,4 +96,4 @@ def estimate(
 
 def refers_outside(raw: bytes) -> bool:
     """Whether a body may hold images, sounds or files by their address."""
-    return any(word in raw for word in _BY_REFERENCE)
+    return b"_url" in raw or b"file_id" in raw or (b"input_" in raw and any(word in raw for word in _INPUTS))

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from gateway.admission.schema import RateLimits, TenantLimits
@@ -257,13 +258,18 @@ def rate_limit_headers(gauges: Iterable[Gauge], now: float) -> list[tuple[bytes,
     for per_token in sorted(tightest):
         remaining, gauge = tightest[per_token]
         limit, left, reset = _HEADERS[per_token]
-        seconds = gauge.window.reset_seconds(now)
         headers += (
             (limit, b"%d" % gauge.full),
             (left, b"%d" % max(0, remaining)),
-            (reset, duration(seconds).encode()),
+            (reset, _in_tenths(math.ceil(gauge.window.reset_seconds(now) * 10))),
         )
     return headers
+
+
+@lru_cache(maxsize=4096)
+def _in_tenths(tenths: int) -> bytes:
+    """A span as `duration` writes it. A window's slots are seconds long, so that a finer figure would say nothing."""
+    return duration(tenths / 10).encode()
 
 
 def duration(seconds: float) -> str:
