@@ -62,6 +62,7 @@ def capacity(
         _show(store.all(), as_json=as_json)
         return
     require_locust()
+    limits = _slo(slo or [])
     with serving(path, config) as served:
         chosen, asking = _chosen(config, served, model, tenant)
         load = {
@@ -70,7 +71,7 @@ def capacity(
             "task": "embedding" if chosen.task == "embed" else "chat",
             "prompt_tokens": prompt_tokens,
             "output_tokens": output_tokens,
-            "slo": _slo(slo or []) | {"attainment": attainment},
+            "slo": limits | {"attainment": attainment},
         }
         made = {
             "kind": "capacity",

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
 SLICEWAY = [sys.executable, "-m", "gateway.cli"]
 
@@ -92,7 +92,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def bench(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [*SLICEWAY, "bench", "isolation", str(config), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
 
 
 def test_the_other_slice_is_apart_and_the_same_one_is_not(config: Path, tmp_path: Path) -> None:
@@ -130,3 +130,38 @@ def test_a_wrong_tenant_is_told_with_the_right_ones(config: Path) -> None:
     assert "'quiet'" in done.stderr
     assert "'noisy'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_capacity_is_found_kept_and_shown(config: Path) -> None:
+    """Four at once, each 0.03 s and seven gaps of 4 ms: about 65 a second at most, so the bracket ends below that."""
+    options = ("--slo", "ttft=150ms", "--attainment", "0.9", "--seconds", "1", "--requests", "20", "--probes", "6")
+    sizes = ("--model", "chat-a", "--prompt-tokens", "20", "--output-tokens", "8", "--tolerance", "1.5")
+    command = [*SLICEWAY, "bench", "capacity", str(config)]
+    done = subprocess.run(
+        [*command, *options, *sizes, "--gpu-price-per-hour", "2", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    measured = result["measured"]
+    assert 1 < measured["requests_per_second"] < 90
+    assert (measured["prompt_tokens"], measured["output_tokens"]) == (20, 8)
+    shown = subprocess.run([*command, "--show", "--json"], capture_output=True, text=True, timeout=30, check=True)
+    record = json.loads(shown.stdout)["records"][0]
+    assert record == result["records"][0]
+    assert (record["model"], record["kind"], record["price_per_hour"]) == ("chat-a", "endpoint", 2.0)
+    assert record["requests_per_second"] == measured["requests_per_second"]
+
+
+@pytest.mark.parametrize(
+    ("slo", "said"), [("ttft=0.5", "has no unit"), ("speed=3s", "is no limit"), (None, "there is none")]
+)
+def test_capacity_wants_an_slo_with_units(config: Path, slo: str | None, said: str) -> None:
+    words = ["--slo", slo] if slo else []
+    command = [*SLICEWAY, "bench", "capacity", str(config), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr

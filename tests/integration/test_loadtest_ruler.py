@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
 TTFT_SECONDS = 0.08
 ITL_SECONDS = 0.02
@@ -120,7 +120,7 @@ def loadtests(*arguments: str, stdin: str | None = None) -> subprocess.Completed
     command = [sys.executable, "-W", "error", "-m", "loadtests", *arguments]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LOCUST")}
     return subprocess.run(
-        command, input=stdin, capture_output=True, text=True, timeout=50, env=environment, check=False
+        command, input=stdin, capture_output=True, text=True, timeout=110, env=environment, check=False
     )
 
 
