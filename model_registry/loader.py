@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from model_registry.configfile.guide import Pattern, entries
 from model_registry.configfile.includes import read_with_includes
@@ -39,10 +40,17 @@ def load_yaml(path: Path, root: type[RootT]) -> RootT:
 
 def _absolute_paths(tree: Node, root: type[BaseModel]) -> Node:
     for entry in entries(root):
-        for marker in entry.info.metadata:
+        for marker in _markers(entry.info):
             if isinstance(marker, FilePath):
                 tree = _replace(tree, entry.pattern, partial(_absolute, marker.kind))
     return tree
+
+
+def _markers(field: FieldInfo) -> Iterator[object]:
+    """What is annotated on the field, and on the alternatives of a union in it."""
+    yield from field.metadata
+    for alternative in get_args(field.annotation):
+        yield from getattr(alternative, "__metadata__", ())
 
 
 def _replace(node: Node, pattern: Pattern, change: Callable[[Node], Node]) -> Node:
