@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from gateway.config import Config
+from model_registry.schema import ReplicaRange
 from placement.assign import wanted_replicas
 from placement.errors import PartitionError, SimulatorError
 from placement.gpus import GpuState
@@ -18,6 +19,7 @@ from placement.locks import exclusive, holder
 from placement.nvml.partition import NvmlPartitioner
 from placement.partition import Drain, Tools
 from placement.partition.host import holders, reset
+from placement.planned_seats import SEATS_FILE, PlannedSeats
 from placement.simulate import enter, simulated_fleet
 from placement.simulator import Simulation
 from placement.state import StatePaths
@@ -82,6 +84,17 @@ def one_at_a_time(config: Config, machine: Machine) -> Iterator[None]:
         yield
 
 
+def plans_fleet(config: Config) -> bool:
+    """Whether the configuration asks for more than layouts and fixed numbers of replicas."""
+    asks = any(m.demand or isinstance(m.replicas, ReplicaRange) for m in config.models)
+    return asks or bool(config.fleet.reserve) or config.fleet.partition == "planned"
+
+
+def seats(config: Config) -> PlannedSeats:
+    """Who has which slice, by the last plan that was carried out."""
+    return PlannedSeats(config.state / SEATS_FILE)
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicaDifference:
     """Replicas that the configuration asks for against those that the controller runs."""
@@ -109,7 +122,8 @@ class ReplicaDifference:
 
 def replica_difference(config: Config) -> ReplicaDifference:
     """By name and state only, from what the controller last wrote: cheap, and it reads no model."""
-    wanted = {w.replica for w in wanted_replicas(config.models)}
+    planned = seats(config).read() if plans_fleet(config) else None
+    wanted = {w.replica for w in wanted_replicas(config.models)} if planned is None else set(planned)
     status = running_controller(config)
     there = {r.replica: r.state for r in status.replicas} if status else {}
     return ReplicaDifference(

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.config import Config, TenantConfig
-from gateway.layouts import running_controller
+from gateway.layouts import running_controller, seats
 from model_registry.catalogue import load_catalogue
-from model_registry.schema import ReplicaRange
 from model_registry.sizing.calibration import CalibrationStore
 from model_registry.sizing.throughput import THROUGHPUT_FILE, ThroughputStore
 from placement.autoscale import Repartition, rescale
@@ -127,12 +126,6 @@ def reserved_slices(config: Config, gpus: Sequence[GpuState]) -> tuple[ReservedS
     )
 
 
-def plans_fleet(config: Config) -> bool:
-    """Whether the configuration asks for more than layouts and fixed numbers of replicas."""
-    asks = any(m.demand or isinstance(m.replicas, ReplicaRange) for m in config.models)
-    return asks or bool(config.fleet.reserve) or config.fleet.partition == "planned"
-
-
 def answer(
     config: Config, gpus: Sequence[GpuPlan], *, desired: Mapping[str, int] | None = None, allow_dip: bool = False
 ) -> FleetAnswer:
@@ -141,14 +134,12 @@ def answer(
     `desired` are numbers of replicas that autoscaling has decided on, by demand. Raises ConfigError for contradictions
     (a pin on a cordoned GPU), and what the planner raises.
     """
-    mine = _not_shared(config, gpus)
-    states = [p.gpu for p in mine]
+    states = [p.gpu for p in _not_shared(config, gpus)]
     work = demanded(config, cards_of(states), desired=desired)
-    occupancy = _occupancy(config, states)
     recut = config.fleet.partition == "planned"
-    fleet = observed_fleet(mine, config.fleet, occupancy, recut=recut)
+    fleet = observed(config, gpus, recut=recut)
     check_pins(config.models, fleet)
-    anew = None if recut else observed_fleet(mine, config.fleet, occupancy, recut=True)
+    anew = None if recut else observed(config, gpus, recut=True)
     return _answered(config, work, fleet, constraints(config.fleet, states), anew=anew, allow_dip=allow_dip)
 
 
@@ -230,10 +221,19 @@ def _not_shared(config: Config, gpus: Sequence[GpuPlan]) -> list[GpuPlan]:
     return [p for p in gpus if p.gpu.uuid not in shared]
 
 
+def observed(config: Config, gpus: Sequence[GpuPlan], *, recut: bool) -> tuple[FleetGpu, ...]:
+    """The fleet as plans are made from it: what the driver shows, and who has which slice."""
+    mine = _not_shared(config, gpus)
+    return observed_fleet(mine, config.fleet, _occupancy(config, [p.gpu for p in mine]), recut=recut)
+
+
 def _occupancy(config: Config, gpus: Sequence[GpuState]) -> Occupancy:
-    status = running_controller(config)
-    rows = status.replicas if status is not None else ()
-    running = {r.slice.id: Running(r.replica, r.replica.rpartition("-")[0]) for r in rows}
+    """Seats count as soon as there are any: they are what the controller is to run. Before, what it happens to run."""
+    planned = seats(config).read()
+    if planned is None:
+        status = running_controller(config)
+        planned = {r.replica: r.slice.id for r in status.replicas} if status is not None else {}
+    running = {slice_id: Running(r, r.rpartition("-")[0]) for r, slice_id in planned.items()}
     pinned = {slice_id: m.name for m in config.models for slice_id in m.slices}
     there = {f"{g.uuid}/{i.name}" for g in gpus for i in g.instances}
     reserved = {s: note for s, note in reservations(config).read().items() if s in there}

@@ -7,10 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.applying import apply_plan
 from gateway.config import Config
-from gateway.layouts import machine_of, one_at_a_time
+from gateway.layouts import machine_of, one_at_a_time, plans_fleet
 from model_registry.errors import SlicewayError
-from placement.errors import CannotBeCut, ModeChangeNeeded, NotPrivileged, PartitionError, SliceInUse, StateLocked
+from placement.errors import (
+    CannotBeCut,
+    ModeChangeNeeded,
+    NotPrivileged,
+    PartitionError,
+    PlanError,
+    SliceInUse,
+    StateLocked,
+)
 from placement.partition import Applied, LayoutRule
 from placement.partition import apply as apply_layouts
 from placement.partition import plan as plan_layouts
@@ -32,10 +41,37 @@ class StartingLayouts:
 
 def cut_at_start(config: Config, path: Path) -> StartingLayouts:
     """Make GPUs hold `fleet.layouts`, by difference: slices that stay are not touched, and neither is what is in use.
+    Then, where the configuration is planned, what the plan says.
 
     Never switches MIG mode or resets. What it may not do is said, with the command that does; `up` goes on with what is
     there. Raises RegistryError and ConfigError for layouts that no right would make possible.
     """
+    layouts = _layouts_at_start(config, path)
+    if layouts.missing is not None or not plans_fleet(config) or config.fleet.discover in ("cpu", "none"):
+        return layouts
+    return _planned_at_start(config, path, layouts)
+
+
+def _planned_at_start(config: Config, path: Path, layouts: StartingLayouts) -> StartingLayouts:
+    """Seats for the controller that starts next, on instances that are made if they are missing."""
+    machine = machine_of(config)
+    if not machine.driver.observe():
+        return layouts
+    command = f"sliceway plan {shlex.quote(str(path))}"
+    try:
+        with one_at_a_time(config, machine):
+            applied = apply_plan(config, machine)
+    except (PlanError, PartitionError, StateLocked) as error:
+        return StartingLayouts((*layouts.said, f"the plan is not carried out: {error}"), missing=command)
+    said = [f"planned: {step}" for step in applied.outcome.done if step.kind in ("create", "destroy", "start")]
+    if applied.outcome.error is not None:
+        said.append(f"the plan stopped at {applied.outcome.failed}: {applied.outcome.error}")
+    if applied.answer is not None:
+        said += [f"not met: {u.demand}: {u.reason}" for u in applied.answer.plan.unmet]
+    return StartingLayouts((*layouts.said, *said), None if applied.outcome.ok else command)
+
+
+def _layouts_at_start(config: Config, path: Path) -> StartingLayouts:
     rules = config.fleet.layouts
     if not rules:
         return StartingLayouts()

@@ -68,11 +68,13 @@ def wanted_replicas(models: Iterable[ModelConfig]) -> tuple[Wanted, ...]:
 
 
 def seated(seats: Mapping[str, str]) -> tuple[Wanted, ...]:
-    """The replicas that have a seat, each pinned to its slice. `seats` are slice ids by replica, `MODEL-NUMBER`."""
+    """The replicas that have a seat, each pinned to its slice. `seats` are slice ids by replica: `MODEL-NUMBER`, or
+    `MODEL@TENANT-NUMBER` for a tenant's own.
+    """
     wanted = []
     for replica, slice_id in sorted(seats.items()):
-        model, _, ordinal = replica.rpartition("-")
-        wanted.append(Wanted(replica, model, int(ordinal), pin=slice_id))
+        stem, _, ordinal = replica.rpartition("-")
+        wanted.append(Wanted(replica, stem.partition("@")[0], int(ordinal), pin=slice_id))
     return tuple(wanted)
 
 

@@ -16,8 +16,8 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from gateway.cli.layout_view import show_outcomes, show_plans, show_replicas
 from gateway.cli.locate import ConfigArgument, config_path
 from gateway.cli.output import Json, err, out, print_json
-from gateway.cli.plan import AllowDip, planned_fleet
-from gateway.cli.plan_view import show_fleet, show_why
+from gateway.cli.plan import AllowDip, carry_out, planned_fleet
+from gateway.cli.plan_view import show_applied, show_fleet, show_why
 from gateway.cli.simulate import Simulate
 from gateway.config import Config, load_config
 from gateway.doctor import default_config_path
@@ -102,14 +102,21 @@ def apply(
     allow_mode_change: Annotated[
         bool, typer.Option("--allow-mode-change", help="Switch MIG on or off where a layout needs it; reset such GPUs.")
     ] = False,
+    allow_dip: AllowDip = False,
     simulate: Simulate = None,
     as_json: Json = False,
 ) -> None:
-    """Cut GPUs as `fleet.layouts` says. Slices that stay are not touched; exits 1 if not all of it could be done."""
+    """Cut GPUs as `fleet.layouts` says, then carry out the plan for the models' demands, if it has any.
+
+    Slices that stay are not touched; exits 1 if not all of it could be done.
+    """
     path = config_path(config)
     loaded = with_simulation(load_config(path), simulate)
     applied, machine = _apply(loaded, drain=drain, allow_mode_change=allow_mode_change)
     told = not layouts_only and applied.changed and tell_controller(loaded, path)
+    fleet = None
+    if not layouts_only and applied.ok:
+        fleet = carry_out(loaded, allow_dip=allow_dip, allow_mode_change=allow_mode_change, quiet=as_json)
     if as_json:
         print_json(
             {
@@ -119,15 +126,18 @@ def apply(
                 "controller_told": told,
                 "gpus": [g.as_public() for g in applied.gpus],
             }
+            | ({"fleet": fleet.as_public()} if fleet else {})
         )
     else:
         _say_what_is_simulated(loaded)
         show_outcomes(applied.gpus)
-        if not loaded.fleet.layouts:
+        if not loaded.fleet.layouts and fleet is None:
             out.print("fleet.layouts names no GPU: all stay as they are")
         if told:
             out.print("the controller looks at the slices again")
-    raise typer.Exit(0 if applied.ok else 1)
+        if fleet is not None:
+            show_applied(fleet)
+    raise typer.Exit(0 if applied.ok and (fleet is None or fleet.ok) else 1)
 
 
 def assert_(

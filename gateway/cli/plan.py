@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from gateway.applying import AppliedPlan, apply_plan
+from gateway.cli.plan_view import show_step
 from gateway.config import Config
-from gateway.layouts import machine_of
-from gateway.planning import FleetAnswer, ReservedSlice, answer, plans_fleet, reserved_slices
+from gateway.layouts import machine_of, one_at_a_time, plans_fleet
+from gateway.planning import FleetAnswer, ReservedSlice, answer, reserved_slices
 from model_registry.errors import ConfigError
 from placement.gpus import GpuState
 from placement.partition import plan as plan_layouts
+from placement.transition import Step
 
 AllowDip = Annotated[
     bool,
@@ -64,3 +67,21 @@ def planned_fleet(config: Config, *, asked: bool = False, allow_dip: bool = Fals
         return None
     found = answer(config, plan_layouts(gpus, config.fleet.layouts), allow_dip=allow_dip)
     return PlannedFleet(found, gpus, reserved_slices(config, gpus))
+
+
+def carry_out(config: Config, *, allow_dip: bool, allow_mode_change: bool, quiet: bool) -> AppliedPlan | None:
+    """Carry the plan out, telling each step unless `quiet`; None where nothing is planned."""
+    if config.fleet.discover in ("cpu", "none") or config.fleet.slices or not plans_fleet(config):
+        return None
+    machine = machine_of(config)
+    gpus = machine.driver.observe()
+    if not gpus:
+        return None
+    labels = {g.uuid: f"GPU {g.index}" for g in gpus}
+
+    def watch(step: Step, what: Literal["begun", "done", "failed"]) -> None:
+        if not quiet:
+            show_step(step, what, labels)
+
+    with one_at_a_time(config, machine):
+        return apply_plan(config, machine, allow_dip=allow_dip, allow_mode_change=allow_mode_change, watch=watch)

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from gateway.applying import AppliedPlan
 from gateway.cli.output import out
 from gateway.cli.profiles import drawn
 from gateway.planning import FleetAnswer, ReservedSlice
@@ -17,7 +18,7 @@ from model_registry.geometry import Layout, Placement
 from placement.capacity import costs_of_demands
 from placement.gpus import GpuState
 from placement.planner.types import WHOLE, FleetGpu, PlannedGpu, PlannedSlice
-from placement.transition import Outlook, Place
+from placement.transition import Outlook, Place, Step
 
 _MOST_STEPS = 40
 
@@ -37,6 +38,35 @@ def show_fleet(answer: FleetAnswer, gpus: Sequence[GpuState], reserved: Sequence
         out.print(_models(answer))
     for line in (*_unmet(answer), *_transition(answer, labels), *_proposal(answer)):
         out.print(line, highlight=False)
+
+
+def show_step(step: Step, what: str, labels: dict[str, str]) -> None:
+    """One line when a step begins, and one when it fails; what is done is counted at the end."""
+    text = escape(_named(str(step), step.place, labels))
+    if what == "begun":
+        out.print(f"  {text}", highlight=False)
+    elif what == "failed":
+        out.print(f"  [red]failed[/] {text}", highlight=False)
+
+
+def show_applied(applied: AppliedPlan) -> None:
+    """What is done of a plan, what is not, and why."""
+    outcome = applied.outcome
+    if outcome.error is not None:
+        out.print(
+            f"[bold red]stopped[/] at {escape(str(outcome.failed))}: {escape(str(outcome.error))}", highlight=False
+        )
+        out.print(f"{len(outcome.done)} steps are done; the fleet serves with what it has. Not done:", highlight=False)
+        for step in outcome.not_done:
+            out.print(f"  {escape(str(step))}", highlight=False)
+        out.print("[dim]`sliceway apply CONFIG` tries again from there.[/]", highlight=False)
+    elif outcome.done:
+        out.print(f"[green]as planned[/]: {len(outcome.done)} steps done", highlight=False)
+    else:
+        out.print("[green]as planned[/]: nothing to do", highlight=False)
+    if applied.answer is not None:
+        for line in _unmet(applied.answer):
+            out.print(line, highlight=False)
 
 
 def show_why(answer: FleetAnswer, name: str) -> None:

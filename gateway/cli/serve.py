@@ -21,7 +21,7 @@ from gateway.cli.output import Json, err, out, print_json
 from gateway.cli.simulate import Simulate
 from gateway.config import Config, load_config
 from gateway.front import Front, Snapshot, read_last_good
-from gateway.layouts import with_simulation
+from gateway.layouts import plans_fleet, seats, with_simulation
 from gateway.shutdown import Stopped, stop_everything
 from gateway.starting_layouts import cut_at_start
 from model_registry.errors import ConfigError, SlicewayError
@@ -155,7 +155,8 @@ def placement_sources(path: Path, simulate: str | None = None) -> Sources:
 
     def load() -> PlacementConfig:
         config = with_simulation(load_config(path), simulate)
-        return PlacementConfig(fleet=config.fleet, engine=config.engine, models=config.models)
+        planned = seats(config).read() if plans_fleet(config) else None
+        return PlacementConfig(fleet=config.fleet, engine=config.engine, models=config.models, seats=planned)
 
     return Sources(load=load, name=str(path.absolute()))
 

@@ -11,7 +11,8 @@ from types import ModuleType
 import pytest
 
 from gateway.config import Config, load_config
-from gateway.planning import FleetAnswer, plans_fleet
+from gateway.layouts import plans_fleet
+from gateway.planning import FleetAnswer
 from model_registry.catalogue import load_catalogue
 from placement.workload import Card, candidates
 

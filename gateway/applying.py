@@ -1,0 +1,88 @@
+"""Carrying a fleet plan out on this machine: what is under way is finished first, then what is planned now."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gateway.config import Config
+from gateway.layouts import Machine, running_controller, seats
+from gateway.planning import FleetAnswer, answer, observed, reservations
+from placement.clock import SystemClock
+from placement.gpus import GpuState
+from placement.partition import plan as plan_layouts
+from placement.planner.types import FleetGpu
+from placement.state import StatePaths
+from placement.transition import Executor, Outcome, TransitionJournal
+from placement.transition.execute import Watch, unwatched
+from placement.transition.journal import JOURNAL_FILE
+from placement.transition.local import LocalFleet, engines_of
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedPlan:
+    """What became of a plan. `answer` None: a transition that was under way could not be finished, so nothing was planned."""
+
+    outcome: Outcome
+    answer: FleetAnswer | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether every step is done and every demand met."""
+        return self.outcome.ok and self.answer is not None and self.answer.met
+
+    def as_public(self) -> dict[str, object]:
+        """The stable JSON shape: `fleet` in `sliceway apply --json`."""
+        unmet = [u.as_public() for u in self.answer.plan.unmet] if self.answer else []
+        unreadable = {n: e.as_dict() for n, e in self.answer.workload.unreadable.items()} if self.answer else {}
+        return self.outcome.as_public() | {"ok": self.ok, "unmet": unmet, "unreadable": unreadable}
+
+
+def apply_plan(
+    config: Config,
+    machine: Machine,
+    *,
+    allow_dip: bool = False,
+    allow_mode_change: bool = False,
+    watch: Watch = unwatched,
+) -> AppliedPlan:
+    """Make the fleet what the plan says, one step after the other, the controller's engines with it.
+
+    The caller holds `one_at_a_time`. Raises TransitionBlocked where no order of steps keeps every promise, StalePlan
+    where something else changes the fleet meanwhile, and what planning raises. A step that fails is told in the outcome.
+    """
+    return asyncio.run(_apply(config, machine, allow_dip, allow_mode_change, watch))
+
+
+async def _apply(
+    config: Config, machine: Machine, allow_dip: bool, allow_mode_change: bool, watch: Watch
+) -> AppliedPlan:
+    paths, clock = StatePaths(config.state), SystemClock()
+    recut = config.fleet.partition == "planned"
+
+    def planned(gpus: Sequence[GpuState]) -> Sequence[FleetGpu]:
+        return observed(config, plan_layouts(gpus, config.fleet.layouts), recut=recut)
+
+    status = running_controller(config)
+    seats(config).begin({r.replica: r.slice.id for r in status.replicas} if status is not None else {})
+    fleet = LocalFleet(
+        machine.driver,
+        planned,
+        engines_of(paths, config.engine, clock),
+        seats(config),
+        reservations(config),
+        allow_mode_change=allow_mode_change,
+    )
+    executor = Executor(fleet, TransitionJournal(config.state / JOURNAL_FILE), clock, watch=watch)
+    resumed = await executor.resume()
+    if resumed is not None and not resumed.ok:
+        return AppliedPlan(resumed)
+    gpus = await asyncio.to_thread(machine.driver.observe)
+    there = {f"{g.uuid}/{i.name}" for g in gpus for i in g.instances}
+    reservations(config).keep(there)
+    found = await asyncio.to_thread(answer, config, plan_layouts(gpus, config.fleet.layouts), allow_dip=allow_dip)
+    if found.transition is None:
+        assert found.blocked is not None
+        raise found.blocked
+    return AppliedPlan(await executor.begin(found.transition), found)

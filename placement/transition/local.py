@@ -1,0 +1,286 @@
+"""The fleet that a transition is carried out on: this machine's driver and controller, or its driver alone.
+
+The controller is told through files and SIGHUP and answers in its status, as everywhere. Without one there are no engines
+to wait for: seats are written down, and the controller that starts next finds them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from placement.clock import Clock
+from placement.errors import ModeChangeNeeded, NotCarriedOut, PartitionError
+from placement.foreman import Foreman
+from placement.gpus import GpuInstance, GpuState
+from placement.locks import holder
+from placement.orders import read_orders, write_orders
+from placement.partition import Driver
+from placement.planned_seats import PlannedSeats
+from placement.planner.types import WHOLE, FleetGpu, fingerprint
+from placement.reservations import Reservations
+from placement.schema import EngineConfig
+from placement.state import StatePaths
+from placement.status import ControllerStatus, ReplicaStatus, read_status
+from placement.table import ReplicaState
+from placement.transition.execute import EngineState, Observed
+from placement.transition.steps import Place, Step
+
+_POLL_SECONDS = 0.1
+_SLACK_SECONDS = 30.0
+_STATES: dict[ReplicaState, EngineState] = {
+    ReplicaState.READY: "serving",
+    ReplicaState.DRAINING: "draining",
+    ReplicaState.FAILED: "failed",
+}
+
+
+class Engines(Protocol):
+    """Who runs engines, one per replica that has a seat."""
+
+    def states(self) -> dict[str, EngineState] | None:
+        """What each replica's engine does; None where nobody runs engines, so that seats alone count."""
+
+    async def drain(self, replica: str) -> None:
+        """No new requests; return when none runs, or the deadline has passed."""
+
+    async def gone(self, replica: str) -> None:
+        """Return when the replica, whose seat was taken away, has ended."""
+
+    async def ready(self, replica: str, slice_id: str) -> None:
+        """Return when the replica, which was given a seat, serves there."""
+
+    async def check(self, replica: str) -> None:
+        """Raise PlacementError unless it serves, and is proven to where that can be."""
+
+
+class LocalFleet:
+    """A `Fleet` of this machine. `planned` turns what the driver shows into the planner's view, as the plan was made from."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        planned: Callable[[Sequence[GpuState]], Sequence[FleetGpu]],
+        engines: Engines,
+        seats: PlannedSeats,
+        reservations: Reservations,
+        *,
+        allow_mode_change: bool = False,
+    ) -> None:
+        self._driver = driver
+        self._planned = planned
+        self._engines = engines
+        self._seats = seats
+        self._reservations = reservations
+        self._allow_mode_change = allow_mode_change
+        self._driving = asyncio.Lock()
+
+    async def observe(self) -> Observed:
+        """Instances from the driver, engines from seats and the controller's status."""
+        gpus = await self._look()
+        places = frozenset(p for gpu in gpus for p in _places(gpu))
+        states = self._engines.states()
+        engines: dict[Place, tuple[str, EngineState]] = {}
+        for replica, slice_id in (self._seats.read() or {}).items():
+            state: EngineState = "serving" if states is None else states.get(replica, "starting")
+            engines[Place.parse(slice_id)] = replica, state
+        return Observed(fingerprint(self._planned(gpus)), frozenset(g.uuid for g in gpus), places, engines)
+
+    async def drain(self, step: Step) -> None:
+        """By order of the controller."""
+        await self._engines.drain(str(step.replica))
+
+    async def stop(self, step: Step) -> None:
+        """Take the seat away and wait until the engine has ended."""
+        self._seats.remove(str(step.replica), step.place.slice_id)
+        await self._engines.gone(str(step.replica))
+
+    async def start(self, step: Step) -> None:
+        """Give the seat and wait until the engine serves."""
+        instance = await self._instance(step.place)
+        if instance is not None and not instance.complete:
+            await self._drive(self._driver.complete, step.place.gpu, instance.id)
+        self._seats.put(str(step.replica), step.place.slice_id)
+        await self._engines.ready(str(step.replica), step.place.slice_id)
+
+    async def check(self, step: Step) -> None:
+        """As the controller has proven it."""
+        await self._engines.check(str(step.replica))
+
+    async def create(self, step: Step) -> None:
+        """Make the instance; a reservation is remembered with it."""
+        place = step.place
+        await self._mode(place.gpu, on=place.placement != WHOLE)
+        if place.placement != WHOLE:
+            await self._drive(self._driver.create, place.gpu, place.placement)
+        if step.reserved is not None:
+            self._reservations.add(place.slice_id, step.reserved)
+
+    async def destroy(self, step: Step) -> None:
+        """Take the instance away."""
+        if step.place.placement == WHOLE:
+            await self._mode(step.place.gpu, on=True)
+            return
+        instance = await self._instance(step.place)
+        if instance is not None:
+            await self._drive(self._driver.destroy, step.place.gpu, instance.id)
+
+    async def _look(self) -> tuple[GpuState, ...]:
+        async with self._driving:
+            return await asyncio.to_thread(self._driver.observe)
+
+    async def _drive(self, action: Callable[..., object], *arguments: object) -> object:
+        """One call to the driver at a time; it may take a second."""
+        async with self._driving:
+            return await asyncio.to_thread(action, *arguments)
+
+    async def _gpu(self, uuid: str) -> GpuState:
+        gpu = next((g for g in await self._look() if g.uuid == uuid), None)
+        if gpu is None:
+            raise PartitionError("it does not answer any more", where=uuid, remedy="See `dmesg` for its XID.")
+        return gpu
+
+    async def _instance(self, place: Place) -> GpuInstance | None:
+        gpu = await self._gpu(place.gpu)
+        return next((i for i in gpu.instances if i.placement == place.placement), None)
+
+    async def _mode(self, uuid: str, *, on: bool) -> None:
+        """Switch MIG if it is not as it has to be. Raises ModeChangeNeeded where that is not allowed, or needs a reset."""
+        gpu = await self._gpu(uuid)
+        if gpu.mig == on:
+            return
+        turn = f"MIG has to be switched {'on' if on else 'off'}"
+        if not self._allow_mode_change:
+            raise ModeChangeNeeded(turn, where=gpu.label, remedy="Allow it with --allow-mode-change.")
+        change = await self._drive(self._driver.set_mode, uuid, on)
+        if change != "done":
+            raise ModeChangeNeeded(
+                f"{turn}, and the driver answers {change}",
+                where=gpu.label,
+                remedy=f"Stop what uses it, reset it (nvidia-smi --gpu-reset -i {gpu.index}), and apply again.",
+            )
+
+
+class NoEngines:
+    """Nobody runs engines: seats are for the controller that starts next."""
+
+    def states(self) -> dict[str, EngineState] | None:
+        """Nobody knows."""
+        return None
+
+    async def drain(self, replica: str) -> None:
+        """Nothing runs."""
+
+    async def gone(self, replica: str) -> None:
+        """Nothing runs."""
+
+    async def ready(self, replica: str, slice_id: str) -> None:
+        """It will be started there."""
+
+    async def check(self, replica: str) -> None:
+        """Nothing runs."""
+
+
+class ControlledEngines:
+    """The engines of the controller of one state directory."""
+
+    def __init__(self, paths: StatePaths, engine: EngineConfig, clock: Clock) -> None:
+        self._paths = paths
+        self._engine = engine
+        self._clock = clock
+        self._foreman = Foreman(paths, engine)
+        self._ordering = asyncio.Lock()
+
+    def states(self) -> dict[str, EngineState] | None:
+        """From the controller's status."""
+        return {r.replica: _STATES.get(r.state, "starting") for r in self._status().replicas}
+
+    async def drain(self, replica: str) -> None:
+        """Raises NotCarriedOut if the controller does not take the order over."""
+        if self._row(replica) is not None:
+            async with self._ordering:
+                await asyncio.to_thread(self._foreman.drain, [replica])
+
+    async def gone(self, replica: str) -> None:
+        """Raises NotCarriedOut if it does not end in the time that engines are given."""
+        self._signal()
+        patience = self._engine.drain_timeout_seconds + self._engine.stop_timeout_seconds
+        await self._until(lambda: self._row(replica) is None, f"{replica} has not ended", patience)
+        async with self._ordering:
+            self._forget(replica)
+
+    async def ready(self, replica: str, slice_id: str) -> None:
+        """Raises NotCarriedOut with the reason where it fails, has no place, or the configuration is refused."""
+        asked = self._clock.now()
+        self._signal()
+
+        def there() -> bool:
+            self._refuse(replica, asked)
+            row = self._row(replica)
+            return row is not None and row.state is ReplicaState.READY and row.slice.id == slice_id
+
+        await self._until(there, f"{replica} does not serve on {slice_id}", self._engine.start_timeout_seconds)
+
+    async def check(self, replica: str) -> None:
+        """As the controller tells."""
+        await asyncio.to_thread(self._foreman.check, replica)
+
+    def _refuse(self, replica: str, asked: datetime) -> None:
+        status, row = self._status(), self._row(replica)
+        if row is not None and row.state is ReplicaState.FAILED:
+            raise NotCarriedOut(f"{replica} failed: {row.reason}", where=row.log, remedy=row.remedy)
+        error = status.unplaced.get(replica)
+        if status.refused is not None and status.refused.at >= asked:
+            error = status.refused.error
+        if error is not None:
+            raise NotCarriedOut(f"{replica} is not started: {error.message}", where=error.where, remedy=error.remedy)
+
+    def _forget(self, replica: str) -> None:
+        """Take back what was ordered of a replica that is gone: another of its name would not run."""
+        orders = read_orders(self._paths)
+        if replica in orders.drained | orders.stopped:
+            write_orders(self._paths, orders.start([replica]), verb="forget", replicas=[replica], at=self._clock.now())
+            self._signal()
+
+    async def _until(self, done: Callable[[], bool], otherwise: str, patience_seconds: float) -> None:
+        deadline = self._clock.monotonic() + patience_seconds + _SLACK_SECONDS
+        while not done():
+            if self._clock.monotonic() > deadline:
+                raise NotCarriedOut(otherwise, remedy="`sliceway status` shows what it does, and where its log is.")
+            await self._clock.sleep(_POLL_SECONDS)
+
+    def _status(self) -> ControllerStatus:
+        status = read_status(self._paths.controller_status)
+        if status is None or holder(self._paths.controller_lock) is None:
+            raise NotCarriedOut(
+                "the controller has ended",
+                remedy="Start it: sliceway up CONFIG; then apply again: it goes on from here.",
+            )
+        return status
+
+    def _row(self, replica: str) -> ReplicaStatus | None:
+        return next((r for r in self._status().replicas if r.replica == replica), None)
+
+    def _signal(self) -> None:
+        pid = holder(self._paths.controller_lock)
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGHUP)
+
+
+def engines_of(paths: StatePaths, engine: EngineConfig, clock: Clock) -> Engines:
+    """The controller's engines where one runs, else nobody's."""
+    if holder(paths.controller_lock) is None or read_status(paths.controller_status) is None:
+        return NoEngines()
+    return ControlledEngines(paths, engine, clock)
+
+
+def _places(gpu: GpuState) -> list[Place]:
+    if not gpu.mig:
+        return [Place(gpu.uuid, WHOLE)]
+    return [Place(gpu.uuid, p) for p in gpu.placements]
