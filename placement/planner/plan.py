@@ -79,7 +79,8 @@ def _search(problem: Problem, wants: Sequence[Want], limits: Limits) -> _Found:
         reached = _Reached(coarse.classes, coarse.answer(_settled(coarse, first, limits)))
         if stay and rest[:1] == (Objective.DISTURBANCE,) and _as_good(stay, reached.answer, wants, limits):
             return _stayed(problem, wants, shaper, stay, reached.answer.levels, bound=0.0)
-        if rest[:1] == (Objective.DISTURBANCE,) and len(problem.gpus) > _TINY and _runs(problem):
+        large = len(problem.gpus) > _TINY and _runs(problem)
+        if large and rest[:1] == (Objective.DISTURBANCE,) and Objective.PRICE in first:
             moving_nobody = adjusted(problem, wants)
             if moving_nobody and _as_good(moving_nobody, reached.answer, wants, limits):
                 bound = float(sum(leaving.values()))
@@ -171,12 +172,19 @@ class _Detail:
         Where that is disturbance, shapes that lose no replica are looked at first. What is found then bounds how many
         any shape of a better plan can lose: those up to the bound are added, and the search is made again.
         """
+        brief = self._brief if reached else self.limits
         classes = self.shaper.detailed(self.problem.gpus, most_lost=lost, by_gpu=by_gpu)
         master = self._master(classes, reached)
-        levels = _minimised(master, objectives, self._brief if reached else self.limits)
-        if lost is not None and levels and (most := int(levels[0].value + 1e-6) - self.unavoidable) > lost:
-            return self._first(reached, objectives, most, by_gpu=by_gpu)
-        return classes, master, levels
+        levels = _minimised(master, objectives, brief)
+        if lost is None or not levels or (most := int(levels[0].value + 1e-6) - self.unavoidable) <= lost:
+            return classes, master, levels
+        more = self.shaper.detailed(self.problem.gpus, most_lost=most, by_gpu=by_gpu)
+        again = self._master(more, reached)
+        better = _minimised(again, objectives, brief)
+        if better[0].value <= levels[0].value:
+            return more, again, better
+        # The time was too short to do better. What was proven about all plans holds all the same.
+        return classes, master, (replace(levels[0], lower_bound=better[0].lower_bound),)
 
     def _master(self, classes: tuple[GpuClass, ...], reached: _Reached | None) -> Master:
         running = Counter(i.demand for g in self.problem.gpus for i in g.instances if i.demand is not None)
@@ -237,6 +245,10 @@ def _stayed(
     for objective in problem.order[len(levels) :]:
         if objective is Objective.DISTURBANCE:
             value, least = lost + changes / MOVE, bound
+        elif objective is Objective.PRICE:
+            value = least = stay.price_per_hour
+        elif objective is Objective.DEMAND:
+            value = least = sum(stay.missing.values())
         else:
             value = float(sum(shaper.fragmentation(gpu, used[gpu.id]) for gpu in problem.gpus))
             least = 0.0 if lost or changes else value

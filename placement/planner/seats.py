@@ -51,7 +51,7 @@ def _shapes_by_gpu(classes: Sequence[GpuClass], answer: Answer) -> dict[str, Sha
     for c, group in enumerate(classes):
         members = list(group.members) or sorted((g for v in group.vacated_by for g in vacated[v]), key=lambda g: g.id)
         shapes = [group.shapes[s] for s in range(len(group.shapes)) for _ in range(answer.shapes.get((c, s), 0))]
-        shapes.sort(key=lambda shape: -sum(n for _, n in shape.own))
+        shapes.sort(key=lambda shape: (-sum(n for _, n in shape.own), -len(shape.used)))
         busiest = sorted(members, key=lambda g: (-sum(i.requests for i in g.instances), g.id))
         taken = list(zip(busiest, shapes, strict=True))
         vacated[c] = [gpu for gpu, shape in taken if shape.vacated]

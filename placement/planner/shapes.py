@@ -163,7 +163,8 @@ class Shaper:
         best: dict[tuple[Counts, Own, bool], tuple[tuple[object, ...], Shape]] = {}
         for shape in self._walk(gpu, budget, most_lost):
             key = shape.slots, shape.own, shape.vacated
-            rank = (*self._rank(shape.changes, shape.fragmentation), shape.used)
+            drained = sum(i.requests for i in gpu.instances if i.placement not in shape.used)
+            rank = (*self._rank(shape.changes, shape.fragmentation, drained), shape.used)
             if key not in best or rank < best[key][0]:
                 best[key] = rank, shape
         return tuple(best[key][1] for key in sorted(best))
@@ -221,17 +222,18 @@ class Shaper:
     ) -> Iterator[tuple[Placement, ...]]:
         """For each choice of profiles the starts that spare `others`, which nobody uses, or leave the most usable rest."""
         masks = {p: self._measure(product).masks[p] for p in others}
-        best: dict[Counts, tuple[tuple[int, int], tuple[Placement, ...]]] = {}
+        best: dict[Counts, tuple[tuple[int, ...], tuple[Placement, ...]]] = {}
         for pattern in self._book(product).placed(profiles, beside):
             created = sum(p not in masks for p in pattern.placements)
             gone = sum(1 for p, mask in masks.items() if mask & pattern.mask and p not in pattern.placements)
-            rank = self._rank(created + gone, pattern.fragmentation)
+            rank = self._rank(created + gone, pattern.fragmentation, 0)
             if pattern.counts not in best or rank < best[pattern.counts][0]:
                 best[pattern.counts] = rank, pattern.placements
         return (placements for _, placements in best.values())
 
-    def _rank(self, changes: int, fragmentation: int) -> tuple[int, int]:
-        return (fragmentation, changes) if self._tidy_first else (changes, fragmentation)
+    def _rank(self, changes: int, fragmentation: int, drained: int) -> tuple[int, ...]:
+        """Between what serves alike, the smallest: layout changes, requests drained, fragmentation; or the last one first."""
+        return (fragmentation, changes, drained) if self._tidy_first else (changes, drained, fragmentation)
 
     def _shape(self, gpu: FleetGpu, kept: tuple[Instance, ...], added: tuple[Placement, ...]) -> Shape:
         used = tuple(sorted((*(i.placement for i in kept), *added)))
