@@ -89,6 +89,10 @@ class GatewayConfig(Section):
         default="fast",
         description="How completions pass: between two transports, or through ASGI. Both do the same; a restart changes it.",
     )
+    overhead_header: bool = Field(
+        default=False,
+        description="Every answer says in `x-sliceway-overhead-ms` what the gateway took; otherwise where a request has the header `x-sliceway-overhead`.",
+    )
     max_body: Size = Field(default=32 * 2**20, description="Larger request bodies are refused with 413.")
     max_header: Size = Field(default=64 * 2**10, description="Larger request heads are refused.")
     queue: QueueConfig = QueueConfig()

@@ -145,6 +145,7 @@ class Exchange:
             "_body",
             "_call",
             "_claim",
+            "_answered_at",
             "_content_type",
             "_holder",
             "_deaths",
@@ -152,6 +153,9 @@ class Exchange:
             "_desk",
             "_interruption",
             "_on_interrupt",
+            "_overhead_seconds",
+            "_waited_seconds",
+            "_waiting_since",
             "_on_placed",
             "_raw",
             "_refused",
@@ -186,6 +190,8 @@ class Exchange:
         self._desk = desk
         self._call = call
         self._content_type: bytes | None = None
+        self._overhead_seconds: float | None = None  # None: nobody wants to know
+        self._waited_seconds = self._waiting_since = self._answered_at = 0.0
         self._holder: ReplicaRow | None = None  # of the stored response that the request is about
         self._task: asyncio.Task[None] | None = None
         self._on_interrupt = on_interrupt
@@ -221,6 +227,8 @@ class Exchange:
         policy = self._desk.policy
         self._content_type = headers.get(b"content-type")
         self._deadline_ms = headers.get(b"x-sliceway-deadline-ms")
+        if policy.limits.overhead_header or b"x-sliceway-overhead" in headers:
+            self._overhead_seconds = 0.0
         if self.tenant is None:
             self.tenant = policy.directory.authenticate(credentials(headers), self._desk.keyring(), self._desk.wall())
         check_head(headers, max_body_bytes=policy.limits.max_body)
@@ -278,6 +286,7 @@ class Exchange:
         if replica is not None:
             self._stage, self.deadline = Stage.FIRST_BYTE, now + limits.first_byte_timeout_seconds
         else:
+            self._waiting_since = now
             self._stage, self.deadline = Stage.QUEUE, min(now + limits.queue.max_wait_seconds, claim.deadline)
         return replica
 
@@ -320,6 +329,7 @@ class Exchange:
     def _tell_placed(self) -> None:
         callback, self._on_placed = self._on_placed, None
         if callback is not None:
+            self._waited_seconds += self._desk.clock() - self._waiting_since
             self._wait(Stage.FIRST_BYTE, self._desk.policy.limits.first_byte_timeout_seconds)
             callback()
 
@@ -379,6 +389,8 @@ class Exchange:
         replica, tenant = self._given, self.tenant
         self._series = self._desk.book.series(replica.slice.id, tenant.name if tenant else UNKNOWN, sent_at)
         self._series.queue_seconds.add(sent_at - self.received_at, sent_at)
+        if self._overhead_seconds is not None:
+            self._overhead_seconds = sent_at - self.received_at - self._waited_seconds
         self._desk.on_served(replica.replica)
 
     def stream_meter(self) -> StreamMeter | TypedEventMeter:
@@ -475,6 +487,26 @@ class Exchange:
     def _given(self) -> ReplicaRow:
         assert self._claim is not None
         return self._claim.placed()
+
+    @property
+    def tells_overhead(self) -> bool:
+        """Whether the answer's head is to say what the gateway took; then `answer_came` has to be called."""
+        return self._overhead_seconds is not None
+
+    def answer_came(self) -> None:
+        """What the client is to get first has just arrived from the engine."""
+        self._answered_at = self._desk.clock()
+
+    def overhead_headers(self) -> list[tuple[bytes, bytes]]:
+        """`x-sliceway-overhead-ms`, where it is asked for: the gateway's own time until the head of the answer is written.
+
+        It is the time from the whole request to its hand-over to an engine, without the wait for a place, and from the engine's first
+        bytes to this moment. What clients, engines and the network between take is not in it.
+        """
+        if self._overhead_seconds is None:
+            return []
+        seconds = self._overhead_seconds + self._desk.clock() - self._answered_at
+        return [(b"x-sliceway-overhead-ms", b"%.3f" % (max(0.0, seconds) * 1000))]
 
     def limit_headers(self) -> list[tuple[bytes, bytes]]:
         """`x-ratelimit-*`, for answers and errors alike; none where no limit applies, or the request did not get that far."""

@@ -195,6 +195,7 @@ async def _pass_on(exchange: Exchange, response: EngineResponse, send: Send, clo
 async def _stream(exchange: Exchange, response: EngineResponse, send: Send, clock: Callable[[], float]) -> None:
     meter = exchange.stream_meter()
     passed = await _first_events(meter, response, clock)
+    exchange.answer_came()
     await _begin_stream(exchange, response, send)
     try:
         await _pump(exchange, meter, response, passed, send, clock)
@@ -269,6 +270,7 @@ async def _whole(exchange: Exchange, response: EngineResponse, send: Send) -> No
         if len(held) > WHOLE_ANSWER_BYTES:
             await _large(exchange, response, held, send)
             return
+    exchange.answer_came()
     whole = bytes(held)
     exchange.usage = usage_of_body(whole)
     headers = _passed_back(exchange, response)
@@ -280,6 +282,7 @@ async def _whole(exchange: Exchange, response: EngineResponse, send: Send) -> No
 
 
 async def _large(exchange: Exchange, response: EngineResponse, held: bytearray, send: Send) -> None:
+    exchange.answer_came()
     await send({"type": "http.response.start", "status": response.status, "headers": _passed_back(exchange, response)})
     exchange.begun(response.status)
     part = tail = bytes(held)
@@ -304,6 +307,8 @@ def answer_headers(exchange: Exchange, passed_back: Headers) -> Headers:
         headers.append((b"request-id", exchange.request_id))
     if exchange.replica is not None:
         headers.append((b"x-sliceway-replica", exchange.replica.replica.encode()))
+    if exchange.tells_overhead:
+        headers += exchange.overhead_headers()
     return headers
 
 

@@ -213,6 +213,8 @@ class HotRequest:
 
     def continued(self, body: bytes, *, complete: bool) -> None:
         """More of the answer."""
+        if not self._exchange.answering and self._exchange.tells_overhead:
+            self._exchange.answer_came()
         try:
             _STEPS[self._state](self, body, complete)
         except Exception as error:  # noqa: BLE001  # the root of what runs for this request

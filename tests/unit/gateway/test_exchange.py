@@ -223,3 +223,20 @@ async def test_a_client_that_leaves_after_its_answer_interrupts_nothing(desk: De
 async def test_what_others_cancel_stays_cancelled(desk: Desk) -> None:
     with desk.open() as exchange:
         assert exchange.interruption() is None
+
+
+async def test_the_overhead_is_what_neither_the_client_nor_the_engine_took(desk: Desk) -> None:
+    with desk.open() as exchange:
+        exchange.admit({b"x-sliceway-overhead": b"1"})
+        desk.clock.turn(5)  # the body
+        exchange.take_body(BODY)
+        desk.clock.turn(0.002)
+        replica = exchange.place(lambda: None)
+        assert replica is not None
+        exchange.dispatched(desk.clock())
+        desk.clock.turn(3)  # the engine
+        exchange.answer_came()
+        desk.clock.turn(0.001)
+        assert exchange.overhead_headers() == [(b"x-sliceway-overhead-ms", b"3.000")]
+        exchange.begun(200)
+        exchange.finished()
