@@ -52,8 +52,8 @@ lock: $(STAMPS)/dev ## resolve again what pyproject.toml asks for, into requirem
 	@$(call say,resolving (half a minute))
 	$(BIN)/python scripts/lock 2> >(grep -v "is ignored" >&2)
 
-bench-isolation: $(STAMPS)/dev $(STAMPS)/engine $(CHAT) ## p50/p99 of one tenant while another floods the other slice, then its own
-	$(BIN)/sliceway bench isolation configs/isolation.yaml
+bench-isolation: $(STAMPS)/dev $(STAMPS)/engine $(CHAT) ## a certificate: one tenant alone, beside a flood on the other slice, and on its own (10 minutes)
+	$(BIN)/sliceway bench isolation configs/bench/certificate.yaml --report .sliceway/reports/isolation
 
 engine: $(STAMPS)/engine ## the engine's own environment: vLLM, CPU build
 
