@@ -1,0 +1,115 @@
+"""A planned fleet under a controller: what is planned runs, changes are carried out with requests going on, kills cost nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from placement.table import ReplicaState
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
+
+Site = Any  # the fixture's class lives in conftest.py, which cannot be imported
+Eventually = Callable[..., Any]
+
+ENGINE = ["{python}", "-m", "placement.fake_engine", "--uds", "{uds}", "--model", "{served_name}"]
+
+
+def write(site: Site, **replicas: tuple[int, str]) -> None:
+    """Two simulated GPUs that the plan cuts; each model has so many replicas of one profile."""
+    content: dict[str, Any] = {
+        "version": "v1",
+        "state_dir": str(site.paths.root),
+        "fleet": {"discover": {"simulate": {"h100-sxm": 2}}, "partition": "planned"},
+        "engine": {"command": ENGINE, "stop_timeout_seconds": 5, "drain_timeout_seconds": 5},
+        "models": [
+            {"name": name, "source": "simulated", "replicas": number, "profile": profile}
+            for name, (number, profile) in replicas.items()
+        ],
+        "gateway": {"authentication": "none"},
+    }
+    site.config.write_text(json.dumps(content))
+
+
+def command(site: Site, *words: str) -> list[str]:
+    return [sys.executable, "-m", "gateway.cli", *words, str(site.config), "--json"]
+
+
+def environment() -> dict[str, str]:
+    """Without the environment of this process's simulators."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("SLICEWAY_NVML")}
+
+
+def sliceway(site: Site, *words: str) -> Any:
+    done = subprocess.run(
+        command(site, *words), capture_output=True, text=True, check=False, env=environment(), timeout=100
+    )
+    assert done.returncode == 0, done.stdout + done.stderr + site.said()
+    return json.loads(done.stdout)
+
+
+def ready(site: Site) -> dict[str, str]:
+    """Profiles by replica of what serves."""
+    status = site.status()
+    rows = status.replicas if status else ()
+    return {r.replica: str(r.slice.profile) for r in rows if r.state is ReplicaState.READY}
+
+
+def steps_left(site: Site) -> int | None:
+    """Steps that a transition under way has not done; None if none is under way."""
+    try:
+        journal = json.loads((site.paths.root / "transition.json").read_text())
+    except FileNotFoundError:
+        return None
+    return len(journal["steps"]) - len(journal["done"])
+
+
+def test_a_plan_is_carried_out_and_then_there_is_nothing_to_do(site: Site, eventually: Eventually) -> None:
+    write(site, small=(2, "1g.10gb"), large=(1, "3g.40gb"))
+    assert sliceway(site, "apply")["fleet"]["ok"]
+    site.controller()
+    wanted = {"small-0": "1g.10gb", "small-1": "1g.10gb", "large-0": "3g.40gb"}
+    eventually(lambda: ready(site) == wanted, f"all serve: {site.said()}", seconds=60)
+    assert sliceway(site, "apply")["fleet"]["done"] == []
+    assert sliceway(site, "plan")["fleet"]["transition"]["steps"] == []
+    before = {r.replica: r.engine_pid for r in site.status().replicas}
+
+    write(site, small=(1, "1g.10gb"), large=(1, "3g.40gb"), extra=(1, "2g.20gb"))
+    applied = sliceway(site, "apply")["fleet"]
+    assert {s["action"] for s in applied["done"]} == {"create", "start", "check", "drain", "stop"}
+    after = ready(site)
+    assert after["extra-0"] == "2g.20gb"
+    assert len(after) == 3
+    pids = {r.replica: r.engine_pid for r in site.status().replicas}
+    assert all(pids[name] == before[name] for name in set(pids) & set(before)), "who stays is not disturbed"
+
+
+def test_an_apply_that_is_killed_is_finished_by_the_next_one(site: Site, eventually: Eventually) -> None:
+    write(site, small=(3, "1g.10gb"))
+    sliceway(site, "apply")
+    site.controller()
+    eventually(lambda: len(ready(site)) == 3, f"all serve: {site.said()}", seconds=60)
+
+    write(site, small=(3, "1g.10gb"), large=(2, "3g.40gb"))
+    process = subprocess.Popen(
+        command(site, "apply"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+    )
+    try:
+        eventually(
+            lambda: (steps_left(site) or 99) < 6 or process.poll() is not None, "some steps are done", seconds=60
+        )
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert sum(profile == "1g.10gb" for profile in ready(site).values()) == 3, "what serves goes on serving"
+    assert sliceway(site, "apply")["fleet"]["ok"]
+    assert steps_left(site) is None
+    assert sorted(ready(site).values()) == ["1g.10gb"] * 3 + ["3g.40gb"] * 2
+    assert sliceway(site, "apply")["fleet"]["done"] == []
