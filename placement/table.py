@@ -58,6 +58,9 @@ class ReplicaRow(_Row):
     )
     max_num_seqs: int | None = Field(default=None, ge=1, description="Sequences the engine runs at once.")
     kv_cache_tokens: int | None = Field(default=None, ge=1, description="Tokens that fit into the engine's KV pool.")
+    secret: str | None = Field(
+        default=None, repr=False, description="What the engine wants to be shown, where others could reach it as well."
+    )
 
 
 class ModelRow(_Row):
