@@ -64,11 +64,9 @@ class ControllerDrain:
             self._sleep(_POLL_SECONDS)
 
     def _replicas_on(self, slices: Sequence[str]) -> list[str]:
-        status = read_status(self._paths.controller_status)
+        status, wanted = read_status(self._paths.controller_status), set(slices)
         return [
-            r.replica
-            for r in (status.replicas if status else ())
-            if r.slice.id in slices or (r.slice.gpu is not None and r.slice.gpu in slices)
+            r.replica for r in (status.replicas if status else ()) if {r.slice.id, r.slice.uuid, r.slice.gpu} & wanted
         ]
 
     def _signal(self) -> None:

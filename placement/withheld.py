@@ -15,7 +15,7 @@ from placement.state import StatePaths
 
 
 def withhold(paths: StatePaths, slices: Collection[str]) -> None:
-    """Ask for these slices; a GPU's UUID stands for all of its slices. In place of what was asked for before."""
+    """Ask for these slices, by id or UUID; a GPU's UUID stands for all of its slices. In place of what was asked before."""
     write_atomically(paths.withheld, json.dumps({"slices": sorted(slices)}).encode())
 
 
@@ -44,4 +44,4 @@ def without(inventory: Inventory, asked: Collection[str]) -> Inventory:
 
 def is_among(target: Slice, asked: Collection[str]) -> bool:
     """Whether the slice, or its whole GPU, is asked for."""
-    return target.id in asked or (target.gpu is not None and target.gpu.uuid in asked)
+    return target.id in asked or target.uuid in asked or (target.gpu is not None and target.gpu.uuid in asked)

@@ -31,7 +31,8 @@ from placement.partition.wanted import exactly
 ModeChange = Literal["done", "in-use", "reset-required"]
 Result = Literal["unchanged", "changed", "pending", "rolled-back", "failed"]
 Drain = Callable[[Sequence[str]], None]
-"""Asked with slice ids (a GPU's UUID for all of it); returns when nothing of ours runs there any more."""
+"""Asked with slices that are about to go, by id and by MIG UUID, since whoever runs engines there may see other ids than root
+does; a GPU's UUID stands for all of it. Returns when nothing of ours runs there any more."""
 
 _TRIES = 2
 _FINAL = (NotPrivileged, SliceInUse, GpuLost, ModeBlocked)
@@ -128,8 +129,8 @@ def apply(
         return plan(driver.observe(), rules, allow_mode_change=allow_mode_change, clients=tools.clients)
 
     plans = planned()
-    if tools.drain and not _undrainable(plans) and (busy := _busy(plans)):
-        tools.drain(busy)
+    if tools.drain and not _undrainable(plans) and (going := _going(plans)):
+        tools.drain(going)
         plans = planned()
     _refuse(tuple(o for p in plans for o in p.obstacles))
     applied = Applied(tuple(_apply(driver, p, tools) for p in plans))
@@ -139,8 +140,19 @@ def apply(
     return applied
 
 
-def _busy(plans: Sequence[GpuPlan]) -> list[str]:
-    return [o.slice for p in plans for o in p.obstacles if o.kind == "process" and o.slice]
+def _going(plans: Sequence[GpuPlan]) -> list[str]:
+    """What must go, idle or not: an engine that starts at the moment shows nowhere yet."""
+    going: list[str] = []
+    for planned in plans:
+        for action in planned.actions:
+            match action:
+                case SetMode():
+                    going.append(planned.gpu.uuid)
+                case Destroy(instance=instance) | Complete(instance=instance):
+                    going += [f"{planned.gpu.uuid}/{instance.name}", *(c.uuid for c in instance.compute)]
+                case _:
+                    pass
+    return going
 
 
 def _undrainable(plans: Sequence[GpuPlan]) -> bool:

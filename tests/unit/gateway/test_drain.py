@@ -14,10 +14,11 @@ from gateway.config import Config
 from gateway.drain import ControllerDrain
 from placement.errors import PlacementError
 from placement.locks import exclusive
+from placement.slices import Slice, SliceKind
 from placement.state import StatePaths
 from placement.status import ControllerStatus, ReplicaStatus, write_status
 from placement.table import ReplicaState, SliceRow
-from placement.withheld import withheld
+from placement.withheld import is_among, withheld
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -41,7 +42,7 @@ def tell(paths: StatePaths, *slices: str) -> None:
         ReplicaStatus(
             replica=f"r-{i}",
             model="r",
-            slice=SliceRow(id=s, kind="mig", gpu=s.split("/")[0]),
+            slice=SliceRow(id=s, kind="mig", uuid=f"MIG-{i}", gpu=s.split("/")[0]),
             memory_bytes=1,
             state=ReplicaState.READY,
             since=NOW,
@@ -100,3 +101,19 @@ def test_what_a_killed_apply_left_is_given_back(config: Config, hups: list[int])
     with ControllerDrain(config):
         pass
     assert not paths.withheld.exists()
+
+
+def test_what_root_calls_by_its_start_an_ordinary_controller_knows_by_its_uuid(config: Config, hups: list[int]) -> None:
+    paths = StatePaths(config.state)
+    tell(paths, "GPU-a/1g.10gb#gi9")
+    looks: list[float] = []
+
+    def leave(seconds: float) -> None:
+        looks.append(seconds)
+        tell(paths)
+
+    with exclusive(paths.controller_lock, what="controller", remedy=""), ControllerDrain(config, sleep=leave) as drain:
+        drain(["GPU-a/1g.10gb@3", "MIG-0"])
+        unseen = Slice("GPU-a/1g.10gb#gi9", SliceKind.MIG, "1g.10gb", 1, uuid="MIG-0")
+        assert is_among(unseen, withheld(paths))
+    assert len(looks) == 1, "it waited for the replica there"

@@ -103,10 +103,11 @@ def test_busy_slices_that_must_go_are_refused_with_who_is_there_before_anything_
     assert n.machine.journal() == before
 
 
-def test_a_drain_is_asked_with_the_slices_and_then_it_goes_on(nvml: Nvml) -> None:
+def test_a_drain_is_asked_with_all_that_goes_by_both_names_and_then_it_goes_on(nvml: Nvml) -> None:
     n = nvml("h100-sxm", mig=True)
-    cut(n, COUNTS)
-    n.machine.attach(4242, uuid_of(n, "3g.40gb@4"), ghost=True)
+    cut(n, {"3g.40gb": 1, "1g.10gb": 1})
+    busy, idle = uuid_of(n, "3g.40gb@4"), uuid_of(n, "1g.10gb@0")
+    n.machine.attach(4242, busy, ghost=True)
     asked: list[Sequence[str]] = []
 
     def drain(slices: Sequence[str]) -> None:
@@ -115,7 +116,7 @@ def test_a_drain_is_asked_with_the_slices_and_then_it_goes_on(nvml: Nvml) -> Non
 
     uuid = NvmlPartitioner(n).observe()[0].uuid
     assert cut(n, {"7g.80gb": 1}, tools=Tools(drain=drain)).ok
-    assert asked == [[f"{uuid}/3g.40gb@4"]]
+    assert asked == [[f"{uuid}/1g.10gb@0", idle, f"{uuid}/3g.40gb@4", busy]]
 
 
 def test_a_drain_that_does_not_help_still_refuses(nvml: Nvml) -> None:
