@@ -325,6 +325,7 @@ class Gateway:
 
     async def _look(self) -> None:
         self.exchanges.expire()
+        self.admission.tick()
         if self.follow_files():
             await self._parts.engines.retain(
                 {row.endpoint for row in self._routes.replicas()}

@@ -195,6 +195,13 @@ class Admission:
         """Every pool there is."""
         return tuple(self._pools.values())
 
+    def tick(self) -> None:
+        """Time has passed, which changes whose turn it is: to be called a few times a second."""
+        now = self._clock()
+        for pool in self._pools.values():
+            if pool.waiting:
+                pool.dispatch(now)
+
     def configure(self, policy: AdmissionPolicy) -> None:
         """Take another policy; what is held and what waits stays."""
         self._policy = policy
@@ -223,7 +230,7 @@ class Admission:
                 load.trial = load.row.replica in routes.on_trial
             pool.follow(loads, route.why_not_ready(), route.retry_after_seconds(), now)
         self.loads.retain(row.replica for row in routes.replicas())
-        for key in [key for key in self._pools if key[0] not in routes.models and not self._pools[key].queue]:
+        for key in [key for key in self._pools if key[0] not in routes.models and not self._pools[key].waiting]:
             del self._pools[key]
 
 

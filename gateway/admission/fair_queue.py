@@ -80,7 +80,7 @@ class FairQueue(Generic[W]):
         """Let `request` wait, behind those of its tenant and priority."""
         tenant = request.tenant
         if tenant not in self.waiting_of:
-            self._lift(tenant)
+            self.lift(tenant)
             self.waiting_of[tenant] = 0
         request.ticket = ticket = next(self._tickets)
         band = self._bands.get(request.priority)
@@ -145,7 +145,7 @@ class FairQueue(Generic[W]):
             band.heap = [entry for entry in band.heap if band.versions.get(entry[2]) == entry[1]]
             heapq.heapify(band.heap)
 
-    def _lift(self, tenant: str) -> None:
+    def lift(self, tenant: str) -> None:
         """A tenant that did not wait begins where those that wait are, or where the last one left."""
         own = self._counters.get(tenant, 0.0)
         if self._size:

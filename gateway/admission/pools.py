@@ -52,8 +52,9 @@ class Pool:
         self.waiting_bytes = 0
         self.hold_seconds = 0.0  # how long a request keeps its seat, on average
         self.counts = PoolCounts()
-        self._waiting_by_tenant: dict[str, list[int]] = {}  # tenant -> [bytes]
-        self._bound: dict[int, Claim] = {}  # of those in the queue, the ones that only some replicas can take
+        self._held_by: dict[str, list[int]] = {}  # tenant -> [requests, bytes] of those that wait
+        # Those that only some replicas can take (retries, stored state) stand beside the queue, so that they hold up nobody.
+        self._bound: dict[Claim, None] = {}
         self._turn = 0
 
     # ---- placing
@@ -62,14 +63,16 @@ class Pool:
         """Seat `claim`, or let it wait: whether it is seated. Raises a CapacityError, or EngineUnreachable if no replica is left to try."""
         claim.pool = self
         able = self._able(claim)
-        if not self.queue or claim.only is not None or claim.avoid or claim.rather_not:
+        first = self.queue.first(now) if self.queue else None
+        if first is None or (_is_bound(claim) and self._may_overtake(claim, first)):
             load = self._room_for(claim, able)
-            if load is not None and self._may_overtake(claim, now):
+            if load is not None:
                 self._seat(claim, load, now)
                 return True
         self._check_wait(claim, now)
         self._enqueue(claim)
-        return False
+        self.dispatch(now)  # its priority may have made it the first
+        return claim.load is not None
 
     def _able(self, claim: Claim) -> Sequence[Load]:
         """The replicas that `claim` may be given to, with room or without. Raises if there is none."""
@@ -100,10 +103,9 @@ class Pool:
         home = home_of(claim.prefix, able) if claim.prefix is not None else None
         return choose(fitting, self._turn % len(fitting), home)
 
-    def _may_overtake(self, claim: Claim, now: float) -> bool:
-        """Whether a request that not every replica can take is to be seated before those that wait."""
-        first = self.queue.first(now)
-        return first is None or self.queue.counter(claim.tenant) <= self.queue.counter(first.tenant)
+    def _may_overtake(self, claim: Claim, first: Claim) -> bool:
+        """Whether a request that only some replicas can take may be seated before the one whose turn it is."""
+        return self.queue.counter(claim.tenant) <= self.queue.counter(first.tenant)
 
     def _seat(self, claim: Claim, load: Load, now: float) -> None:
         estimate, queue = claim.estimate, self.queue
@@ -117,22 +119,18 @@ class Pool:
 
     def _check_wait(self, claim: Claim, now: float) -> None:
         """Raises QueueFull or DeadlineTooClose. A tenant may fill half of what is free, so that others always find room."""
-        queue, config = self.queue, self.config
-        mine = queue.waiting_of.get(claim.tenant, 0)
-        held = self._waiting_by_tenant.get(claim.tenant, [0])[0]
-        if (
-            mine >= max(config.max_requests - len(queue), min(1, config.max_requests))
-            or len(queue) >= config.max_requests
-        ):
+        config, waiting = self.config, self.waiting
+        mine, held = self._held_by.get(claim.tenant, (0, 0))
+        if waiting >= config.max_requests or mine >= max(1, config.max_requests - waiting):
             raise self._full(claim, f"{mine} requests of yours wait already", now)
-        if queue and claim.body_bytes + held > config.max_bytes - self.waiting_bytes:
+        if waiting and claim.body_bytes + held > config.max_bytes - self.waiting_bytes:
             raise self._full(claim, f"the bodies that wait take {self.waiting_bytes} bytes", now)
         wait = self.expected_wait_seconds(claim.tenant)
         if now + wait > claim.deadline:
             self.counts.overtaken_by_deadline += 1
             raise DeadlineTooClose(
                 f"The request would wait about {wait:.1f} s for model {self.model!r}, and its deadline is in "
-                f"{max(0.0, claim.deadline - now):.1f} s; {len(queue)} requests wait.",
+                f"{max(0.0, claim.deadline - now):.1f} s; {waiting} requests wait.",
                 retry_after_seconds=self._retry_seconds(),
                 remedy="Send it with a later deadline, or when less is waiting.",
             )
@@ -143,42 +141,54 @@ class Pool:
         oldest = now - first.since if first is not None else 0.0
         return QueueFull(
             f"Every replica of model {claim.model!r} is busy and its queue takes no more: {why}; "
-            f"{len(self.queue)} requests are ahead, the next one has waited {oldest:.1f} s.",
+            f"{self.waiting} requests are ahead, the next one has waited {oldest:.1f} s.",
             retry_after_seconds=self._retry_seconds(),
         )
 
     def expected_wait_seconds(self, tenant: str) -> float:
         """How long a new request of `tenant` would wait, going by how long requests keep their seats."""
-        waiting = self.queue.waiting_of
-        ahead = min(len(self.queue), (waiting.get(tenant, 0) + 1) * max(1, len(waiting)))
+        mine = self._held_by.get(tenant, (0, 0))[0]
+        ahead = min(self.waiting, (mine + 1) * max(1, len(self._held_by)))
         return (ahead + 1) * self.hold_seconds / max(1, self.seats)
 
     def _retry_seconds(self) -> float:
-        return min(_MOST_RETRY_SECONDS, max(0.5, len(self.queue) * self.hold_seconds / max(1, self.seats)))
+        return min(_MOST_RETRY_SECONDS, max(0.5, self.waiting * self.hold_seconds / max(1, self.seats)))
 
     @property
     def seats(self) -> int:
         """Requests that the ready replicas run at once."""
         return sum(load.seats for load in self.loads)
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return len(self.queue) + len(self._bound)
+
     def _enqueue(self, claim: Claim) -> None:
-        self.queue.push(claim)
+        if _is_bound(claim):
+            self.queue.lift(claim.tenant)
+            self._bound[claim] = None
+        else:
+            self.queue.push(claim)
         self.counts.queued += 1
         self.waiting_tokens += claim.estimate.likely
         self.waiting_bytes += claim.body_bytes
-        self._waiting_by_tenant.setdefault(claim.tenant, [0])[0] += claim.body_bytes
-        if claim.only is not None or claim.avoid or claim.rather_not:
-            self._bound[claim.ticket] = claim
+        mine = self._held_by.setdefault(claim.tenant, [0, 0])
+        mine[0] += 1
+        mine[1] += claim.body_bytes
 
     def _dequeue(self, claim: Claim) -> None:
-        self._bound.pop(claim.ticket, None)
-        self.queue.remove(claim)
+        if claim in self._bound:
+            del self._bound[claim]
+        else:
+            self.queue.remove(claim)
         self.waiting_tokens -= claim.estimate.likely
         self.waiting_bytes -= claim.body_bytes
-        held = self._waiting_by_tenant[claim.tenant]
-        held[0] -= claim.body_bytes
-        if claim.tenant not in self.queue.waiting_of:
-            del self._waiting_by_tenant[claim.tenant]
+        mine = self._held_by[claim.tenant]
+        mine[0] -= 1
+        mine[1] -= claim.body_bytes
+        if not mine[0]:
+            del self._held_by[claim.tenant]
 
     # ---- leaving
 
@@ -186,11 +196,9 @@ class Pool:
         """Take `claim` out of the queue or off its seat, charge what it got, and seat who can be."""
         load, claim.load, claim.pool = claim.load, None, None
         if load is None:
-            if claim.ticket >= 0:
-                waited_first = self.queue.first(now) is claim
+            if claim.ticket >= 0 or claim in self._bound:
                 self._dequeue(claim)
-                if waited_first and self.queue:
-                    self.dispatch(now)
+                self.dispatch(now)  # it may have been the one that was too large for what is free
             return
         estimate, queue = claim.estimate, self.queue
         load.give(estimate.sequences, estimate.prompt + estimate.output)
@@ -202,7 +210,7 @@ class Pool:
             load.served(held, output_tokens)
             self.hold_seconds += (_LEARNING if self.hold_seconds else 1.0) * (held - self.hold_seconds)
             queue.learn(claim.tenant, output_tokens)
-        if queue:
+        if self._held_by:
             self.dispatch(now)
 
     def dispatch(self, now: float) -> None:
@@ -214,32 +222,33 @@ class Pool:
             claim.wake()
 
     def _next(self, now: float) -> Claim | None:
-        """The next one, seated; None if it has to wait on."""
+        """The next one, seated or refused; None if everybody has to wait on."""
         first = self.queue.first(now)
-        if first is None:
-            return None
-        order = [first, *(c for c in self._bound.values() if c is not first)] if self._bound else [first]
-        bar = self.queue.counter(first.tenant)
-        for claim in order:
-            if claim is not first and self.queue.counter(claim.tenant) > bar:
-                continue
-            try:
-                load = self._room_for(claim, self._able(claim))
-            except GatewayError as error:
-                claim.refusal, load = error, None
-            if load is not None or claim.refusal is not None:
-                self._dequeue(claim)
-                if load is not None:
-                    self._seat(claim, load, now)
+        for claim in self._bound:
+            if (first is None or self._may_overtake(claim, first)) and self._try(claim, now):
                 return claim
-        return None
+        return first if first is not None and self._try(first, now) else None
+
+    def _try(self, claim: Claim, now: float) -> bool:
+        """Seat a waiting claim, or refuse it where nothing can take it any more: whether its wait is over."""
+        try:
+            load = self._room_for(claim, self._able(claim))
+        except GatewayError as error:
+            claim.refusal = error
+            self._dequeue(claim)
+            return True
+        if load is None:
+            return False
+        self._dequeue(claim)
+        self._seat(claim, load, now)
+        return True
 
     # ---- the world changes
 
     def follow(self, loads: tuple[Load, ...], not_ready: str, retry_seconds: float, now: float) -> None:
         """These are the replicas now. Nobody waits for replicas that are not there."""
         self.loads, self.not_ready, self.not_ready_seconds = loads, not_ready, retry_seconds
-        if self.queue:
+        if self._held_by:
             self.dispatch(now)
 
     def give_up(self, claim: Claim, now: float) -> CapacityError:
@@ -248,6 +257,10 @@ class Pool:
         late = now >= claim.deadline
         what = "its deadline" if late else f"{self.config.max_wait_seconds:g} s, as long as requests may"
         return (DeadlineTooClose if late else QueueTimeout)(
-            f"The request waited {waited:.1f} s for a replica of model {self.model!r}, until {what}; {len(self.queue)} requests wait.",
+            f"The request waited {waited:.1f} s for a replica of model {self.model!r}, until {what}; {self.waiting} requests wait.",
             retry_after_seconds=self._retry_seconds(),
         )
+
+
+def _is_bound(claim: Claim) -> bool:
+    return bool(claim.only is not None or claim.avoid or claim.rather_not)

@@ -155,4 +155,4 @@ class OneTenant(RuleBasedStateMachine):
 
 
 TestOneTenant = OneTenant.TestCase
-TestOneTenant.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestOneTenant.settings = settings(max_examples=70, stateful_step_count=40, deadline=None)
