@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from gateway.cli import bench_capacity, bench_compare, bench_isolation
+from gateway.cli import bench_capacity, bench_compare, bench_isolation, bench_overhead
 
-COMMANDS = (bench_isolation, bench_capacity, bench_compare)
+COMMANDS = (bench_isolation, bench_capacity, bench_compare, bench_overhead)
 """Modules with a `register(app)` each."""
 
 
