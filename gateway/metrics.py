@@ -14,7 +14,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from gateway.admission import Loads
+from gateway.admission import Admission, Loads
+from gateway.admission.sharing import Sharing
+from gateway.admission.view import limits
 from gateway.digests import BUCKETS_SECONDS, METRICS, LatencyBook
 from gateway.exchange import Clock
 from gateway.routes import Routes
@@ -45,6 +47,8 @@ class GatewayCollector:
     routes: Callable[[], Routes]
     files: Callable[[], Files]
     clock: Clock
+    admission: Admission | None = None
+    sharing: Callable[[], Sharing | None] = lambda: None
 
     def collect(self) -> Iterator[Metric]:
         """Every metric family."""
@@ -73,6 +77,9 @@ class GatewayCollector:
         yield _counter("config_reloads", "Configurations read again, by result.", ("result",), stats.config_reloads)
         yield from self._latencies()
         yield from self._state()
+        if self.admission is not None:
+            yield from _admission(self.admission)
+            yield from _sharing(self.sharing())
 
     def _latencies(self) -> Iterator[Metric]:
         now = self.clock()
@@ -115,6 +122,55 @@ class GatewayCollector:
         for name, good in self.files().readable.items():
             files.add_metric((name,), float(good))
         yield files
+
+
+def _admission(admission: Admission) -> Iterator[Metric]:
+    waiting = GaugeMetricFamily(
+        "sliceway_queue_requests", "Requests that wait for a replica.", labels=("model", "dedicated_to", "tenant")
+    )
+    tokens = GaugeMetricFamily(
+        "sliceway_queue_tokens",
+        "Tokens that waiting requests may need, prompts and answers.",
+        labels=("model", "dedicated_to"),
+    )
+    expected = GaugeMetricFamily(
+        "sliceway_queue_expected_wait_seconds", "How long a new request would wait.", labels=("model", "dedicated_to")
+    )
+    refused = CounterMetricFamily(
+        "sliceway_queue_refusals", "Requests that a queue took no more.", labels=("model", "dedicated_to")
+    )
+    for pool in admission.pools():
+        labels = (pool.model, pool.tenant or "")
+        for tenant, requests in pool.waiting_by_tenant().items():
+            waiting.add_metric((*labels, tenant), requests)
+        tokens.add_metric(labels, pool.waiting_tokens)
+        expected.add_metric(labels, pool.expected_wait_seconds("") if pool.waiting else 0.0)
+        refused.add_metric(labels, pool.counts.refused + pool.counts.overtaken_by_deadline)
+    yield from (waiting, tokens, expected, refused)
+    yield _counter(
+        "throttled_requests",
+        "Requests refused by a limit of their tenant.",
+        ("tenant", "model", "limit"),
+        admission.limits.refused,
+    )
+    used = GaugeMetricFamily(
+        "sliceway_limit_used_ratio",
+        "Used part of what this process holds of a limit.",
+        labels=("tenant", "model", "limit"),
+    )
+    for row in limits(admission):
+        used.add_metric((row["tenant"], row["model"] or "", row["limit"]), row["used"] / max(1, row["share"]))
+    yield used
+
+
+def _sharing(sharing: Sharing | None) -> Iterator[Metric]:
+    if sharing is not None:
+        yield GaugeMetricFamily(
+            "sliceway_limit_store_available",
+            "1 while the store of shared limits answers; 0 means that this gateway goes on with its part of them.",
+            value=float(sharing.away_since is None),
+        )
+        yield GaugeMetricFamily("sliceway_limit_peers", "Gateways that share the limits.", value=sharing.peers)
 
 
 class MetricsPage:

@@ -102,7 +102,7 @@ class Gateway:
         self._tasks: list[asyncio.Task[None]] = []
         self._next_probe: dict[str, float] = {}
         self.admission = Admission(self.routes, parts.loads, parts.clock, admission_policy(config))
-        self._slices = SlicesView(self.routes, parts.book, parts.clock)
+        self._slices = SlicesView(self.routes, parts.book, parts.clock, self.admission)
         self._drained_by: float | None = None
         self._told: set[str] = set()
         parts.table.poll()

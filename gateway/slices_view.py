@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from gateway.admission import Admission
+from gateway.admission.view import queue_of
 from gateway.digests import LatencyBook, WindowSums, WindowTable
 from gateway.exchange import Clock
 from gateway.routes import Routes
@@ -20,10 +22,13 @@ class SlicesView:
     The work grows with the tenants that were active on each slice, a few milliseconds for each; that is where it gives way.
     """
 
-    def __init__(self, routes: Callable[[], Routes], book: LatencyBook, clock: Clock) -> None:
+    def __init__(
+        self, routes: Callable[[], Routes], book: LatencyBook, clock: Clock, admission: Admission | None = None
+    ) -> None:
         self._routes = routes
         self._book = book
         self._clock = clock
+        self._admission = admission
         self._lock = asyncio.Lock()
         self._rows: list[dict[str, Any]] = []
         self._taken_at = float("-inf")
@@ -45,6 +50,7 @@ class SlicesView:
             "model": replica.model if replica else None,
             "replica": replica.replica if replica else None,
             "state": replica.state.value if replica else "idle",
+            "queue": queue_of(self._admission, replica.replica) if replica and self._admission else None,
             "windows": whole,
             "tenants": {name: {"windows": table} for name, table in tenants.items()},
         }

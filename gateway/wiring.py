@@ -10,6 +10,7 @@ import secrets
 import signal
 import sys
 import time
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,13 +19,14 @@ import uvloop
 
 from gateway.admin import Operations, Overlay, OverlayStore
 from gateway.admin.access import Access
-from gateway.admin.listener import AdminListener
+from gateway.admin.listener import AdminListener, console_access
 from gateway.admission import CacheSalts, Loads
 from gateway.admission.sharing import LimitStore, Sharing
 from gateway.admission.sharing.local_store import LocalStore
 from gateway.batches.service import BatchService
 from gateway.batches.surroundings import surroundings
 from gateway.config import Config, load_config
+from gateway.console.app import add_console
 from gateway.digests import LatencyBook
 from gateway.exchange import Clock, Exchanges
 from gateway.health import HealthBook
@@ -100,7 +102,16 @@ def create_gateway(
         salts=CacheSalts(lambda: secret_in(state.responses_secret)),
     )
     gateway.metrics_page = MetricsPage(
-        GatewayCollector(parts.stats, parts.book, parts.loads, gateway.routes, gateway.files, clock)
+        GatewayCollector(
+            parts.stats,
+            parts.book,
+            parts.loads,
+            gateway.routes,
+            gateway.files,
+            clock,
+            gateway.admission,
+            lambda: gateway.sharing,
+        )
     )
     gateway.admin = _admin_listener(gateway, config_path, wall)
     gateway.sharing = _sharing(config, gateway, clock, wall)
@@ -108,7 +119,10 @@ def create_gateway(
     hot = dict.fromkeys(ROUTES, relay)
     batches = BatchService(config.batches, state, surroundings(gateway, relay, config, wall))
     fast = HotPath.of(gateway.exchanges, hot_engines) if config.gateway.relay == "fast" else None
-    cold = cold_app(gateway, version=_version(), batches=batches)
+    console = partial(
+        add_console, backstage=gateway, access=lambda: console_access(gateway.file_config()), state=state.root
+    )
+    cold = cold_app(gateway, version=_version(), batches=batches, console=console)
     app = Ingress(hot=hot, cold=cold, lifecycle=Lifecycles((gateway, batches)), fast=fast)
     return gateway, app
 

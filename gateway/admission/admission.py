@@ -181,6 +181,10 @@ class Admission:
 
     # ---- the world
 
+    def now(self) -> float:
+        """The clock's time."""
+        return self._clock()
+
     def pool(self, model: str, tenant: str) -> Pool:
         """The pool that requests of `tenant` to `model` go to."""
         return self._pool_at((model, tenant if tenant in self._policy.dedicated.get(model, ()) else None))

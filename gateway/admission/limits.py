@@ -56,7 +56,7 @@ class Gauge:
     hold the rest. `since` is when it last began to refuse, None while it does not.
     """
 
-    __slots__ = ("full", "kind", "per_token", "refused", "since", "spare", "subject", "wanted", "window")
+    __slots__ = ("full", "kind", "per_token", "refused", "refused_at", "since", "spare", "subject", "wanted", "window")
 
     def __init__(self, subject: Subject, kind: Kind, full: int) -> None:
         self.subject = subject
@@ -65,6 +65,7 @@ class Gauge:
         self.per_token = kind.startswith("tokens")
         self.window: Window | Level = _window(kind, full)
         self.refused = 0
+        self.refused_at = 0.0
         self.since: float | None = None
         self.spare = 0  # what other processes or the store had left over when the store was last asked
         self.wanted = 0  # refused or put off since the store was last asked, for lack of a share
@@ -198,6 +199,7 @@ class Limits:
     def _refuse(self, gauge: Gauge, amount: int, now: float) -> RateLimited:
         if gauge.since is None:
             gauge.since = now
+        gauge.refused_at = now
         refusal = gauge.refusal(amount, now)
         if gauge.window.limit < gauge.full and amount <= gauge.full:
             gauge.wanted = max(gauge.wanted, amount)

@@ -159,6 +159,10 @@ class Pool:
         """Requests that the ready replicas run at once."""
         return sum(load.seats for load in self.loads)
 
+    def waiting_by_tenant(self) -> dict[str, int]:
+        """Requests that wait, by tenant; those of tenants that have none are left out."""
+        return {tenant: requests for tenant, (requests, _) in self._held_by.items()}
+
     @property
     def waiting(self) -> int:
         """Requests that wait."""

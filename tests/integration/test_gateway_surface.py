@@ -328,7 +328,7 @@ def test_slices_have_the_schema_and_the_tenants(system: System) -> None:
         lambda: next((r for r in rows() if r["replica"] == "chat-0" and "beta" in r["tenants"]), None),
         what="beta is on the slice",
     )
-    assert set(chat) == {"slice", "model", "replica", "state", "windows", "tenants"}
+    assert set(chat) == {"slice", "model", "replica", "state", "queue", "windows", "tenants"}
     assert chat["slice"] == {"id": "slice-of-chat-0", "kind": "cpu", "profile": None, "uuid": None, "gpu": None}
     assert (chat["model"], chat["state"]) == ("chat", "ready")
     for windows in (chat["windows"], chat["tenants"]["beta"]["windows"]):

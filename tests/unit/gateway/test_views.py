@@ -45,7 +45,7 @@ async def test_every_slice_is_there_with_its_tenants_and_windows() -> None:
         ("MIG-x", None, "idle"),
     ]
     assert rows[2]["slice"] == {"id": "MIG-x", "kind": "mig", "profile": "1g.10gb", "uuid": "MIG-x", "gpu": "GPU-0"}
-    assert all(set(r) == {"slice", "model", "replica", "state", "windows", "tenants"} for r in rows)
+    assert all(set(r) == {"slice", "model", "replica", "state", "queue", "windows", "tenants"} for r in rows)
     whole = rows[0]["windows"]["5m"]["ttft_seconds"]
     assert whole["count"] == 200
     assert whole["p50"] == pytest.approx(0.2, rel=0.01)
