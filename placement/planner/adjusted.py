@@ -1,23 +1,30 @@
-"""The plan that moves nobody: every demand brought to its number by the online rule, the rest left where it is.
+"""Plans that move nobody or only a few: every demand brought to its number by the online rule, the rest left where it is.
 
-On a large fleet that runs, this is nearly always as cheap as the proven bound asks for, and no plan disturbs less.
+On a large fleet that runs this is nearly always as cheap as the proven bound asks for. Where it is not, GPUs with little
+on them are emptied one after the other, as long as their replicas find room elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from placement.planner.online import adjust
 from placement.planner.seats import Seating
 from placement.planner.shapes import in_the_way
 from placement.planner.staying import Standing, standing
-from placement.planner.types import FleetGpu, Instance, Problem
+from placement.planner.types import FleetGpu, Instance, ModelDemand, Problem
 from placement.planner.wants import Want
 
+_EMPTIED = 64
+"""So many GPUs are tried to be emptied."""
 
-def adjusted(problem: Problem, wants: Sequence[Want]) -> Standing | None:
-    """The fleet with each demand adjusted by itself, the most important first; None if a constraint stands against it."""
+
+def adjusted(problem: Problem, wants: Sequence[Want], allowed_per_hour: float) -> Standing | None:
+    """The fleet with each demand adjusted by itself, the most important first; None if a constraint stands against it.
+
+    While it costs more than `allowed_per_hour`, GPUs are emptied.
+    """
     if any(w.reservation is not None and w.floor for w in wants):
         return None
     names = {w.name for w in wants}
@@ -28,6 +35,7 @@ def adjusted(problem: Problem, wants: Sequence[Want]) -> Standing | None:
         gpus = adjust(gpus, demand, headroom_ratio=headroom, add=False).gpus
     for demand in order:
         gpus = adjust(gpus, demand, headroom_ratio=headroom).gpus
+    gpus = _emptied(gpus, {d.name: d for d in order}, headroom, allowed_per_hour)
     found = standing(replace(problem, gpus=tuple(gpus)), wants)
     if found is None:
         return None
@@ -36,6 +44,45 @@ def adjusted(problem: Problem, wants: Sequence[Want]) -> Standing | None:
     kept = {seat for seat, replica in after.items() if before.get(seat) == replica}
     seating = Seating({g.id: g for g in problem.gpus}, found.seating.used, found.seating.seats, kept)
     return replace(found, seating=seating)
+
+
+def _emptied(
+    gpus: Sequence[FleetGpu], demands: Mapping[str, ModelDemand], headroom: float, allowed_per_hour: float
+) -> Sequence[FleetGpu]:
+    """The fleet with GPUs emptied until it costs no more than is allowed, those first that save the most per replica."""
+    price = _price(gpus)
+    light = [g for g in gpus if g.open and not any(i.reserved for i in g.instances) and _replicas(g)]
+    light.sort(key=lambda g: (_replicas(g) / max(g.price_per_hour, 1e-9), g.id))
+    for candidate in light[:_EMPTIED]:
+        if price <= allowed_per_hour + 1e-9:
+            break
+        fewer = _without(gpus, candidate.id, demands, headroom)
+        if fewer is not None and (less := _price(fewer)) < price - 1e-9:
+            gpus, price = fewer, less
+    return gpus
+
+
+def _without(
+    gpus: Sequence[FleetGpu], empty: str, demands: Mapping[str, ModelDemand], headroom: float
+) -> Sequence[FleetGpu] | None:
+    """The fleet with one GPU emptied and its replicas elsewhere; None if one of them finds no room."""
+    gone = next(g for g in gpus if g.id == empty)
+    bare = replace(gone, instances=tuple(Instance(i.placement) for i in gone.instances), cordoned=True)
+    found: Sequence[FleetGpu] = [bare if g is gone else g for g in gpus]
+    for name in sorted({str(i.demand) for i in gone.instances if i.demand is not None}):
+        done = adjust(found, demands[name], headroom_ratio=headroom)
+        if done.missing > 1e-9:
+            return None
+        found = done.gpus
+    return [replace(g, cordoned=False) if g.id == empty else g for g in found]
+
+
+def _price(gpus: Sequence[FleetGpu]) -> float:
+    return sum(g.price_per_hour for g in gpus if any(not i.idle for i in g.instances))
+
+
+def _replicas(gpu: FleetGpu) -> int:
+    return sum(i.replica is not None for i in gpu.instances)
 
 
 def disturbance(problem: Problem, wants: Sequence[Want], seating: Seating) -> tuple[int, int]:

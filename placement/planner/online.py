@@ -91,7 +91,8 @@ class _Desk:
     def stop_surplus(self) -> Iterator[str]:
         """Stop replicas whose slice is no option any more, and those that are not needed.
 
-        Of these go first those whose GPU is empty then, then those that leave the least fragmentation.
+        Of these go first those whose GPU is empty then, then those with the fewest requests, then those that leave the
+        least fragmentation.
         """
         for name in sorted((n for n in self._running if not self._suits(n)), key=natural):
             yield self._stop(name)
@@ -132,13 +133,13 @@ class _Desk:
         rest = self._served - self._capacity(name)
         return self._want.missing(len(self._running) - 1, rest) <= 1e-9
 
-    def _stop_rank(self, name: str) -> tuple[float, float, int, tuple[tuple[int, int | str], ...]]:
+    def _stop_rank(self, name: str) -> tuple[float, int, float, tuple[tuple[int, int | str], ...]]:
         gpu_id, instance = self._running[name]
         gpu = self.gpus[gpu_id]
         busy = [i.placement for i in gpu.instances if not i.idle]
         saved = gpu.price_per_hour if len(busy) == 1 else 0.0
         rest = [p for p in busy if p != instance.placement]
-        return -saved, self._measure_of(gpu, rest) - self._measure_of(gpu, busy), instance.requests, natural(name)
+        return -saved, instance.requests, self._measure_of(gpu, rest) - self._measure_of(gpu, busy), natural(name)
 
     def _measure_of(self, gpu: FleetGpu, busy: Sequence[Placement]) -> float:
         if gpu.geometry is None or WHOLE in busy:

@@ -81,10 +81,10 @@ def _search(problem: Problem, wants: Sequence[Want], limits: Limits) -> _Found:
             return _stayed(problem, wants, shaper, stay, reached.answer.levels, bound=0.0)
         large = len(problem.gpus) > _TINY and _runs(problem)
         if large and rest[:1] == (Objective.DISTURBANCE,) and Objective.PRICE in first:
-            moving_nobody = adjusted(problem, wants)
-            if moving_nobody and _as_good(moving_nobody, reached.answer, wants, limits):
+            moving_few = adjusted(problem, wants, _allowed(_price(reached.answer), limits))
+            if moving_few and _as_good(moving_few, reached.answer, wants, limits):
                 bound = float(sum(leaving.values()))
-                return _stayed(problem, wants, shaper, moving_nobody, reached.answer.levels, bound=bound)
+                return _stayed(problem, wants, shaper, moving_few, reached.answer.levels, bound=bound)
     detail = _Detail(problem, wants, shaper, sum(leaving.values()), limits)
     found = detail.search(reached, rest)
     if found.seating.unseated and len(problem.gpus) <= _SMALL:
@@ -219,8 +219,13 @@ def _as_good(stay: Standing, reached: Answer, wants: Sequence[Want], limits: Lim
     ours, best = stay.missing_by_priority(wants), by_priority(reached.missing, wants)
     if any(mine > least + 1e-6 for mine, least in zip(ours, best, strict=True)):
         return False
-    price = next((level for level in reached.levels if level.objective is Objective.PRICE), None)
-    return price is None or stay.price_per_hour <= _allowed(price, limits) + 1e-9
+    if not any(level.objective is Objective.PRICE for level in reached.levels):
+        return True
+    return stay.price_per_hour <= _allowed(_price(reached), limits) + 1e-9
+
+
+def _price(answer: Answer) -> Level:
+    return next(level for level in answer.levels if level.objective is Objective.PRICE)
 
 
 def _allowed(level: Level, limits: Limits) -> float:
