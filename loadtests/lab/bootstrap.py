@@ -10,16 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from loadtests.samples import PERCENTILES, Sample
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Counts = NDArray[np.int64]
+
 REPLICATES = 1000
 Interval = tuple[float, float]
-Floats = NDArray[np.float64]
-Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Pool:
 
 def pool_of(rounds: Sequence[Sequence[Sample]], metric: str) -> Pool:
     """The answered requests of each round, as far as they have `metric`."""
+    import numpy as np  # here, because importing it sets an environment variable
+
     values: list[float] = []
     owners: list[int] = []
     sizes = []
@@ -64,6 +69,8 @@ class Confidence:
 
 def compare(alone: Pool, beside: Pool, *, seed: int, replicates: int = REPLICATES) -> Confidence:
     """Intervals of both settings' percentiles, of their ratios, and of p99 / p50 beside."""
+    import numpy as np
+
     if not len(alone.values) or not len(beside.values):
         return Confidence({}, {}, {}, None)
     random = np.random.default_rng(seed)
@@ -97,6 +104,8 @@ def _values(sample: Sample, metric: str) -> list[float]:
 
 def _weights(pool: Pool, rounds: Counts, random: np.random.Generator) -> Counts:
     """How often each request was drawn."""
+    import numpy as np
+
     counts = np.zeros(sum(pool.round_sizes), dtype=np.int64)
     starts = np.concatenate(([0], np.cumsum(pool.round_sizes)))
     for number in rounds:
@@ -112,6 +121,8 @@ def _weights(pool: Pool, rounds: Counts, random: np.random.Generator) -> Counts:
 
 def _percentiles(pool: Pool, weights: Counts, shares: Floats) -> Floats:
     """Nearest-rank percentiles of the weighted values, as `samples.percentile` defines them; nan where nothing was drawn."""
+    import numpy as np
+
     cumulative = np.cumsum(weights[pool.owners])
     total = cumulative[-1]
     if not total:
@@ -122,6 +133,8 @@ def _percentiles(pool: Pool, weights: Counts, shares: Floats) -> Floats:
 
 
 def _intervals(names: Sequence[str], replicates: Floats) -> dict[str, Interval]:
+    import numpy as np
+
     found = {}
     for index, name in enumerate(names):
         column = replicates[:, index]

@@ -90,9 +90,18 @@ def theirs(url: str, directory: Path) -> dict[str, dict[str, float]]:
     return {ours: {p: found[f"{p}_{name}_ms"] / 1000 for p in ("p50", "p99")} for ours, name in names.items()}
 
 
+def quietest(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of each figure the smallest: what else a machine does only ever adds to a latency."""
+    return {metric: {name: min(run[metric][name] for run in runs) for name in ("p50", "p99")} for metric in runs[0]}
+
+
 def test_both_rulers_agree(endpoint: str, tmp_path: Path) -> None:
-    """Within 5% at the median and 10% at the 99th percentile."""
-    mine, vllms = ours(endpoint, tmp_path), theirs(endpoint, tmp_path)
+    """Within 5% at the median and 10% at the 99th percentile, taken in turns."""
+    mine, vllms = [], []
+    for _ in range(2):
+        mine.append(ours(endpoint, tmp_path))
+        vllms.append(theirs(endpoint, tmp_path))
+    here, there = quietest(mine), quietest(vllms)
     for metric in ("ttft", "itl", "e2e"):
-        assert mine[metric]["p50"] == pytest.approx(vllms[metric]["p50"], rel=0.05), (metric, mine, vllms)
-        assert mine[metric]["p99"] == pytest.approx(vllms[metric]["p99"], rel=0.10), (metric, mine, vllms)
+        assert here[metric]["p50"] == pytest.approx(there[metric]["p50"], rel=0.05), (metric, here, there)
+        assert here[metric]["p99"] == pytest.approx(there[metric]["p99"], rel=0.10), (metric, here, there)
