@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 
 from placement.table import ReplicaState
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 Site = Any  # the fixture's class lives in conftest.py, which cannot be imported
 Eventually = Callable[..., Any]
@@ -113,3 +116,59 @@ def test_an_apply_that_is_killed_is_finished_by_the_next_one(site: Site, eventua
     assert steps_left(site) is None
     assert sorted(ready(site).values()) == ["1g.10gb"] * 3 + ["3g.40gb"] * 2
     assert sliceway(site, "apply")["fleet"]["done"] == []
+
+
+class Client(threading.Thread):
+    """Sends one request after the other until it is told to stop, and keeps what went wrong."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self._request = (port, json.dumps({"model": "small", "prompt": "hello", "max_tokens": 3}).encode())
+        self._stop_asked = threading.Event()
+        self.served = 0
+        self.failed: list[str] = []
+
+    def run(self) -> None:
+        port, body = self._request
+        while not self._stop_asked.is_set():
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/v1/completions", body, {"content-type": "application/json"}
+            )
+            try:
+                with urllib.request.urlopen(request, timeout=30) as response:
+                    assert json.load(response)["choices"]
+                self.served += 1
+            except Exception as error:  # noqa: BLE001  (whatever it is, it is what the test is about)
+                self.failed.append(repr(error))
+
+    def end(self) -> None:
+        self._stop_asked.set()
+        self.join()
+
+
+def test_requests_go_on_while_every_replica_moves_to_another_profile(site: Site, eventually: Eventually) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    write(site, small=(2, "1g.10gb"))
+    site.run("up", str(site.config), "--listen", f"127.0.0.1:{port}")
+    eventually(lambda: "serving" in site.log.read_text(), "up serves", seconds=100)
+    clients = [Client(port) for _ in range(2)]
+    for client in clients:
+        client.start()
+    try:
+        write(site, small=(2, "2g.20gb"))
+        applied = sliceway(site, "apply")["fleet"]
+        write(site, small=(1, "3g.40gb"))
+        again = sliceway(site, "apply")["fleet"]
+        served = sum(c.served for c in clients)
+        eventually(lambda: sum(c.served for c in clients) > served + 5, "and still serves", seconds=30)
+    finally:
+        for client in clients:
+            client.end()
+    assert applied["ok"]
+    assert again["ok"]
+    assert [failure for client in clients for failure in client.failed] == []
+    assert list(ready(site).values()) == ["3g.40gb"]
+    kinds = [s["action"] for s in applied["done"]]
+    assert kinds.index("check") < kinds.index("drain"), "the new one serves before the old one goes"
