@@ -93,11 +93,11 @@ class Gateway:
             raise parts.overlay.problem
         self._file_config = config
         self._config = config = applied(config, parts.overlay.value)
+        self._parts = parts
         self._config_path = config_path
         self._reloads = parts.overlay.value.reloads
         self._tokens = self._made_tokens()
         self.tls = ServerTls(config.gateway.tls) if config.gateway.tls else None
-        self._parts = parts
         self._routes = Routes()
         self._tasks: list[asyncio.Task[None]] = []
         self._next_probe: dict[str, float] = {}
