@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from gateway.config import Config
 from gateway.layouts import Machine, running_controller, seats
 from gateway.planning import FleetAnswer, answer, observed, reservations
 from placement.clock import SystemClock
+from placement.errors import StalePlan
 from placement.gpus import GpuState
 from placement.partition import plan as plan_layouts
 from placement.planner.types import FleetGpu
@@ -74,8 +76,9 @@ async def _apply(
         reservations(config),
         allow_mode_change=allow_mode_change,
     )
-    executor = Executor(fleet, TransitionJournal(config.state / JOURNAL_FILE), clock, watch=watch)
-    resumed = await executor.resume()
+    journal = TransitionJournal(config.state / JOURNAL_FILE)
+    executor = Executor(fleet, journal, clock, watch=watch)
+    resumed = await _finished(fleet, journal, executor)
     if resumed is not None and not resumed.ok:
         return AppliedPlan(resumed)
     gpus = await asyncio.to_thread(machine.driver.observe)
@@ -86,3 +89,18 @@ async def _apply(
         assert found.blocked is not None
         raise found.blocked
     return AppliedPlan(await executor.begin(found.transition), found)
+
+
+async def _finished(fleet: LocalFleet, journal: TransitionJournal, executor: Executor) -> Outcome | None:
+    """Go on with a transition that was killed. One that has failed, or whose GPUs are gone, is given up: what is planned
+    next starts from what there is, and perhaps from a configuration that was mended meanwhile.
+    """
+    record = journal.read()
+    if record is None:
+        return None
+    if record.failed is None:
+        with contextlib.suppress(StalePlan):
+            return await executor.resume()
+    await fleet.abandon(record.left)
+    journal.clear()
+    return None

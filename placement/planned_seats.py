@@ -32,7 +32,9 @@ class PlannedSeats:
             return None
         except (OSError, ValueError) as error:
             raise self._damaged() from error
-        if not isinstance(raw, Mapping) or not all(isinstance(v, str) and "-" in k for k, v in raw.items()):
+        if not isinstance(raw, Mapping) or not all(
+            isinstance(v, str) and k.rpartition("-")[2].isdigit() for k, v in raw.items()
+        ):
             raise self._damaged()
         return dict(raw)
 

@@ -116,7 +116,7 @@ class Executor:
             raise StalePlan(
                 f"another transition is under way, {len(under_way.left)} of {len(under_way.transition.steps)} steps are left",
                 where=str(self._journal.path),
-                remedy="Let it be finished first, or drop it: sliceway apply CONFIG --drop-transition.",
+                remedy="Let it be finished first: sliceway apply CONFIG goes on with it.",
             )
         observed = await self._fleet.observe()
         _check_gpus(transition, observed)

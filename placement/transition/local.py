@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -57,6 +57,9 @@ class Engines(Protocol):
 
     async def check(self, replica: str) -> None:
         """Raise PlacementError unless it serves, and is proven to where that can be."""
+
+    async def resume(self, replica: str) -> None:
+        """Requests again for a replica that was drained and stays after all."""
 
 
 class LocalFleet:
@@ -130,6 +133,16 @@ class LocalFleet:
         if instance is not None:
             await self._drive(self._driver.destroy, step.place.gpu, instance.id)
 
+    async def abandon(self, steps: Iterable[Step]) -> None:
+        """Take back what `steps`, which are not done and will not be, have begun: seats of engines that never came up,
+        and drains of engines that stay. Then a plan from what there is means what it says.
+        """
+        for step in steps:
+            if step.kind == "start":
+                await self.stop(step)
+            elif step.kind == "stop" and (self._seats.read() or {}).get(str(step.replica)) == step.place.slice_id:
+                await self._engines.resume(str(step.replica))
+
     async def _look(self) -> tuple[GpuState, ...]:
         async with self._driving:
             return await asyncio.to_thread(self._driver.observe)
@@ -185,6 +198,9 @@ class NoEngines:
     async def check(self, replica: str) -> None:
         """Nothing runs."""
 
+    async def resume(self, replica: str) -> None:
+        """Nothing runs."""
+
 
 class ControlledEngines:
     """The engines of the controller of one state directory."""
@@ -211,8 +227,7 @@ class ControlledEngines:
         self._signal()
         patience = self._engine.drain_timeout_seconds + self._engine.stop_timeout_seconds
         await self._until(lambda: self._row(replica) is None, f"{replica} has not ended", patience)
-        async with self._ordering:
-            self._forget(replica)
+        await self.resume(replica)
 
     async def ready(self, replica: str, slice_id: str) -> None:
         """Raises NotCarriedOut with the reason where it fails, has no place, or the configuration is refused."""
@@ -240,12 +255,14 @@ class ControlledEngines:
         if error is not None:
             raise NotCarriedOut(f"{replica} is not started: {error.message}", where=error.where, remedy=error.remedy)
 
-    def _forget(self, replica: str) -> None:
-        """Take back what was ordered of a replica that is gone: another of its name would not run."""
-        orders = read_orders(self._paths)
-        if replica in orders.drained | orders.stopped:
-            write_orders(self._paths, orders.start([replica]), verb="forget", replicas=[replica], at=self._clock.now())
-            self._signal()
+    async def resume(self, replica: str) -> None:
+        """Take back what was ordered of it; of one that is gone, too: another of its name would not run."""
+        async with self._ordering:
+            orders = read_orders(self._paths)
+            if replica in orders.drained | orders.stopped:
+                now = self._clock.now()
+                write_orders(self._paths, orders.start([replica]), verb="forget", replicas=[replica], at=now)
+                self._signal()
 
     async def _until(self, done: Callable[[], bool], otherwise: str, patience_seconds: float) -> None:
         deadline = self._clock.monotonic() + patience_seconds + _SLACK_SECONDS
