@@ -43,7 +43,8 @@ typedef enum {
 } ret_t;
 
 enum { EVENT_XID = 0x8, EVENT_MIG_CONFIG = 0x100, EVENTS_SUPPORTED = 0x1 | 0x2 | 0x8 | 0x100 };
-enum { FIELD_RESETLESS_MIG = 184 };
+enum { FIELD_RESETLESS_MIG = 184, FIELD_RECOVERY = 230, RECOVERY_SINCE_DRIVER = 560 };
+enum { RECOVERY_NONE, RECOVERY_RESET, RECOVERY_REBOOT };
 enum { GI_ENUMS = 0x12, CI_ENUMS = 0x9, NAME_SIZE = 96 };
 #define NO_INSTANCE 0xFFFFFFFFu
 #define VERSION_OF(type, number) ((unsigned)sizeof(type) | (number) << 24)
@@ -649,6 +650,31 @@ static void emit(const struct gpu *gpu, unsigned long long type, unsigned long l
     *e = (struct event){++machine->events, gpu_number(gpu), gi, ci, type, data};
 }
 
+/* What the driver wants done after the GPU's XIDs since its last reset; most concern one application only. */
+static unsigned recovery_of(const struct gpu *gpu)
+{
+    static const unsigned resets[] = {46, 48, 62, 64, 74, 95, 109, 119, 120, 140};
+    unsigned wanted = RECOVERY_NONE;
+    for (int i = 0; i < MAX_EVENTS; i++) {
+        const struct event *e = &machine->event[i];
+        if (e->type != EVENT_XID || e->gpu != gpu_number(gpu))
+            continue;
+        if (e->data == 79)
+            return RECOVERY_REBOOT;
+        for (size_t k = 0; k < sizeof(resets) / sizeof(resets[0]); k++)
+            if (e->data == resets[k])
+                wanted = RECOVERY_RESET;
+    }
+    return wanted;
+}
+
+static void forget_xids(const struct gpu *gpu)
+{
+    for (int i = 0; i < MAX_EVENTS; i++)
+        if (machine->event[i].type == EVENT_XID && machine->event[i].gpu == gpu_number(gpu))
+            machine->event[i].type = 0;
+}
+
 static ret_t create_gi(struct gpu *gpu, struct profile *profile, const struct place *place, nvmlGpuInstance_t *out)
 {
     for (int i = 0; i < MAX_GIS; i++) {
@@ -1176,9 +1202,11 @@ API ret_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int count, field_value *
     BEGIN(device, GPU_ONLY);
     REQUIRE(values && count > 0, INVALID_ARGUMENT);
     for (int i = 0; i < count; i++) {
-        values[i].result = values[i].field == FIELD_RESETLESS_MIG && t.product->mig ? OK : NOT_SUPPORTED;
+        int recovery = values[i].field == FIELD_RECOVERY && atoi(machine->driver) >= RECOVERY_SINCE_DRIVER;
+        int resetless = values[i].field == FIELD_RESETLESS_MIG && t.product->mig;
+        values[i].result = recovery || resetless ? OK : NOT_SUPPORTED;
         values[i].value_type = 1;
-        values[i].value.ull = values[i].result == OK ? !t.product->needs_reset : 0;
+        values[i].value.ull = recovery ? recovery_of(t.gpu) : resetless ? !t.product->needs_reset : 0;
     }
     return end(OK);
 }
@@ -1943,6 +1971,7 @@ API int sliceway_sim_reset(const char *path, unsigned number)
     if (count_on(&whole, 1) || gpu->display)
         return control_end(IN_USE);
     clear_instances(gpu);
+    forget_xids(gpu);
     gpu->mig_current = gpu->mig_pending;
     return control_end(OK);
 }
@@ -1955,6 +1984,7 @@ API int sliceway_sim_reboot(const char *path)
     for (unsigned g = 0; g < machine->gpus; g++) {
         struct gpu *gpu = &machine->gpu[g];
         clear_instances(gpu);
+        forget_xids(gpu);
         gpu->lost = 0;
         gpu->persistence = 0;
         gpu->mig_pending = product_of(gpu)->needs_reset ? gpu->mig_pending : 0;

@@ -238,3 +238,23 @@ def test_what_the_driver_asks_for_after_an_error_is_told_with_how_it_is_done(
     assert notes_of([replace(gpu, recovery="none")]) == ()
     (note,) = notes_of([replace(gpu, recovery=recovery)])
     assert words in note
+
+
+def test_errors_that_outlast_an_application_are_in_the_inventory_until_the_gpu_is_reset(
+    nvml: Callable[..., Any],
+) -> None:
+    n = nvml("h100-sxm:2")
+    n.machine.xid(0, 31)
+    assert [g.recovery for g in read_nvidia(n).gpus] == ["none", "none"], "an application's own fault"
+    n.machine.xid(1, 119)
+    state = read_nvidia(n)
+    assert [g.recovery for g in state.gpus] == ["none", "reset"]
+    assert "GPU 1: after an error" in state.notes[0]
+    n.machine.reset(1)
+    assert [g.recovery for g in read_nvidia(n).gpus] == ["none", "none"]
+
+
+def test_a_driver_that_does_not_know_recovery_tells_none(nvml: Callable[..., Any]) -> None:
+    n = nvml("h100-sxm", driver="550.90.07")
+    n.machine.xid(0, 119)
+    assert read_nvidia(n).gpus[0].recovery is None
