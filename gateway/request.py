@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -32,6 +32,7 @@ __all__ = [
     "read_request",
     "request_id",
     "too_large",
+    "wrong_value",
 ]
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:+/=~-]{0,127}")
@@ -234,6 +235,14 @@ def check_head(headers: Mapping[bytes, bytes], *, max_body_bytes: int) -> None:
         raise MalformedRequest(
             f"Request bodies must not be compressed (content-encoding {encoding[:40].decode('latin-1')!r})."
         )
+
+
+def wrong_value(problems: Sequence[Mapping[str, Any]], *, skip: int = 0) -> MalformedRequest:
+    """What pydantic found wrong, as clients are told: the first of it, with the field. `skip` leading parts of its place are not the field's."""
+    first, *more = problems
+    param = ".".join(str(part) for part in first["loc"][skip:]) or None
+    also = f" (and {len(more)} more)" if more else ""
+    return MalformedRequest(f"{first['msg']}{also}{f', in `{param}`' if param else ''}.", param=param)
 
 
 def too_large(max_body_bytes: int, size: int | None = None) -> BodyTooLarge:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, Query, Request
 from msgspec.structs import replace
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from gateway.batches.record import MAX_METADATA, OPEN, Batch, window_seconds
 from gateway.batches.runner import Runner
 from gateway.batches.store import BatchStore
-from gateway.errors import BatchNotOpen, MalformedRequest
+from gateway.errors import BatchNotOpen, BodyTooLarge, MalformedRequest
 from gateway.files.api import MAX_LIFETIME_SECONDS, MIN_LIFETIME_SECONDS, After, listed
 from gateway.files.store import FileStore
+from gateway.files.upload import in_time
 from gateway.keys import WallClock
+from gateway.request import wrong_value
 from gateway.surface import ROUTES
 from gateway.tenants import Tenant
 
+MAX_BODY_BYTES = 64 * 2**10
 ENDPOINTS = tuple(path for path, route in ROUTES.items() if route.batch)
 
 
@@ -47,11 +50,53 @@ class NewBatch(BaseModel):
     output_expires_after: OutputExpiry | None = None
 
 
-def add_batches(app: FastAPI, who: Any, batches: BatchStore, files: FileStore, runner: Runner, wall: WallClock) -> None:
-    """Add the routes. `who` is the dependency that gives the tenant."""
+def _schema() -> dict[str, Any]:
+    """NewBatch without references, which would lead into a document of their own."""
+    schema = NewBatch.model_json_schema()
+    parts = schema.pop("$defs")
+    options = schema["properties"]["output_expires_after"]["anyOf"]
+    options[:] = [parts[one["$ref"].rsplit("/", 1)[-1]] if "$ref" in one else one for one in options]
+    return schema
 
-    @app.post("/v1/batches", tags=["batches"], summary="Have a file of requests answered in idle capacity")
-    async def create(wanted: NewBatch, tenant: Tenant = who) -> dict[str, Any]:
+
+async def _small_body(request: Request, idle_seconds: float) -> bytes:
+    """The whole body. Raises BodyTooLarge as soon as it is too long, RequestTimeout if nothing comes for `idle_seconds`."""
+    body = b""
+    async for piece in in_time(request.stream(), idle_seconds):
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            raise BodyTooLarge(f"The description of a batch has at most {MAX_BODY_BYTES} bytes.")
+    return body
+
+
+def _wanted(body: bytes) -> NewBatch:
+    """Raises MalformedRequest."""
+    try:
+        return NewBatch.model_validate_json(body)
+    except ValidationError as error:
+        raise wrong_value(error.errors(include_url=False, include_context=False, include_input=False)) from error
+
+
+def add_batches(
+    app: FastAPI,
+    who: Any,
+    batches: BatchStore,
+    files: FileStore,
+    runner: Runner,
+    wall: WallClock,
+    *,
+    idle_seconds: float,
+) -> None:
+    """Add the routes. `who` is the dependency that gives the tenant; `idle_seconds` how long a body may stand still."""
+
+    @app.post(
+        "/v1/batches",
+        tags=["batches"],
+        summary="Have a file of requests answered in idle capacity",
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _schema()}}}},
+    )
+    async def create(request: Request, tenant: Tenant = who) -> dict[str, Any]:
+        wanted = _wanted(await _small_body(request, idle_seconds))
         if wanted.endpoint not in ENDPOINTS:
             raise MalformedRequest(
                 f"Batches are for {', '.join(ENDPOINTS)}, not {wanted.endpoint[:80]!r}.", param="endpoint"

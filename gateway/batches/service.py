@@ -66,7 +66,15 @@ class BatchService:
     def add_to(self, app: FastAPI, who: Any) -> None:
         """Add the routes; `who` is the dependency that gives the tenant."""
         add_files(app, who, self.files, self._config, idle_seconds=self._around.body_timeout_seconds)
-        add_batches(app, who, self.batches, self.files, self.runner, self._around.wall)
+        add_batches(
+            app,
+            who,
+            self.batches,
+            self.files,
+            self.runner,
+            self._around.wall,
+            idle_seconds=self._around.body_timeout_seconds,
+        )
 
     async def start(self) -> None:
         """Begin to run batches."""

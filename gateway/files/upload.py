@@ -35,7 +35,7 @@ async def receive(
     reader = _Reader(into, max_bytes)
     parser = MultipartParser(boundary_of(content_type), reader.callbacks())  # type: ignore[arg-type]
     try:
-        async for piece in _in_time(pieces, idle_seconds):
+        async for piece in in_time(pieces, idle_seconds):
             parser.write(piece)
         parser.finalize()
     except FormParserError as error:
@@ -47,7 +47,8 @@ async def receive(
     return reader.upload
 
 
-async def _in_time(pieces: AsyncIterator[bytes], idle_seconds: float) -> AsyncIterator[bytes]:
+async def in_time(pieces: AsyncIterator[bytes], idle_seconds: float) -> AsyncIterator[bytes]:
+    """`pieces` as they come. Raises RequestTimeout where none comes for `idle_seconds`."""
     source = aiter(pieces)
     while True:
         try:
@@ -56,7 +57,7 @@ async def _in_time(pieces: AsyncIterator[bytes], idle_seconds: float) -> AsyncIt
         except StopAsyncIteration:
             return
         except TimeoutError as error:
-            raise RequestTimeout(f"Nothing of the upload arrived for {idle_seconds:g} s.") from error
+            raise RequestTimeout(f"Nothing of the body arrived for {idle_seconds:g} s.") from error
         yield piece
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import msgspec
@@ -13,9 +14,9 @@ from starlette.exceptions import HTTPException
 
 from gateway.batches.service import BatchService
 from gateway.error_map import error_answer, unexpected
-from gateway.errors import GatewayError, MalformedRequest, MethodNotAllowed, RequestError, UnknownPath
+from gateway.errors import GatewayError, MethodNotAllowed, RequestError, UnknownPath
 from gateway.ingress.openapi import describe_hot_routes
-from gateway.request import credentials
+from gateway.request import credentials, wrong_value
 from gateway.router import unknown_model
 from gateway.routes import ModelRoute, Routes
 from gateway.tenants import Tenant
@@ -77,7 +78,10 @@ def _add_models(app: FastAPI, backstage: Backstage, who: Any) -> None:
     @app.get("/v1/models", tags=["models"], summary="The models this key may use")
     async def list_models(tenant: Tenant = who) -> dict[str, Any]:
         visible = _visible(tenant, backstage.routes().models)
-        return {"object": "list", "data": [_card(name, visible[name]) for name in sorted(visible)]}
+        names = sorted(visible)
+        first, last = (names[0], names[-1]) if names else (None, None)
+        pages = {"first_id": first, "last_id": last, "has_more": False}  # Anthropic's; there is one page
+        return {"object": "list", "data": [_card(name, visible[name]) for name in names]} | pages
 
     @app.get("/v1/models/{model:path}", tags=["models"], summary="One model; its name may be URL-quoted")
     async def get_model(model: str, tenant: Tenant = who) -> dict[str, Any]:
@@ -94,7 +98,8 @@ def _visible(tenant: Tenant, models: Mapping[str, ModelRoute]) -> dict[str, Mode
 
 
 def _card(name: str, model: ModelRoute) -> dict[str, Any]:
-    """OpenAI's fields, and vLLM's `root`, `parent` and `max_model_len`, which its clients read. `root` is what an alias leads to."""
+    """OpenAI's fields, vLLM's `root`, `parent` and `max_model_len`, and Anthropic's `type`, `display_name` and `created_at`: each
+    kind of client reads its own. `root` is what an alias leads to."""
     card = model.card
     return {
         "id": name,
@@ -104,6 +109,9 @@ def _card(name: str, model: ModelRoute) -> dict[str, Any]:
         "root": card.name,
         "parent": None,
         "max_model_len": card.max_model_len,
+        "type": "model",
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(card.created, UTC).isoformat().replace("+00:00", "Z"),
     }
 
 
@@ -150,17 +158,14 @@ def _handle_errors(app: FastAPI) -> None:
             )
         return _answer(RequestError(str(error.detail)))
 
-    async def wrong_value(_: Request, error: Exception) -> Response:
+    async def wrong_parameter(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first, *more = error.errors()
-        param = ".".join(str(part) for part in first["loc"][1:]) or None
-        also = f" (and {len(more)} more)" if more else ""
-        return _answer(MalformedRequest(f"{first['msg']}{also}, in `{param or first['loc'][0]}`.", param=param))
+        return _answer(wrong_value(error.errors(), skip=1))
 
     handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
         GatewayError: gateway_error,
         HTTPException: http_error,
-        RequestValidationError: wrong_value,
+        RequestValidationError: wrong_parameter,
         Exception: gateway_error,
     }
     for kind, handler in handlers.items():

@@ -168,6 +168,10 @@ def test_requests_for_files_and_batches_are_checked(system: Surface) -> None:
         with pytest.raises(openai.BadRequestError) as caught:
             ask()
         assert caught.value.param == param
+    for body in (b"", b"[]", b"{", b'{"metadata": {"a": 1}}', b'{"endpoint": "/v1/chat/completions"}'):
+        answer = system.send("POST", "/v1/batches", content=body, headers={"content-type": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+    assert system.send("POST", "/v1/batches", content=b" " * 70_000).status_code == 413
     done = ended(client, started(client, [line("x")]).id)
     with pytest.raises(openai.ConflictError) as ended_already:
         client.batches.cancel(done.id)

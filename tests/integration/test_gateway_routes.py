@@ -163,6 +163,11 @@ def test_tools_and_token_counts_of_messages(claude: anthropic.Anthropic) -> None
     assert claude.messages.count_tokens(model="chat", messages=messages).input_tokens == 3
 
 
+def test_anthropics_client_lists_the_models_too(claude: anthropic.Anthropic) -> None:
+    assert [model.id for model in claude.models.list()] == ["chat", "pool"]
+    assert claude.models.retrieve("chat").display_name == "chat"
+
+
 @pytest.mark.parametrize(
     ("key", "model", "error", "kind"),
     [
