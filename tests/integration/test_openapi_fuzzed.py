@@ -54,7 +54,7 @@ def public(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         fleet.start("m-0", "m", ttft_seconds=0.0, itl_seconds=0.0)
         fleet.start("e-0", "e", task="embed")
         running.look()
-        schema = schemathesis.openapi.from_dict(httpx2.get(f"{running.url}/openapi.json").json())
+        schema = schemathesis.openapi.from_dict(httpx2.get(f"{running.url}/openapi.json", timeout=60).json())
         schema.config.update(base_url=running.url)
         yield schema, key
         wait_until(lambda: running.idle, what="all counters are back at zero")
@@ -75,7 +75,7 @@ def admin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with running_gateway(config) as running:
         address = wait_until(lambda: listener_of(running).serving, what="the admin API is served")
         key = (state / "admin.key").read_text().strip()
-        schema = schemathesis.openapi.from_dict(httpx2.get(f"http://{address}/openapi.json").json())
+        schema = schemathesis.openapi.from_dict(httpx2.get(f"http://{address}/openapi.json", timeout=60).json())
         schema.config.update(base_url=f"http://{address}")
         yield schema, key
 
