@@ -29,6 +29,7 @@ demo: $(STAMPS)/demo $(STAMPS)/engine $(CHAT) $(EMBED) ## two real vLLM replicas
 	@$(BIN)/python examples/demo.py
 
 test: $(STAMPS)/clients $(STAMPS)/engine $(CHAT) $(EMBED) ## all tests, the real engines end to end among them (under 20 minutes on 2 cores)
+	@scripts/need-chromium
 	$(BIN)/python -m pytest -m "not engine and not ray" -n 2
 	$(BIN)/python -m pytest -m "engine or ray" -v
 

@@ -63,6 +63,15 @@ def access_of(config: Config) -> Access:
     return Access(key, os.getuid())
 
 
+def console_access(config: Config) -> Access:
+    """Who may see the console, which anybody can reach: who has the admin key. One is made where none is configured.
+
+    Raises SecretUnavailable, or AddressInUse where the key could be guessed.
+    """
+    found = access_of(config)
+    return found if found.key is not None else Access(_own_key(config.state / "admin.key"), found.own_uid)
+
+
 class AdminListener:
     """Serves the app that `make_app` gives, from the first connection on. `tick` is to be called about once a second."""
 

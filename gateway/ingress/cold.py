@@ -46,8 +46,17 @@ class Backstage(Protocol):
         ...
 
 
-def cold_app(backstage: Backstage, *, version: str, batches: BatchService | None = None) -> FastAPI:
-    """The application for every path that is not relayed. Without `batches` there are neither files nor batches."""
+def cold_app(
+    backstage: Backstage,
+    *,
+    version: str,
+    batches: BatchService | None = None,
+    console: Callable[[FastAPI], None] | None = None,
+) -> FastAPI:
+    """The application for every path that is not relayed. Without `batches` there are neither files nor batches.
+
+    `console` adds the operators' page; None where there is none.
+    """
     app = FastAPI(
         title="sliceway",
         version=version,
@@ -61,6 +70,8 @@ def cold_app(backstage: Backstage, *, version: str, batches: BatchService | None
     if batches is not None:
         batches.add_to(app, who)
     _add_operations(app, backstage)
+    if console is not None:
+        console(app)
     describe_hot_routes(app)
     return app
 

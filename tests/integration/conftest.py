@@ -16,8 +16,10 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Engines come last and in the order they are written in: everything cheap fails first, and they start only once."""
-    engine = sorted(
-        (i for i in items if i.get_closest_marker("engine")), key=lambda i: (str(i.path), i.location[1] or 0)
-    )
-    items[:] = [i for i in items if not i.get_closest_marker("engine")] + engine
+    """Engines and clusters come last and in the order they are written in: everything cheap fails first, and they start only once."""
+    dear = sorted((i for i in items if _is_dear(i)), key=lambda i: (str(i.path), i.location[1] or 0))
+    items[:] = [i for i in items if not _is_dear(i)] + dear
+
+
+def _is_dear(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("engine", "ray"))

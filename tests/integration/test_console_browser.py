@@ -1,0 +1,217 @@
+"""The console in headless Chromium: it signs in, shows what happens as it happens, streams an answer, and can be used by everybody."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.webdriver import WebDriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from gateway.config import Config
+from gateway.keys import Keystore
+from gateway.testing import FakeFleet, RunningGateway, fake_fleet, running_gateway, wait_until
+from placement.table import ReplicaState
+
+pytestmark = [pytest.mark.timeout(180), pytest.mark.browser]
+
+ADMIN_KEY = "sk-sliceway-admin-for-the-console-tests"
+PATIENCE_SECONDS = 30
+
+# WCAG 2.2, 1.4.3: 4.5 to 1 for text of normal size. The colour behind a text is the nearest one that is not see-through.
+FAINT_TEXTS = """
+const parse = (c) => { const m = c.match(/[\\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m; };
+const channel = (v) => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
+const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+const behind = (e) => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c[3] > 0) return c; }
+  return [255, 255, 255, 1]; };
+const faint = [];
+for (const e of document.body.querySelectorAll("*")) {
+  if (!e.checkVisibility() || ![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())) continue;
+  const [a, b] = [light(parse(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
+  if ((a + 0.05) / (b + 0.05) < 4.5) faint.push(`${e.tagName} ${e.id} ${e.textContent.slice(0, 30)}`);
+}
+return faint;
+"""
+UNNAMED_CONTROLS = """
+return [...document.querySelectorAll("input, select, textarea, button")].filter((e) => e.checkVisibility())
+  .filter((e) => !(e.labels && e.labels.length) && !e.textContent.trim() && !e.getAttribute("aria-label")).map((e) => e.id);
+"""
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeFleet]:
+    with fake_fleet(tmp_path_factory.mktemp("state")) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def gateway(fleet: FakeFleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    secret = tmp_path_factory.mktemp("secret") / "admin"
+    secret.write_text(ADMIN_KEY)
+    config = Config.model_validate(
+        {
+            "version": "v1",
+            "state_dir": str(fleet.state.root),
+            "models": [{"name": "chat", "source": "org/chat"}],
+            "tenants": [{"name": "acme", "models": ["chat"], "limits": {"requests_per_minute": 4}}],
+            "gateway": {"listen": "127.0.0.1:0", "admin_key": f"file:{secret}", "admin_listen": "none"},
+        }
+    )
+    fleet.start("chat-0", "chat", output_tokens=12, itl_seconds=0.01)
+    with running_gateway(config) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def key(gateway: RunningGateway, fleet: FakeFleet) -> str:
+    made, _ = Keystore(fleet.state.root).create("acme", now=0.0)
+    gateway.look()
+    wait_until(lambda: bool(gateway.gateway.exchanges.keyring()), what="the gateway knows the key")
+    return made
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.fail("Chromium and ChromeDriver are missing: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic")
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        *quiet,
+    ):
+        options.add_argument(argument)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    one = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+    try:
+        yield one
+    finally:
+        one.quit()
+
+
+@pytest.fixture
+def page(browser: WebDriver, gateway: RunningGateway) -> WebDriver:
+    browser.get(gateway.url + "/healthz")
+    browser.execute_script("sessionStorage.clear()")
+    browser.get_log("browser")
+    browser.set_window_size(1280, 900)
+    browser.get(gateway.url + "/console")
+    return browser
+
+
+def find(page: WebDriver, name: str) -> Any:
+    return page.find_element(By.ID, name)
+
+
+def until(page: WebDriver, condition: Any, what: str) -> Any:
+    return WebDriverWait(page, PATIENCE_SECONDS, poll_frequency=0.05).until(lambda _: condition(), what)
+
+
+def sign_in(page: WebDriver, key: str = ADMIN_KEY) -> None:
+    until(page, lambda: find(page, "admin-key").is_displayed(), "the sign-in form")
+    find(page, "admin-key").send_keys(key, Keys.ENTER)
+
+
+def signed_in(page: WebDriver) -> None:
+    sign_in(page)
+    until(page, lambda: find(page, "board").is_displayed(), "the board")
+
+
+def test_a_wrong_key_shows_nothing_and_says_so(page: WebDriver) -> None:
+    sign_in(page, "sk-wrong")
+    until(page, lambda: "not the admin key" in find(page, "sign-in-error").text, "the refusal")
+    assert not find(page, "board").is_displayed()
+
+
+def test_it_shows_the_fleet_and_changes_with_it(page: WebDriver, fleet: FakeFleet, gateway: RunningGateway) -> None:
+    signed_in(page)
+    assert "serving" in find(page, "health").text
+    assert "chat: ready" in find(page, "fleet").text
+    fleet.mark("chat-0", ReplicaState.FAILED, "out of <b>memory</b>")
+    gateway.look()
+    until(page, lambda: "failed: out of <b>memory</b>" in find(page, "slices").text, "the failure, as text")
+    fleet.mark("chat-0", ReplicaState.READY)
+    gateway.look()
+    until(page, lambda: "chat: ready" in find(page, "fleet").text, "the recovery")
+    assert page.get_log("browser") == []
+
+
+def test_the_playground_streams_an_answer_and_the_figures_follow(page: WebDriver, key: str) -> None:
+    signed_in(page)
+    until(page, lambda: find(page, "model").text.strip() == "chat", "the models to choose from")
+    find(page, "tenant-key").send_keys(key)
+    find(page, "send").click()
+    until(page, lambda: "first token after" in find(page, "play-note").text, "the end of the answer")
+    assert find(page, "answer").text.startswith("the quick brown")
+    until(page, lambda: "acme" in find(page, "slices").text, "the tenant's line")
+
+
+def test_it_says_who_is_held_back_and_by_what(page: WebDriver, gateway: RunningGateway, key: str) -> None:
+    body = {"model": "chat", "max_tokens": 1, "messages": [{"role": "user", "content": "?"}]}
+    asked = [
+        httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
+        for _ in range(6)
+    ]
+    assert 429 in {answer.status_code for answer in asked}
+    signed_in(page)
+    until(page, lambda: "acme: " in find(page, "limits").text, "the tenant's limit")
+    assert "requests per minute" in find(page, "limits").text
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read_at_every_width_and_in_either_scheme(page: WebDriver, width: int, scheme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    size = {"width": width, "height": 740, "deviceScaleFactor": 1, "mobile": width < 500}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    assert page.execute_script(FAINT_TEXTS) == []
+    signed_in(page)
+    assert page.execute_script(FAINT_TEXTS) == []
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_it_works_without_a_mouse(page: WebDriver) -> None:
+    signed_in(page)
+    assert page.execute_script(UNNAMED_CONTROLS) == []
+    reached = set()
+    for _ in range(12):
+        page.switch_to.active_element.send_keys(Keys.TAB)
+        reached.add(page.switch_to.active_element.get_attribute("id"))
+    assert {"sign-out", "tenant-key", "model", "prompt", "send"} <= reached
+    assert find(page, "board").find_elements(By.CSS_SELECTOR, "[role=status]")
+
+
+def test_signing_out_forgets_the_key(page: WebDriver) -> None:
+    signed_in(page)
+    find(page, "sign-out").click()
+    until(page, lambda: find(page, "admin-key").is_displayed(), "the sign-in form")
+    assert page.execute_script("return sessionStorage.length") == 0
+
+
+def test_nothing_is_fetched_from_elsewhere_and_nothing_is_given_without_the_key(gateway: RunningGateway) -> None:
+    shown = httpx2.get(gateway.url + "/console")
+    assert "default-src 'none'" in shown.headers["content-security-policy"]
+    for name in ("console.html", "console.css", "console.js"):
+        text = httpx2.get(f"{gateway.url}/console/{name}").text
+        assert "http://" not in text
+        assert "https://" not in text
+    assert httpx2.get(gateway.url + "/console/state").status_code == 401
+    assert httpx2.get(gateway.url + "/console/..%2fapp.py").status_code == 404
+    static = Path(__file__).parents[2] / "gateway" / "console" / "static"
+    assert {path.name for path in static.iterdir()} == {"console.html", "console.css", "console.js"}

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from gateway.console.state import console_state, memory_slices
+from model_registry.geometry import Placement
+from placement.transition.journal import Record
+from placement.transition.steps import Place, Step, Transition
+
+NOTHING = {"p50": None, "p99": None, "count": 0}
+WINDOWS = {w: dict.fromkeys(("ttft_seconds", "itl_seconds", "e2e_seconds"), NOTHING) for w in ("1m", "5m", "1h")}
+
+
+def row(slice_id: str, *, profile: str | None = None, model: str | None = None, **more: Any) -> dict[str, Any]:
+    replica = f"{model}-0" if model else None
+    return {
+        "slice": {"id": slice_id, "kind": "mig" if profile else "cpu", "profile": profile, "uuid": None, "gpu": None},
+        "model": model,
+        "replica": replica,
+        "state": "ready" if model else "idle",
+        "windows": WINDOWS,
+        "tenants": {"acme": {"windows": WINDOWS}} if model else {},
+    } | more
+
+
+def state(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
+    readiness = {"ready": True, "draining": False, "generation": 7, "problems": []}
+    asked: dict[str, Any] = {"limits": (), "reasons": {}, "transition": None} | more
+    return console_state(rows, readiness, asked["limits"], asked["reasons"], asked["transition"])
+
+
+def test_slices_stand_in_their_places_on_their_card() -> None:
+    shown = state(
+        row("GPU-b/1g.10gb@6", profile="1g.10gb", model="chat"),
+        row("GPU-b/3g.40gb@0", profile="3g.40gb"),
+        row("node-a/GPU-a/7g.80gb@0", profile="7g.80gb", model="large"),
+        row("cpu-0", model="embed"),
+    )
+    cards = {card["gpu"]: [(s["label"], s["start"], s["width"]) for s in card["slices"]] for card in shown["gpus"]}
+    assert cards == {
+        None: [("cpu", None, None)],
+        "GPU-a": [("7g.80gb", 0, 8)],
+        "GPU-b": [("3g.40gb", 0, 4), ("1g.10gb", 6, 1)],
+    }
+
+
+def test_a_profile_that_nobody_knows_still_has_a_width() -> None:
+    assert memory_slices(frozenset({("9g.999gb", 0)})) == {}
+    assert state(row("GPU-a/9g.999gb@0", profile="9g.999gb"))["gpus"][0]["slices"][0]["width"] == 1
+
+
+def test_one_name_is_as_wide_as_on_the_card_that_it_is_on() -> None:
+    seven = frozenset(("1g.10gb", start) for start in range(7))
+    assert memory_slices(seven) == {"1g.10gb": 1}
+    assert memory_slices(frozenset({("1g.10gb", 0), ("3g.20gb", 4)})) == {"1g.10gb": 2, "3g.20gb": 4}
+
+
+def test_why_a_replica_is_not_ready_stands_beside_it() -> None:
+    shown = state(row("cpu-0", model="chat", state="failed"), reasons={"chat-0": "out of memory"})
+    assert shown["slices"][0]["reason"] == "out of memory"
+
+
+def test_only_limits_that_hold_somebody_back_are_shown_and_why() -> None:
+    limit = {"tenant": "acme", "model": None, "limit": "requests_per_minute", "full": 10, "used": 1, "refused": 0}
+    shown = state(limits=(limit, limit | {"refused": 3}, limit | {"used": 5, "model": "chat"}, limit | {"full": 0}))
+    assert [(one["limit"], one["refused"], one["share"]) for one in shown["throttled"]] == [
+        ("requests per minute", 3, 0.1),
+        ("requests per minute on chat", 0, 0.5),
+        ("requests per minute", 0, 1.0),
+    ]
+
+
+def test_a_transition_says_how_far_it_is_and_what_stopped_it() -> None:
+    place = Place("GPU-a", Placement("1g.10gb", 0))
+    steps = (Step(0, "create", place), Step(1, "start", place, replica="chat-0", demand="chat", after=(0,)))
+    transition = Transition(steps=steps, fingerprint="f", target="t", seats={}, before={}, guaranteed={}, dips=())
+    record = Record(
+        transition, datetime(2026, 11, 21, tzinfo=UTC), frozenset({0}), (1, {"message": "no", "remedy": None})
+    )
+    shown = state(transition=record)["transition"]
+    assert [step["state"] for step in shown["steps"]] == ["done", "failed"]
+    assert shown["error"]["message"] == "no"
+    assert state()["transition"] is None
