@@ -41,10 +41,6 @@ KEY_SPARE_SECONDS = 3600.0
 Rows = list[dict[str, Any]]
 
 
-class ScenarioWrong(BenchError):
-    """The load tests refused a scenario; they have said why."""
-
-
 def require_locust() -> None:
     """Raises BenchError where the load tests cannot run."""
     if importlib.util.find_spec("locust") is None:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
@@ -44,9 +44,12 @@ Script = Sequence[bytes | float]
 
 
 class ScriptedServer:
-    """Plays one script per request, on a raw socket, so that not even headers are timed by anyone else."""
+    """Plays a script per request, on a raw socket, so that not even headers are timed by anyone else.
 
-    def __init__(self, script: Script) -> None:
+    With several scripts the request's model names the one that is played.
+    """
+
+    def __init__(self, script: Script | Mapping[str, Script]) -> None:
         self._script = script
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -76,24 +79,24 @@ class ScriptedServer:
                 while (line := reader.readline().strip()) != b"":
                     name, _, value = line.partition(b":")
                     length = int(value) if name.lower() == b"content-length" else length
-                reader.read(length)
-                if not self._answer(connection, request):
+                if not self._answer(connection, request, reader.read(length)):
                     return
 
-    def _answer(self, connection: socket.socket, request: bytes) -> bool:
+    def _answer(self, connection: socket.socket, request: bytes, body: bytes) -> bool:
         if request.startswith(b"GET"):
             connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(SLICES), SLICES))
             return True
-        for step in self._script:
+        script = self._script[json.loads(body)["model"]] if isinstance(self._script, Mapping) else self._script
+        for step in script:
             if isinstance(step, bytes):
                 connection.sendall(step)
             else:
                 sleep(step)
-        return self._script[-1] == END
+        return script[-1] == END
 
 
 @contextmanager
-def scripted(script: Script) -> Iterator[str]:
+def scripted(script: Script | Mapping[str, Script]) -> Iterator[str]:
     server = ScriptedServer(script)
     try:
         yield server.url
@@ -170,24 +173,24 @@ def test_ttft_is_neither_the_headers_nor_the_role(tmp_path: Path) -> None:
     assert row["slice"] == "cpu-9"
 
 
-@pytest.mark.parametrize(
-    ("script", "kind"),
-    [
-        ([HEAD, ROLE, TOKEN, END], "truncated"),
-        ([HEAD, ROLE, TOKEN], "disconnected"),
-        ([HEAD, TOKEN, chunk(b'data: {"error": {"message": "the engine ended"}}\n\n'), DONE, END], "error_event"),
-        ([HEAD, ROLE, DONE, END], "empty"),
-        ([b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\n{}", 0.01, END[:0]], "http_503"),
-        ([b""], "no_answer"),
-    ],
-)
-def test_a_broken_answer_is_a_failure_and_never_a_fast_success(tmp_path: Path, script: Script, kind: str) -> None:
-    with scripted([0.02, *script]) as url:
-        result = measure(tmp_path, url, {}, duration_seconds=0.2)
-    row = result["t0"]
-    assert list(row["failures"]) == [kind]
-    assert row["succeeded"] == row["e2e_seconds"]["count"] == row["ttft_seconds"]["count"] == 0
-    assert any(kind in text for text in result["warnings"])
+BROKEN: dict[str, Script] = {
+    "truncated": [HEAD, ROLE, TOKEN, END],
+    "disconnected": [HEAD, ROLE, TOKEN],
+    "error_event": [HEAD, TOKEN, chunk(b'data: {"error": {"message": "the engine ended"}}\n\n'), DONE, END],
+    "empty": [HEAD, ROLE, DONE, END],
+    "http_503": [b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\n{}", 0.01, END[:0]],
+    "no_answer": [b""],
+}
+
+
+def test_a_broken_answer_is_a_failure_and_never_a_fast_success(tmp_path: Path) -> None:
+    with scripted({kind: [0.02, *script] for kind, script in BROKEN.items()}) as url:
+        result = measure(tmp_path, url, *({"name": kind, "model": kind} for kind in BROKEN), duration_seconds=0.2)
+    for kind in BROKEN:
+        row = result[kind]
+        assert list(row["failures"]) == [kind]
+        assert row["succeeded"] == row["e2e_seconds"]["count"] == row["ttft_seconds"]["count"] == 0
+        assert any(f"({kind})" in text for text in result["warnings"])
     assert result["exit"] == 1
 
 
@@ -262,20 +265,17 @@ def test_conversations_carry_what_was_said(fake_engine: str, tmp_path: Path) -> 
     assert [row["prompt_tokens"] for row in rows][:4] == [10, 25, 40, 10]
 
 
-@pytest.mark.parametrize(
-    ("manner", "kind"),
-    [
-        ({"kind": "cancel", "after": "30ms"}, "left"),
-        ({"kind": "slow_reader", "bytes_per_second": 40, "hold": "300ms"}, "left"),
-        ({"kind": "hold_open", "hold": "200ms"}, "held"),
-    ],
-)
-def test_misbehaving_clients_do_what_they_are_told(
-    fake_engine: str, tmp_path: Path, manner: dict[str, Any], kind: str
-) -> None:
-    result = measure(tmp_path, fake_engine, {}, {"manner": manner}, duration_seconds=0.6)
-    assert list(result["t1"]["failures"]) == [kind]
-    assert result["t1"]["e2e_seconds"]["count"] == 0
+def test_misbehaving_clients_do_what_they_are_told(fake_engine: str, tmp_path: Path) -> None:
+    manners = {
+        "cancel": {"kind": "cancel", "after": "30ms"},
+        "slow": {"kind": "slow_reader", "bytes_per_second": 40, "hold": "300ms"},
+        "hold": {"kind": "hold_open", "hold": "200ms"},
+    }
+    beside = ({"name": name, "manner": manner} for name, manner in manners.items())
+    result = measure(tmp_path, fake_engine, {}, *beside, duration_seconds=0.6)
+    for name, kind in {"cancel": "left", "slow": "left", "hold": "held"}.items():
+        assert list(result[name]["failures"]) == [kind]
+        assert result[name]["e2e_seconds"]["count"] == 0
     assert result["t0"]["failures"] == {}
     assert not any("for instance" in text for text in result["warnings"])
 
