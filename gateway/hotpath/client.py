@@ -14,7 +14,7 @@ from typing import Any
 from gateway.exchange import Exchanges
 from gateway.hotpath.engines import HotEngines
 from gateway.hotpath.relayed import HotRequest
-from gateway.ingress.protocol import BoundedHttpProtocol, HeadLimits
+from gateway.ingress.protocol import BoundedHttpProtocol, HeadLimits, LingerBudget
 from gateway.request import RequestIds
 from gateway.surface import PLAIN, Route
 
@@ -173,4 +173,4 @@ class HotHttpProtocol(BoundedHttpProtocol):
 
 def hot_protocol(limits: HeadLimits, path: HotPath) -> type[HotHttpProtocol]:
     """The protocol class with its limits and its way to engines, as uvicorn takes it."""
-    return type("FastGatewayProtocol", (HotHttpProtocol,), {"limits": limits, "path": path})
+    return type("FastGatewayProtocol", (HotHttpProtocol,), {"limits": limits, "linger": LingerBudget(), "path": path})

@@ -21,6 +21,9 @@ from gateway.request import request_id
 # How much of a refused body is read and thrown away, so that the client gets to see the refusal; then the connection is closed.
 LINGER_BYTES = 64 * 2**20
 LINGER_SECONDS = 30.0
+# How much of them is read in all per tick, so that whoever sends them takes no more than this of the one thread: 64 MiB/s.
+LINGER_TICK_SECONDS = 0.05
+LINGER_TICK_BYTES = 64 * 2**20 // 20
 
 
 # Of two, one server would believe the first, another one the last.
@@ -35,10 +38,40 @@ class HeadLimits:
     timeout_seconds: float
 
 
+class LingerBudget:
+    """Of all connections whose requests were refused before their bodies were read: they are read at a bounded pace."""
+
+    def __init__(self) -> None:
+        self._left = LINGER_TICK_BYTES
+        self._waiting: list[BoundedHttpProtocol] = []
+        self._tick: asyncio.TimerHandle | None = None
+
+    def spend(self, count: int, connection: BoundedHttpProtocol) -> None:
+        """`connection` has read `count` bytes for nothing; it is paused where that is too much for this tick."""
+        self._left -= count
+        if self._tick is None:
+            self._tick = connection.loop.call_later(LINGER_TICK_SECONDS, self._refill, connection.loop)
+        if self._left < 0:
+            connection.flow.pause_reading()
+            self._waiting.append(connection)
+
+    def _refill(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._left = min(LINGER_TICK_BYTES, self._left + LINGER_TICK_BYTES)
+        self._tick = None
+        if self._left < 0:
+            self._tick = loop.call_later(LINGER_TICK_SECONDS, self._refill, loop)
+            return
+        waiting, self._waiting = self._waiting, []
+        for connection in waiting:
+            if not connection.transport.is_closing():
+                connection.flow.resume_reading()
+
+
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """One client connection. `limits` is set on the subclass that `bounded_by` makes; `expire` is to be called now and then."""
+    """One client connection. `limits` and `linger` are set on the subclass that `bounded_by` makes; `expire` is to be called now and then."""
 
     limits: HeadLimits
+    linger: LingerBudget
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -138,6 +171,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Throw away what is left of a refused body, up to a bound."""
         if self.cycle.response_complete:
             self._lingered_bytes += len(body)
+            self.linger.spend(len(body), self)
             if self._lingered_bytes > LINGER_BYTES:
                 self.transport.close()
         super().on_body(body)
@@ -197,4 +231,4 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
 def bounded_by(limits: HeadLimits) -> type[BoundedHttpProtocol]:
     """The protocol class with its limits, as uvicorn takes it."""
-    return type("GatewayHttpProtocol", (BoundedHttpProtocol,), {"limits": limits})
+    return type("GatewayHttpProtocol", (BoundedHttpProtocol,), {"limits": limits, "linger": LingerBudget()})
