@@ -41,7 +41,8 @@ class Behaviour:
     process ends in the middle of the next answer; `hang_after` completed requests nothing is answered any more while
     `/health` stays 200, as a hung engine does. `error_status` answers every inference request with that status, worded as
     `error_shape` says. `events_per_write` puts that many events into one TCP segment. `secret` is asked for on every path
-    below `/v1`, as vLLM's `--api-key` does it.
+    below `/v1`, as vLLM's `--api-key` does it. With
+    `prefix_cache` a prompt that came before with the same `cache_salt` is a hit, which a real engine's time to a first token shows.
     """
 
     names: tuple[str, ...]
@@ -57,6 +58,7 @@ class Behaviour:
     error_message: str = "simulated error"
     error_shape: Literal["vllm", "plain", "detail", "html"] = "vllm"
     events_per_write: int = 1
+    prefix_cache: bool = False
     gpu_memory_utilization: float | None = None
     kv_cache_memory_bytes: int | None = None
     secret: str | None = None
@@ -74,6 +76,7 @@ class State:
     failed: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    prefix_hits: int = 0
     last_request: dict[str, Any] = field(default_factory=dict)
 
 
@@ -91,6 +94,7 @@ class FakeEngine:
 
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
+        self._prompts: set[str] = set()
         self.state = State()
         self._slots = asyncio.Semaphore(behaviour.max_concurrency) if behaviour.max_concurrency else None
 
@@ -284,6 +288,10 @@ class FakeEngine:
             "headers": dict(request.headers),
             "body": body if len(raw) < 65536 else None,
         }
+        if self.behaviour.prefix_cache:
+            prompt = json.dumps([body.get("cache_salt"), body.get("messages") or body.get("prompt")])
+            self.state.prefix_hits += prompt in self._prompts
+            self._prompts.add(prompt)
         if self.behaviour.error_status is not None:
             raise RequestRefused(self.behaviour.error_status, self.behaviour.error_message)
         name = body.setdefault("model", self.behaviour.names[0])
