@@ -39,6 +39,7 @@ EVENTS = 100
 EVENT_MICROSECONDS = 10_000
 MASTER_KEY = "sk-9dE2vQm4Rk7TzW1x"  # LiteLLM refuses a weak one
 START_SECONDS = 120.0
+LONGER = {"litellm": 4.0}  # so many times as long as others, since it answers that much less
 NGINX = """
 worker_processes 1; pid {dir}/nginx.pid; error_log {dir}/nginx.err;
 events {{ worker_connections 8192; }}
@@ -244,7 +245,7 @@ def measure(bench: Bench, ready: list[Contestant], a: argparse.Namespace) -> Non
     for number in range(a.rounds + 1):  # the first round warms up connections and caches
         for contestant in generator.sample(ready, len(ready)):
             contestant.wake()
-            seconds = a.seconds if number else 1.0
+            seconds = (a.seconds if number else 1.0) * LONGER.get(contestant.name, 1.0)
             plain = loaded(bench, contestant, stream=False, connections=a.connections, seconds=seconds)
             stream = loaded(bench, contestant, stream=True, connections=a.streams, seconds=seconds)
             contestant.rest()
