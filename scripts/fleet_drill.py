@@ -214,13 +214,14 @@ class Clients:
         turn = number
         while not self._stop.is_set():
             turn += 1
-            answer = await self._ask(session, stream=turn % 2 == 0)
+            answer = await self._ask(session, f"{number}-{turn} once upon a time", stream=turn % 2 == 0)
             self.answers.append(answer)
             if answer.problem is not None:
                 await asyncio.sleep(_AFTER_FAILURE_SECONDS)
 
-    async def _ask(self, session: aiohttp.ClientSession, *, stream: bool) -> Answer:
-        body = {"model": MODEL, "messages": [{"role": "user", "content": "once upon a time"}], "stream": stream}
+    async def _ask(self, session: aiohttp.ClientSession, words: str, *, stream: bool) -> Answer:
+        """No two ask the same, or all would be sent to where the first one's prefix is cached."""
+        body = {"model": MODEL, "messages": [{"role": "user", "content": words}], "stream": stream}
         replica = None
         try:
             async with session.post(f"{self._url}/v1/chat/completions", json=body) as response:
