@@ -128,14 +128,17 @@ def _parts(shares: Mapping[str, float], tenants: Sequence[Tenant]) -> dict[str |
     return parts
 
 
-def demand_name(model: str, tenant: str | None, *, alone: bool) -> str:
-    """The stem of replicas' names: the model's, or `model@tenant` where a dedicated tenant is not its only user."""
-    return model if tenant is None or alone else f"{model}@{tenant}"
+def demand_name(model: str, tenant: str | None) -> str:
+    """The stem of replicas' names: the model's, or `model@tenant` for those of a dedicated tenant.
+
+    The gateway reads from it whose a replica is.
+    """
+    return model if tenant is None else f"{model}@{tenant}"
 
 
 def _demand(choice: ModelChoices, tenant: str | None, share: float, desired: Mapping[str, int]) -> ModelDemand:
     model = choice.config
-    name = demand_name(model.name, tenant, alone=share >= 1.0 and tenant is not None)
+    name = demand_name(model.name, tenant)
     least, most = model.least_replicas, model.most_replicas
     number: int | None = None
     rate: float | None = None

@@ -78,7 +78,7 @@ def test_training_has_its_slice_beside_serving() -> None:
 
 def test_staging_is_apart_and_unused_sandboxes_cost_nothing() -> None:
     _, answer = planned("developer-team")
-    assert answer.demands["staging"].tenant == "staging"
+    assert answer.demands["staging@staging"].tenant == "staging"
     assert places(answer, "sandbox-ana") == []
     assert places(answer, "sandbox-shared") == ["1g.10gb"]
 

@@ -193,11 +193,11 @@ def test_a_dedicated_tenant_has_replicas_of_its_own(registry: Registry, cards: d
     }
 
 
-def test_a_dedicated_tenant_that_is_the_only_user_has_the_model_to_itself(
+def test_a_dedicated_tenant_that_is_the_only_user_leaves_nothing_to_share(
     registry: Registry, cards: dict[str, Card]
 ) -> None:
     (demand,) = asked(qwen8b(), registry, cards, (Tenant("acme", dedicated=True),)).demands
-    assert (demand.name, demand.tenant) == ("chat", "acme")
+    assert (demand.name, demand.model, demand.tenant) == ("chat@acme", "chat", "acme")
 
 
 @pytest.mark.parametrize(
