@@ -20,7 +20,7 @@ say = printf '%s\n' "==> $(1)"
 # goes to standard output, which stays as it is.
 pip = $(BIN)/python -m pip --disable-pip-version-check $(1) 2> >(grep --line-buffered -v "^WARNING: Location .* is ignored" >&2)
 
-.PHONY: help demo test test-fast test-engines check format lock bench-isolation engine models clean distclean
+.PHONY: help demo test test-fast test-engines check audit format lock bench-isolation engine models clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ check: $(STAMPS)/dev ## format, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: $(STAMPS)/dev ## ask the advisory databases about every locked package; says so where none can be reached
+	$(BIN)/python scripts/audit
 
 format: $(STAMPS)/dev ## rewrite the code in the project's format
 	$(BIN)/ruff format .
