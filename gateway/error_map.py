@@ -64,7 +64,8 @@ MESSAGE_CHARS = 2000
 ERROR_BODY_BYTES = 64 * 2**10  # as much of an engine's error page as is read
 
 _TOO_LONG = re.compile(
-    r"maximum context length|longer than the maximum model length|exceeds? the (model's )?(maximum|context)",
+    r"maximum context length|longer than the maximum model length|exceeds? the (model's )?(maximum|context)"
+    r"|exceeds model's maximum context|cannot be greater than max_(model_len|total_tokens)",
     re.IGNORECASE,
 )
 _NO_MODEL = re.compile(r"model .{1,200} does not exist", re.IGNORECASE | re.DOTALL)

@@ -530,10 +530,12 @@ class Exchange:
         if self.meter is not None:
             stats.stream_events[model] += self.meter.events
             self.usage = self.meter.usage
+        if not self.route.metered:
+            self.usage = None  # of a stored response it was counted when it was made
         if self.usage is not None:
             stats.tokens[model, tenant, "prompt"] += self.usage.prompt_tokens
             stats.tokens[model, tenant, "completion"] += self.usage.completion_tokens or 0
-        elif self._series is not None and self.status < 400:
+        elif self._series is not None and self.status < 400 and self.route.metered:
             stats.without_usage[model] += 1
         if self._claim is not None:
             self._end_claim(self._claim)
@@ -549,7 +551,7 @@ class Exchange:
         elif self._series is None or (self.status >= 500 and not relayed):
             desk.admission.abandon(claim)
             claim.refund(now)
-        elif 400 <= self.status < CLIENT_LEFT:
+        elif 400 <= self.status < CLIENT_LEFT or not self.route.metered:
             claim.settle(now, 0, 0, complete=False)
         else:
             claim.settle(now, claim.estimate.prompt, relayed, complete=self.complete)

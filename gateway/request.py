@@ -180,12 +180,12 @@ def outgoing_body(
     `sets` are further fields, whatever the client sent under these names. `ask_usage` is false for streams whose usage comes by itself.
     Everything else passes byte for byte, unless a field that the client sent has to be replaced.
     """
+    if not raw:
+        return raw  # the route takes no body
     if isinstance(body, Form):
         return _outgoing_form(body, engine_model)
     fields: dict[str, Any] = {}
     if body.model != engine_model:
-        if body.model is None:
-            return raw  # nothing was sent
         fields["model"] = engine_model
     if ask_usage and body.stream and not body.wants_usage:
         fields["stream_options"] = (body.stream_options or {}) | {"include_usage": True}

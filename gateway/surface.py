@@ -26,7 +26,8 @@ class Route:
     multipart form, or nothing (the model follows from the path). `dialect` is whose errors and keys its clients know. `stream` is how
     a streamed answer is framed, None where there is none: `chunks` are chat's, ended by `[DONE]`, with the usage in a chunk that has
     to be asked for; `messages` (Anthropic) and `responses` are named events with the usage in them. `stored` routes
-    belong to state that lies in one engine. `batch` routes may be named in a batch.
+    belong to state that lies in one engine. `batch` routes may be named in a batch. Answers of routes that are not `metered` have no
+    usage, or that of a response that was counted when it was made.
     """
 
     path: str
@@ -38,6 +39,7 @@ class Route:
     stream: Framing | None = None
     stored: bool = False
     batch: bool = False
+    metered: bool = True
 
     @property
     def plain(self) -> bool:
@@ -107,6 +109,7 @@ _ALL = (
         "generate",
         "How many tokens a message of Anthropic's shape would take",
         dialect="anthropic",
+        metered=False,
     ),
     *(
         Route(path, "embed", "Documents in the order of their relevance to a query", batch=path == "/v1/rerank")
@@ -118,8 +121,8 @@ _ALL = (
     ),
     Route("/classify", "embed", "Classes of one or several inputs, with their probabilities"),
     Route("/pooling", "embed", "What a pooling model gives for an input, as it gives it"),
-    Route("/tokenize", "any", "Token ids of a prompt or of messages"),
-    Route("/detokenize", "any", "The text of token ids"),
+    Route("/tokenize", "any", "Token ids of a prompt or of messages", metered=False),
+    Route("/detokenize", "any", "The text of token ids", metered=False),
     Route("/v1/audio/transcriptions", "generate", "Speech to text, streamed or not", body="form", stream=_CHUNKS),
     Route("/v1/audio/translations", "generate", "Speech to English text, streamed or not", body="form", stream=_CHUNKS),
 )
@@ -140,6 +143,7 @@ GET_RESPONSE = Route(
     body="none",
     stream="responses",
     stored=True,
+    metered=False,
 )
 CANCEL_RESPONSE = Route(
     f"{RESPONSES}{{response_id}}/cancel",
@@ -147,6 +151,7 @@ CANCEL_RESPONSE = Route(
     "Cancel a response that runs in the background",
     body="none",
     stored=True,
+    metered=False,
 )
 BY_ID = (GET_RESPONSE, CANCEL_RESPONSE)
 """The routes with the id of a stored response in their path."""

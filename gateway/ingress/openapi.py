@@ -70,11 +70,12 @@ def describe_hot_routes(app: FastAPI) -> None:
             components.setdefault("schemas", {}).update(Error=_ERROR_SCHEMA, AnthropicError=_ANTHROPIC_ERROR_SCHEMA)
             components["securitySchemes"] = {
                 "key": {"type": "http", "scheme": "bearer", "description": "sk-sliceway-..."},
+                "admin": {"type": "http", "scheme": "bearer", "description": "The administrators' key"},
                 "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
             }
-            for path in [path for path in schema["paths"] if path.startswith("/v1/")]:
-                for operation in schema["paths"][path].values():
-                    _correct(operation)
+            for path, operations in schema["paths"].items():
+                for operation in operations.values():
+                    _correct(operation, of_tenants=path.startswith("/v1/"))
             for unused in ("HTTPValidationError", "ValidationError"):
                 components["schemas"].pop(unused, None)
             for route in (*ROUTES.values(), *BY_ID):
@@ -85,12 +86,16 @@ def describe_hot_routes(app: FastAPI) -> None:
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend it
 
 
-def _correct(operation: dict[str, Any]) -> None:
+def _correct(operation: dict[str, Any], *, of_tenants: bool) -> None:
     """What FastAPI cannot know of a route of its own: the keys, and that what it calls 422 is told as all other errors are."""
+    responses, error = operation["responses"], _error_content("Error")
+    if responses.pop("422", None) is not None:
+        responses["400"] = {"description": _ERRORS["400"], "content": error}
+    if not of_tenants:
+        if "401" in responses:
+            operation["security"] = [{"admin": []}]
+        return
     operation["security"] = _SECURITY
-    responses = operation["responses"]
-    responses.pop("422", None)
-    error = _error_content("Error")
     responses |= {status: {"description": _ERRORS[status], "content": error} for status in _COLD_ERRORS}
 
 

@@ -69,7 +69,7 @@ def surface_fleet(state: Path, chat: dict[str, Any] | None = None) -> Iterator[F
     """Two chat engines and one that pools. `chat` is the chat engines' behaviour."""
     with fake_fleet(state) as fleet:
         for number in range(2):
-            fleet.start(f"chat-{number}", "chat", **(chat or {}))
+            fleet.start(f"chat-{number}", "chat", engine_model="engine-name", **(chat or {}))
         fleet.start("pool-0", "pool", task="embed")
         yield fleet
 

@@ -125,6 +125,18 @@ def test_stored_responses_take_their_methods_only(system: Surface) -> None:
     assert system.send("GET", "/v1/responses/resp_1/input_items").status_code == 404
 
 
+def test_what_is_fetched_is_not_counted_again(system: Surface) -> None:
+    client = system.client()
+    stats = system.gateway.gateway.exchanges.stats
+    made = client.responses.create(model="chat", input=HELLO, max_output_tokens=4)
+    wait_until(lambda: system.gateway.idle, what="the response is counted")
+    before, silent = stats.tokens["chat", "acme", "completion"], stats.without_usage["chat"]
+    client.responses.retrieve(made.id)
+    system.send("POST", "/tokenize", json={"model": "chat", "prompt": "one"})
+    wait_until(lambda: system.gateway.idle, what="what follows is counted")
+    assert (stats.tokens["chat", "acme", "completion"], stats.without_usage["chat"]) == (before, silent)
+
+
 # ---- messages
 
 
