@@ -150,13 +150,17 @@ def assert_(
     loaded = with_simulation(load_config(config_path(config)), simulate)
     plans = _planned(loaded)
     replicas = None if layouts_only else replica_difference(loaded)
+    fleet = None if layouts_only else planned_fleet(loaded)
     same = not any(p.actions for p in plans) and (replicas is None or replicas.same)
+    same = same and (fleet is None or not fleet.answer.plan.changed)
     if as_json:
-        print_json({"same": same} | _plan_json(plans, replicas))
+        print_json({"same": same} | _plan_json(plans, replicas) | ({"fleet": fleet.as_public()} if fleet else {}))
     elif same:
         out.print("[green]as configured[/]")
     else:
         show_plans([p for p in plans if p.actions])
+        if fleet is not None and fleet.answer.plan.changed:
+            show_fleet(fleet.answer, fleet.gpus, fleet.reserved)
         if replicas is not None:
             show_replicas(replicas)
     raise typer.Exit(0 if same else 1)

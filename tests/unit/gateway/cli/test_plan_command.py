@@ -18,6 +18,7 @@ from gateway.config import load_config
 from gateway.layouts import machine_of
 from gateway.planning import answer, reservations
 from model_registry.errors import ConfigError, SlicewayError
+from placement.errors import TransitionBlocked
 from placement.nvml.partition import NvmlPartitioner
 from placement.partition import apply as apply_layouts
 from placement.partition import plan as plan_layouts
@@ -105,6 +106,34 @@ def test_why_prints_every_place_and_what_would_help(config: Write) -> None:
     assert "weights of 15.27 GiB exceed" in shown
     with pytest.raises(ConfigError, match="knows no model 'chta'"):
         run("plan", config(), "--why", "chta")
+
+
+def test_apply_carries_the_plan_out_and_a_second_time_there_is_nothing_to_do(config: Write) -> None:
+    path = config(rest=CHAT + SMALL)
+    applied = told("apply", path)["fleet"]
+    assert applied["ok"]
+    assert {s["action"] for s in applied["done"]} == {"create", "start", "check"}
+    assert told("apply", path)["fleet"]["done"] == []
+    again = told("plan", path)["fleet"]
+    assert (again["changed"], again["transition"]["steps"]) == (False, [])
+    assert "nothing to do" in run("apply", path).stdout
+    more = config(rest=CHAT.replace("requests_per_second: 4", "requests_per_second: 12") + SMALL)
+    assert "create GPU" in run("apply", more).stdout
+
+
+def test_an_apply_that_would_break_a_promise_is_refused_unless_allowed(config: Write) -> None:
+    rest = CHAT.replace("    demand:", "    profiles: [{profile}]\n    demand:")
+    one = "{simulate: {h100-sxm: 1}}"
+    whole = config(rest=rest.replace("{profile}", "7g.80gb"), discover=one)
+    told("apply", whole)
+    halves = config(rest=rest.replace("{profile}", "3g.40gb"), discover=one)
+    with pytest.raises(TransitionBlocked, match="chat would serve 0 of the"):
+        run("apply", halves)
+    assert "no safe order" in run("plan", halves).stdout
+    dipping = told("plan", halves, "--allow-dip")["fleet"]["transition"]
+    assert dipping["models"][0]["lowest"] == 0
+    assert dipping["models"][0]["dip_seconds"] > 0
+    assert told("apply", halves, "--allow-dip")["fleet"]["ok"]
 
 
 def test_a_configuration_without_demands_is_planned_as_before(config: Write) -> None:
