@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -169,6 +169,8 @@ def read_request(route: Route, raw: bytes, content_type: bytes | None) -> Body:
     )
 
 
+_USAGE_FIRST = b'{"stream_options":{"include_usage":true},'
+_encode = msgspec.json.Encoder().encode
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -184,19 +186,32 @@ def outgoing_body(
         return raw  # the route takes no body
     if isinstance(body, Form):
         return _outgoing_form(body, engine_model)
-    fields: dict[str, Any] = {}
-    if body.model != engine_model:
-        fields["model"] = engine_model
-    if ask_usage and body.stream and not body.wants_usage:
-        fields["stream_options"] = (body.stream_options or {}) | {"include_usage": True}
-    if sets:
-        fields |= sets
-    if not fields:
+    usage = ask_usage and body.stream and not body.wants_usage
+    if body.model != engine_model or (usage and body.stream_options is not UNSET) or not _absent(body, sets):
+        return _rewritten(raw, body, engine_model, sets, usage=bool(usage))
+    if not usage and not sets:
         return raw
-    if all(getattr(body, name, None) is UNSET for name in fields):
-        return msgspec.json.encode(fields)[:-1] + b"," + raw[raw.index(b"{") + 1 :]
-    known: dict[str, Any] = dict(_decode_fields(raw))
-    return msgspec.json.encode(known | fields)
+    front = _USAGE_FIRST if usage else b"{"
+    if sets:
+        front += _encode(sets)[1:-1] + b","
+    return front + raw[raw.index(b"{") + 1 :]
+
+
+def _absent(body: Body, names: Iterable[str]) -> bool:
+    """Whether the client sent nothing under these names, as far as the body was read."""
+    for name in names:  # noqa: SIM110  # a generator costs twice as much
+        if getattr(body, name, None) is not UNSET:
+            return False
+    return True
+
+
+def _rewritten(raw: bytes, body: Body, engine_model: str, sets: Mapping[str, Any], *, usage: bool) -> bytes:
+    """The body as an object anew: something that the client sent has to give way."""
+    fields: dict[str, Any] = dict(_decode_fields(raw))
+    fields["model"] = engine_model
+    if usage:
+        fields["stream_options"] = (body.stream_options or {}) | {"include_usage": True}
+    return _encode(fields | dict(sets))
 
 
 def _outgoing_form(form: Form, engine_model: str) -> bytes:
