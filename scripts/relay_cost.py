@@ -6,9 +6,8 @@ DIR holds `upstream.c` (an OpenAI-compatible server that costs next to nothing) 
 the CPU time of a process and its descendants); they are compiled into a temporary directory. VENV is an environment with
 `vllm-router`, `sglang-router` and `litellm[proxy]` in it; nginx is taken from the path. What is not there is left out, and said.
 
-The gateway runs as it serves: authentication by key, admission, metering, digests and metrics on. Every contestant stands alone
-while it is measured, the others are stopped (SIGSTOP), and the order changes from round to round. Only CPU time counts, so
-that engine and client do not matter. Compare figures of one run with each other and with nothing else: machines differ, and so do their neighbours.
+The gateway runs as it serves: authentication by key, admission, metering, digests and metrics on. Contestants are measured
+one at a time while the others idle, in another order every round. Only CPU time counts, so that engine and client do not matter. Compare figures of one run with each other and with nothing else: machines differ, and so do their neighbours.
 """
 
 from __future__ import annotations
@@ -66,14 +65,6 @@ class Contestant:
     key: str = "none"
     plain: list[float] = field(default_factory=list)
     event: list[float] = field(default_factory=list)
-
-    def rest(self) -> None:
-        """Stop the process and its children, so that they take nothing from whoever is measured."""
-        os.killpg(self.process.pid, signal.SIGSTOP)
-
-    def wake(self) -> None:
-        """Let them go on."""
-        os.killpg(self.process.pid, signal.SIGCONT)
 
 
 @dataclass(frozen=True)
@@ -193,7 +184,7 @@ def contestants(bench: Bench) -> dict[str, Callable[[int], tuple[tuple[str, ...]
 
 @contextlib.contextmanager
 def started(bench: Bench, only: set[str]) -> Iterator[list[Contestant]]:
-    """Every contestant, answering and at rest."""
+    """Every contestant, answering."""
     with contextlib.ExitStack() as stack:
         ready: list[Contestant] = []
         for name, command_for in contestants(bench).items():
@@ -214,11 +205,8 @@ def started(bench: Bench, only: set[str]) -> Iterator[list[Contestant]]:
             except AssertionError as error:
                 sys.stderr.write(f"{name} is left out: {error}\n")
                 continue
-            contestant.rest()
             ready.append(contestant)
         yield ready
-        for contestant in ready:
-            contestant.wake()
 
 
 def loaded(bench: Bench, contestant: Contestant, *, stream: bool, connections: int, seconds: float) -> dict[str, float]:
@@ -244,11 +232,9 @@ def measure(bench: Bench, ready: list[Contestant], a: argparse.Namespace) -> Non
     generator = random.Random(1)
     for number in range(a.rounds + 1):  # the first round warms up connections and caches
         for contestant in generator.sample(ready, len(ready)):
-            contestant.wake()
             seconds = (a.seconds if number else 1.0) * LONGER.get(contestant.name, 1.0)
             plain = loaded(bench, contestant, stream=False, connections=a.connections, seconds=seconds)
             stream = loaded(bench, contestant, stream=True, connections=a.streams, seconds=seconds)
-            contestant.rest()
             if number:
                 contestant.plain.append(plain["request"])
                 contestant.event.append(stream["event"])
