@@ -22,6 +22,8 @@ from typing import Literal, Self
 
 from ddsketch import DDSketch
 
+from placement.latency_grid import BUCKETS_SECONDS
+
 RELATIVE_ERROR = 0.01
 PENDING_SAMPLES = 512
 
@@ -33,36 +35,6 @@ WINDOWS: tuple[Window, ...] = ("1m", "5m", "1h")
 
 # Seconds of a sub-window, and how many finished ones are kept: the first level answers 1m, the second 5m, the third 1h.
 LEVELS: tuple[tuple[float, int], ...] = ((10.0, 6), (60.0, 5), (600.0, 6))
-
-# One grid for gateway and engines (vLLM takes it by --custom-histogram-buckets); finer than vLLM's where latencies lie.
-BUCKETS_SECONDS: tuple[float, ...] = (
-    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.075),
-    *(
-        0.1,
-        0.15,
-        0.2,
-        0.25,
-        0.3,
-        0.4,
-        0.5,
-        0.75,
-        1.0,
-        1.5,
-        2.0,
-        3.0,
-        5.0,
-        7.5,
-        10.0,
-        15.0,
-        20.0,
-        30.0,
-        60.0,
-        120.0,
-        300.0,
-        600.0,
-    ),
-)
-
 
 _bucket_of = partial(bisect_left, BUCKETS_SECONDS)
 

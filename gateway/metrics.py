@@ -17,10 +17,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from gateway.admission import Admission, Loads
 from gateway.admission.sharing import Sharing
 from gateway.admission.view import limits
-from gateway.digests import BUCKETS_SECONDS, METRICS, LatencyBook
+from gateway.digests import METRICS, LatencyBook
 from gateway.exchange import Clock
 from gateway.routes import Routes
 from gateway.stats import Stats
+from placement.latency_grid import BUCKETS_SECONDS
 
 _HELP = {
     "ttft_seconds": "From the whole request to the first content of its stream.",

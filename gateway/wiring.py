@@ -28,6 +28,7 @@ from gateway.batches.surroundings import surroundings
 from gateway.config import Config, load_config
 from gateway.console.app import add_console
 from gateway.digests import LatencyBook
+from gateway.engine_metrics import EngineMetrics
 from gateway.exchange import Clock, Exchanges
 from gateway.health import HealthBook
 from gateway.hotpath import BothEngines, HotEngines, HotPath, hot_protocol
@@ -122,7 +123,8 @@ def create_gateway(
     console = partial(
         add_console, backstage=gateway, access=lambda: console_access(gateway.file_config()), state=state.root
     )
-    cold = cold_app(gateway, version=_version(), batches=batches, console=console)
+    engine_metrics = EngineMetrics(gateway.routes, parts.engines, clock).render
+    cold = cold_app(gateway, version=_version(), batches=batches, console=console, engine_metrics=engine_metrics)
     app = Ingress(hot=hot, cold=cold, lifecycle=Lifecycles((gateway, batches)), fast=fast)
     return gateway, app
 

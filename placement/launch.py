@@ -19,6 +19,7 @@ from model_registry.errors import ConfigError
 from model_registry.model import EngineLimits, Footprint, ModelSpec, SliceFit, Task
 from model_registry.schema import ModelConfig
 from placement.cores import format_cores
+from placement.latency_grid import histogram_flags
 from placement.schema import EngineConfig
 from placement.sharing import utilization_of_card
 from placement.simulated_engine import simulated_argv
@@ -202,7 +203,7 @@ def _vllm_arguments(
     if target.sharers > 1:
         share_ratio = float(flags["--gpu-memory-utilization"])
         flags["--gpu-memory-utilization"] = f"{utilization_of_card(target, share_ratio):g}"
-    flags |= {"--shutdown-timeout": "{drain_seconds}"}
+    flags |= {"--shutdown-timeout": "{drain_seconds}"} | histogram_flags(limits.vllm_version)
     if model.revision:
         flags["--revision"] = model.revision
     if model.chat_template:

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from gateway.batches.service import BatchService
+from gateway.engine_metrics import CONTENT_TYPE
 from gateway.error_map import error_answer, unexpected
 from gateway.errors import GatewayError, MethodNotAllowed, RequestError, UnknownPath
 from gateway.ingress.openapi import describe_hot_routes
@@ -52,10 +53,11 @@ def cold_app(
     version: str,
     batches: BatchService | None = None,
     console: Callable[[FastAPI], None] | None = None,
+    engine_metrics: Callable[[], Awaitable[bytes]] | None = None,
 ) -> FastAPI:
     """The application for every path that is not relayed. Without `batches` there are neither files nor batches.
 
-    `console` adds the operators' page; None where there is none.
+    `console` adds the operators' page, `engine_metrics` gives the text of `/metrics/engines`; None where there is none.
     """
     app = FastAPI(
         title="sliceway",
@@ -70,6 +72,8 @@ def cold_app(
     if batches is not None:
         batches.add_to(app, who)
     _add_operations(app, backstage)
+    if engine_metrics is not None:
+        _add_engine_metrics(app, engine_metrics)
     if console is not None:
         console(app)
     describe_hot_routes(app)
@@ -149,6 +153,17 @@ def _add_operations(app: FastAPI, backstage: Backstage) -> None:
     @app.get("/slices", tags=["operations"], summary="State and p50/p99 of every slice, and of each tenant on it")
     async def slices() -> Response:
         return Response(msgspec.json.encode(await backstage.slices()), media_type="application/json")
+
+
+def _add_engine_metrics(app: FastAPI, page: Callable[[], Awaitable[bytes]]) -> None:
+    @app.get(
+        "/metrics/engines",
+        tags=["operations"],
+        summary="Prometheus metrics of the engines, by replica and slice",
+        response_class=Response,
+    )
+    async def engine_metrics() -> Response:
+        return Response(await page(), media_type=CONTENT_TYPE)
 
 
 def _handle_errors(app: FastAPI) -> None:
