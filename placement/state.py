@@ -10,6 +10,9 @@
       calibration.json        what engines said about their memory when they started
       withheld.json           slices that `apply --drain` wants free; gone otherwise
       orders.json, orders.log what is asked of single replicas (drain, stop, start), and every change of that
+      planned.json            which replica has which slice, by the last plan that was carried out
+      reservations.json       slices that were made for other work, and for whom
+      transition.json         what is done of a transition under way; gone otherwise
       simulated/FLEET/        the machine of a simulated fleet
       controller.lock         held by the one controller of this directory; holds its pid
       up.lock, up.json        held by `sliceway up`; the processes it started
