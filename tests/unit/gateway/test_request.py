@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import BodyTooLarge, MalformedRequest
-from gateway.request import check_head, outgoing_body, parse_body, request_id
+from gateway.request import check_head, credentials, outgoing_body, parse_body, request_id
 
 json_values = st.recursive(
     st.none()
@@ -120,3 +120,33 @@ def test_a_length_that_is_too_large_is_refused_with_both_numbers() -> None:
     with pytest.raises(BodyTooLarge, match=r"11 bytes .* 10 bytes"):
         check_head({b"content-length": b"11"}, max_body_bytes=10)
     check_head({b"content-length": b"10", b"content-encoding": b"Identity"}, max_body_bytes=10)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        '{"model": "m"}',
+        '{"model": "m", "cache_salt": "theirs", "priority": 9}',
+        '{"cache_salt": "theirs", "model": "m", "cache_salt": "theirs, again"}',
+        '{"model": "m", "cache_s\\u0061lt": "theirs"}',
+        '{"model": "m", "cache_salt": null, "stream": true, "stream_options": {"x": 1}}',
+    ],
+)
+@pytest.mark.parametrize("engine_model", ["m", "engine"])
+def test_what_the_gateway_sets_goes_before_what_the_client_sent(sent: str, engine_model: str) -> None:
+    """Once, under one name: an engine that takes the first of two, or the last, must find the same."""
+    sets = {"cache_salt": "ours", "priority": 1}
+    raw = sent.encode()
+    got = outgoing_body(raw, parse_body(raw), engine_model=engine_model, sets=sets)
+    names = json.loads(got, object_pairs_hook=lambda pairs: [name for name, _ in pairs])
+    assert len(names) == len(set(names))
+    assert json.loads(got) == json.loads(sent) | sets | {"model": engine_model} | (
+        {"stream_options": {"x": 1, "include_usage": True}} if "stream_options" in sent else {}
+    )
+
+
+def test_a_key_is_taken_from_either_header() -> None:
+    assert credentials({b"x-api-key": b"sk-1"}) == b"Bearer sk-1"
+    assert credentials({b"x-api-key": b"sk-1", b"authorization": b"Bearer sk-2"}) == b"Bearer sk-2"
+    assert credentials({b"x-api-key": b""}) is None
+    assert credentials({}) is None
