@@ -1,0 +1,85 @@
+"""Dashboards and alert rules: they ask only for what is exported."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from gateway.digests import METRICS
+from gateway.engine_metrics import FAMILIES
+
+ROOT = Path(__file__).parents[3]
+FILES = ROOT / "configs" / "observability"
+DASHBOARDS = sorted((FILES / "grafana").glob("*.json"))
+_NAME = re.compile(r"\b(?:sliceway|vllm:)[a-z0-9_:]*")
+_STRINGS = re.compile(r'"[^"]*"')
+
+
+def exported() -> set[str]:
+    """Sample names, from the source: a running gateway shows a family only when it has something to say."""
+    source = (ROOT / "gateway" / "metrics.py").read_text()
+    names = set(re.findall(r'"(sliceway_[a-z_]+)"', source))
+    names |= {f"sliceway_{name}_total" for name in re.findall(r'_counter\(\s*"([a-z_]+)"', source)}
+    names |= {f"{name}_total" for name in re.findall(r'CounterMetricFamily\(\s*"(sliceway_[a-z_]+)"', source)}
+    histograms = [f"sliceway_{metric}" for metric in METRICS]
+    histograms += [name for name, (kind, _) in FAMILIES.items() if kind == "histogram"]
+    return (
+        names
+        | set(FAMILIES)
+        | {"sliceway_engine_up"}
+        | {f"{h}_{part}" for h in histograms for part in ("bucket", "sum", "count")}
+    )
+
+
+def asked(expression: str) -> set[str]:
+    return set(_NAME.findall(_STRINGS.sub("", expression)))
+
+
+def rules() -> Iterator[dict[str, str]]:
+    for group in YAML(typ="safe").load(FILES / "rules.yaml")["groups"]:
+        yield from group["rules"]
+
+
+def test_every_rule_asks_for_what_is_exported_and_says_what_to_do() -> None:
+    found = list(rules())
+    assert len({rule["alert"] for rule in found}) == len(found) >= 6
+    for rule in found:
+        assert asked(rule["expr"]), rule
+        assert asked(rule["expr"]) <= exported(), rule["alert"]
+        assert {"summary", "description"} <= set(rule["annotations"])
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda p: p.stem)
+def test_every_panel_asks_for_what_is_exported(path: Path) -> None:
+    board = json.loads(path.read_text())
+    variables = {v["name"] for v in board["templating"]["list"]} | {"__rate_interval"}
+    assert [panel["id"] for panel in board["panels"]] == list(range(1, len(board["panels"]) + 1))
+    for panel in board["panels"]:
+        for target in panel["targets"]:
+            assert asked(target["expr"]), panel["title"]
+            assert asked(target["expr"]) <= exported(), panel["title"]
+            assert set(re.findall(r"\$\{?(\w+)", target["expr"])) <= variables, panel["title"]
+            assert target["expr"].count("(") == target["expr"].count(")")
+
+
+def test_the_dashboards_are_what_the_script_writes(tmp_path: Path) -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "dashboards"))
+    assert {path.stem for path in DASHBOARDS} == set(script["DASHBOARDS"])
+    for name, (title, panels, variable) in script["DASHBOARDS"].items():
+        written = json.loads((FILES / "grafana" / f"{name}.json").read_text())
+        assert written == script["dashboard"](name, title, panels, variable), "run scripts/dashboards"
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)")
+def test_promtool_takes_the_rules() -> None:
+    for what in (["check", "rules", str(FILES / "rules.yaml")], ["check", "config", str(FILES / "prometheus.yaml")]):
+        done = subprocess.run(["promtool", *what], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr + done.stdout
