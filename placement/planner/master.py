@@ -24,6 +24,7 @@ MOVE = 1000
 """A replica moved or stopped weighs as much as so many layout changes."""
 
 Terms = dict[int, float]
+_NOTHING_MISSING = Level(Objective.DEMAND, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +90,14 @@ class Master:
         """Demand and price at once, for the usual case that everything can be met; None where that is not found."""
         mark = self.program.rows
         self.miss_nothing()
-        level = self._level(Objective.PRICE, self.price(), limits)
+        price = self.price()
+        # Where even fractions of replicas cannot meet everything, this tells at once.
+        relaxed = self.program.relaxed().minimise(price, limits)
+        level = self._level(Objective.PRICE, price, limits) if relaxed is not None else None
         if level is None:
             self.program.drop_rows(mark)
             return None
-        return Level(Objective.DEMAND, 0.0, 0.0), level
+        return _NOTHING_MISSING, level
 
     def miss_nothing(self) -> None:
         """Hold every want at nothing missing, and say so in whole replicas."""
