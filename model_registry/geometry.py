@@ -156,6 +156,8 @@ def _illegal(product: Product, options: Iterable[Option]) -> str | None:
 def _media_conflict(profiles: Iterable[ProfileInfo]) -> str | None:
     profiles = tuple(profiles)
     media = [p.name for p in profiles if p.media_extensions]
+    if not media:
+        return None
     if len(media) > 1:
         return f"{' and '.join(media)}: at most one instance on a GPU has media extensions"
     if any(p.variant == "+me.all" for p in profiles):
@@ -273,7 +275,11 @@ class Geometry:
 
     def _fits(self, present: tuple[Option, ...], option: Option) -> bool:
         """Whether `option` can be added to what is legally there. The masks decide nearly always, and cheaply."""
-        return not any(option.mask & o.mask for o in present) and not _illegal(self.product, (*present, option))
+        mask = option.mask
+        for other in present:
+            if mask & other.mask:
+                return False
+        return not _illegal(self.product, (*present, option))
 
     def _walk(self, chosen: tuple[Option, ...], first: int) -> Iterator[tuple[Option, ...]]:
         """`chosen` and everything that can be added to it from the option number `first` on, each set once."""
