@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 
 from gateway.config import TlsConfig
-from gateway.errors import TlsError
+from gateway.errors import GatewayError, SecretUnavailable, TlsError
 from gateway.secret_values import fetch
 
 log = logging.getLogger("sliceway.tls")
@@ -32,7 +32,7 @@ class ServerTls:
         """Raises TlsError where certificate or key cannot be used, and SecretUnavailable where the key's password cannot."""
         self._config = config
         self._seen = self._signature()
-        self.problem: TlsError | None = None
+        self.problem: GatewayError | None = None
         self.context = loaded(config)
 
     def poll(self) -> bool:
@@ -44,7 +44,7 @@ class ServerTls:
         try:
             loaded(self._config)
             _load(self.context, self._config)
-        except TlsError as error:
+        except (TlsError, SecretUnavailable) as error:
             if str(error) != str(self.problem):
                 log.error("the new certificate is not taken, the one before stays in use: %s", error)
             self.problem = error

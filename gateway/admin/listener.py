@@ -28,6 +28,7 @@ from gateway.ingress.server import listening_socket
 from gateway.relay import Receive, Scope, Send
 from gateway.secret_values import Secret, fetch
 from model_registry.atomic import write_atomically
+from model_registry.errors import SlicewayError
 from placement.state import StatePaths
 
 log = logging.getLogger("sliceway.admin")
@@ -101,7 +102,7 @@ class AdminListener:
         if self._server is None and self._address is not None and self._locked():
             try:
                 await self._begin(self._address)
-            except (AddressInUse, OSError) as error:
+            except (SlicewayError, OSError) as error:
                 self._unlock()
                 if not self._told:
                     self._told = True

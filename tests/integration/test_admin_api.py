@@ -270,6 +270,14 @@ def test_it_can_be_turned_off(tmp_path: Path) -> None:
         assert not (tmp_path / "state" / "run").exists()
 
 
+def test_a_key_that_is_not_there_leaves_tenants_served(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = Config.model_validate(settings(tmp_path, admin_key="${ENV:NOT_SET_ANYWHERE}"))
+    with running_gateway(config) as running:
+        wait_until(lambda: "the admin API cannot be served" in caplog.text, what="the reason is logged")
+        assert listener_of(running).serving is None
+        assert httpx2.get(running.url + "/healthz").status_code == 200
+
+
 def test_a_socket_left_by_a_killed_gateway_is_taken_over(tmp_path: Path) -> None:
     left = tmp_path / "left.sock"
     with socket.socket(socket.AF_UNIX) as sock:

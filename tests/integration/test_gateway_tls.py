@@ -171,6 +171,18 @@ def test_an_encrypted_key_needs_its_password(tmp_path: Path, monkeypatch: pytest
     assert ServerTls(named).poll() is False
 
 
+def test_a_password_that_goes_away_later_disturbs_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TLS_PASSWORD", "planted-password")
+    write_pair(tmp_path, "first", password=b"planted-password")
+    tls = ServerTls(config(tmp_path, key_password="${ENV:TLS_PASSWORD}"))
+    monkeypatch.delenv("TLS_PASSWORD")
+    write_pair(tmp_path, "second", password=b"planted-password")
+    assert tls.poll() is False
+    assert isinstance(tls.problem, SecretUnavailable)
+    monkeypatch.setenv("TLS_PASSWORD", "planted-password")
+    assert tls.poll() is True
+
+
 def test_tls_1_3_may_be_demanded(tmp_path: Path) -> None:
     write_pair(tmp_path, "this")
     assert loaded(config(tmp_path, min_version="1.3")).minimum_version is ssl.TLSVersion.TLSv1_3
