@@ -351,6 +351,7 @@ class Exchange:
             raise error
         replica = self._given
         self._desk.stats.connect_failures[replica.replica] += 1
+        self._desk.on_unreachable(replica, error.message)
         if len(self._deaths) + 1 >= DEATHS_PER_REQUEST or replica.replica in self._deaths:
             raise EngineUnreachable(
                 "The engine stopped before it answered, and so did the next one.", replica=replica.replica
@@ -362,6 +363,9 @@ class Exchange:
         sets: dict[str, object] = {}
         if self._desk.salts is not None and self.tenant is not None and self.route.salted:
             sets["cache_salt"] = self._desk.salts.of(self.tenant.name)
+        if self._claim is not None and self._claim.output_cap is not None:
+            name = "max_output_tokens" if self.route.path == "/v1/responses" else "max_tokens"
+            sets[name] = self._claim.output_cap
         if self.route.stored and self.tenant is not None and self._desk.response_ids is not None:
             sets["request_id"] = self._desk.response_ids.make(self.tenant.name, replica.replica)
         return outgoing_body(

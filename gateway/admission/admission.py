@@ -23,6 +23,7 @@ from gateway.errors import GatewayError, RateLimited
 from gateway.routes import ModelRoute, Routes
 from placement.table import ModelRow, ReplicaRow
 
+LEAST_ANSWER_TOKENS = 128  # an answer is not cut shorter than this to make it fit into a limit
 SYNCS_TO_WAIT = 3  # how often the store is asked for a share before a request is refused
 
 
@@ -79,7 +80,7 @@ class Admission:
 
     def claim(self, ask: Ask, route: ModelRoute, now: float) -> Claim:
         """A claim for one request; it holds nothing yet."""
-        raw = ask.raw
+        raw, gauges = ask.raw, self.limits.of(ask.tenant, ask.model)
         size = estimate(
             len(raw),
             self.ratio(ask.model),
@@ -88,13 +89,13 @@ class Admission:
             sequences=ask.sequences,
             generates=ask.generates,
             is_completion=ask.is_completion,
-            by_reference=refers_outside(raw),
+            by_reference=bool(gauges) and refers_outside(raw),
         )
-        return Claim(
+        claim = Claim(
             ask.tenant,
             ask.model,
             size,
-            self.limits.of(ask.tenant, ask.model),
+            gauges,
             now,
             body_bytes=len(raw),
             weight=ask.weight,
@@ -103,6 +104,8 @@ class Admission:
             only=ask.only,
             prefix=prefix_key(ask.tenant, raw) if len(route.ready) > 1 else None,
         )
+        claim.open_ended = ask.max_tokens is None and ask.generates and not ask.is_completion
+        return claim
 
     def place(
         self,
@@ -141,8 +144,13 @@ class Admission:
 
     def _reserve(self, claim: Claim, now: float) -> None:
         size = claim.estimate
-        need = Need(size.prompt_bound + size.output, size.prompt + size.output)
-        claim.reservation = self.limits.reserve(claim.gauges, need, now)
+        least = size.output
+        if claim.open_ended:
+            least = min(least, LEAST_ANSWER_TOKENS * size.sequences)
+        need = Need(size.prompt_bound + size.output, size.prompt + least)
+        claim.reservation = reservation = self.limits.reserve(claim.gauges, need, now)
+        if claim.open_ended and (tokens := reservation.tokens) is not None and tokens < need.bound:
+            claim.output_cap = max(1, (tokens - size.prompt) // size.sequences)
 
     def _wait_for_share(self, claim: Claim, refusal: RateLimited) -> bool:
         """Let it wait for the store's next answer, if other processes may have something left of what is missing."""

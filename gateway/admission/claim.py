@@ -25,11 +25,24 @@ class Claim:
     """See the module. Made by `Admission.claim`, which says what the fields mean that come from the request.
 
     A claim waits in its pool's queue while `ticket` is not negative. `since` is when it was made, `deadline` when it is worth nothing
-    any more, infinite where nobody said; both on the gateway's clock.
+    any more, infinite where nobody said; both on the gateway's clock. `open_ended` is a request that lets its answer be as long as the model can;
+    `output_cap` is how many tokens its tenant's limits leave it, where that is less.
     """
 
     __slots__ = (
-        *("avoid", "body_bytes", "charged", "deadline", "estimate", "gauges", "load", "model", "on_placed"),
+        *(
+            "avoid",
+            "body_bytes",
+            "charged",
+            "deadline",
+            "estimate",
+            "gauges",
+            "load",
+            "model",
+            "on_placed",
+            "open_ended",
+            "output_cap",
+        ),
         *("only", "pool", "prefix", "priority", "rather_not", "refusal", "reservation", "seated_at", "since"),
         *("syncs", "tenant", "ticket", "weight"),
     )
@@ -60,6 +73,8 @@ class Claim:
         self.deadline = deadline
         self.only = only
         self.prefix = prefix
+        self.open_ended = False
+        self.output_cap: int | None = None
         self.avoid = self.rather_not = NONE
         self.reservation: Reservation | None = None
         self.pool: Pool | None = None

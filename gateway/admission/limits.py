@@ -78,13 +78,14 @@ class Gauge:
     def amount(self, need: Need) -> int:
         """What a request of this `need` takes; more than `full` if it can never be admitted.
 
-        A bound above the limit is no reason to refuse a request that most likely fits: it takes the whole limit, so that it runs alone.
+        A bound above the limit is no reason to refuse a request that most likely fits: it takes all that is left, so that it runs alone.
+        `window.used` has to be up to date.
         """
         if not self.per_token:
             return 1
         if need.bound <= self.full:
             return need.bound
-        return self.full if need.likely <= self.full else need.likely
+        return max(need.likely, self.window.limit - self.window.used) if need.likely <= self.full else need.likely
 
     def refusal(self, amount: int, now: float) -> RateLimited:
         """Why `amount` is not to be had, and when it will be."""
@@ -119,10 +120,15 @@ def _window(kind: Kind, limit: int) -> Window | Level:
 class Reservation:
     """What one request holds of its tenant's limits. Ended by `settle` or `refund`, once; later calls do nothing."""
 
-    __slots__ = ("_taken", "_tokens")
+    __slots__ = ("_taken",)
 
     def __init__(self, taken: list[tuple[Gauge, int, int]]) -> None:
         self._taken = taken
+
+    @property
+    def tokens(self) -> int | None:
+        """The most tokens that it allows; None if no limit counts tokens."""
+        return min((amount for gauge, amount, _ in self._taken if gauge.per_token), default=None)
 
     def settle(self, tokens: int, now: float) -> None:
         """The request is over and has used `tokens`; it counts as a request."""

@@ -11,7 +11,6 @@ from gateway.admission.admission import Admission
 from gateway.admission.loads import Load
 from gateway.admission.pools import Pool
 
-
 RECENT_SECONDS = 60.0  # who was not refused for this long is not being throttled
 
 

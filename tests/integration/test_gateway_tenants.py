@@ -98,6 +98,13 @@ def test_tokens_are_settled_with_what_was_used(relay: str, tmp_path: Path) -> No
         assert "retry-after" not in too_many.headers
 
 
+def test_a_request_without_max_tokens_is_given_what_its_limit_leaves(relay: str, tmp_path: Path) -> None:
+    with house(tmp_path, relay, {"name": "acme", "limits": {"tokens_per_minute": 300}}) as one:
+        engine = one.start("m@0", output_tokens=4, max_model_len=8192)
+        assert [one.ask("acme", max_tokens=None).status_code for _ in range(2)] == [200, 200]
+        assert 0 < engine.state.last_request["body"]["max_tokens"] < 300
+
+
 def test_what_engines_fail_costs_nothing(relay: str, tmp_path: Path) -> None:
     with house(tmp_path, relay, {"name": "acme", "limits": {"requests_per_minute": 2, "max_concurrent": 1}}) as one:
         one.start("m@0", error_status=500)
