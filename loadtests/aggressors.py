@@ -150,7 +150,8 @@ _SHARES = {
     "cancel_storm": (0.1, 0.25),
     "slow_readers": (None, 0.25),
 }
-"""Prompt and answer as shares of the model's context; None is 16 tokens in and 1 token out."""
+"""Prompt and answer as shares of the model's context; None is a few words in, and one token out."""
+_FEW_WORDS = 8
 
 
 def load_of(aggressor: Requesting, victim: TenantLoad, model: str, context_tokens: int | None) -> TenantLoad:
@@ -169,7 +170,8 @@ def load_of(aggressor: Requesting, victim: TenantLoad, model: str, context_token
     prompt, output = _lengths(aggressor.kind, context_tokens or CONTEXT_GUESS_TOKENS)
     if isinstance(aggressor, ConnectionFlood):
         return TenantLoad(**common)
-    common["prompt_tokens"] = aggressor.prompt_tokens or Fixed(value=prompt)
+    common["prompt_words"] = _FEW_WORDS
+    common["prompt_tokens"] = aggressor.prompt_tokens or (Fixed(value=prompt) if prompt else None)
     common["output_tokens"] = aggressor.output_tokens or Fixed(value=output)
     return TenantLoad(**common)
 
@@ -195,10 +197,10 @@ def _manner(aggressor: Requesting) -> Manner:
     return Patient()
 
 
-def _lengths(kind: str, context_tokens: int) -> tuple[int, int]:
+def _lengths(kind: str, context_tokens: int) -> tuple[int | None, int]:
     prompt, output = _SHARES.get(kind, (None, None))
     return (
-        max(1, int(context_tokens * prompt)) if prompt else min(16, context_tokens // 2 or 1),
+        max(1, int(context_tokens * prompt)) if prompt else None,
         max(1, int(context_tokens * output)) if output else 1,
     )
 

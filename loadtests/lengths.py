@@ -141,3 +141,13 @@ Length = Annotated[
     BeforeValidator(_number_is_fixed),
 ]
 """A whole number, or a distribution by its `kind`."""
+
+
+def longest(length: Length) -> int:
+    """The longest that can be drawn."""
+    match length:
+        case Fixed(value=value):
+            return value
+        case Choice(values=values):
+            return max(values)
+    return length.max

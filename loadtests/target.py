@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.client import Connection
+from loadtests.lengths import longest
 from loadtests.load import Places, needs_lexicon, read_places
 from loadtests.problems import LoadTestError, Problem, ScenarioError
 from loadtests.scenario import TenantLoad
@@ -55,6 +56,7 @@ class Target:
             if kind not in self._lexicons:
                 self._lexicons[kind] = self._lexicon(tenant, tokenizers.get(tenant.model))
             found[tenant.name] = self._lexicons[kind]
+            _check_room(tenant, self._lexicons[kind])
         return found
 
     def _lexicon(self, tenant: TenantLoad, tokenizer: Path | None) -> Lexicon:
@@ -107,6 +109,19 @@ class Target:
             ) from error
         finally:
             connection.close()
+
+
+def _check_room(tenant: TenantLoad, lexicon: Lexicon) -> None:
+    """Raises ScenarioError where the model's template alone is longer than any prompt that is asked for."""
+    least = lexicon.overhead_tokens + 1
+    if tenant.prompt_tokens is not None and longest(tenant.prompt_tokens) < least:
+        raise ScenarioError(
+            Problem(
+                f"prompts of {longest(tenant.prompt_tokens)} tokens cannot be made: the template of {tenant.model!r} and one word are {least}",
+                f"tenant {tenant.name!r}: prompt_tokens",
+                f"Ask for {least} or more.",
+            )
+        )
 
 
 def _tokenize(tenant: TenantLoad, text: str) -> dict[str, Any]:

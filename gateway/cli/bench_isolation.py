@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,9 +88,9 @@ def isolation(
     from --victim to --seed are for a configuration.
     """
     require_locust()
-    output = _output(samples, report, as_json=as_json)
+    output = _Output(samples, report, as_json)
     if _is_scenario(path):
-        raise typer.Exit(_run_scenario(path, output, report, as_json=as_json))
+        raise typer.Exit(_run_scenario(path, output))
     budget = {"p99_ratio": p99_ratio, "p99_over_p50": p99_over_p50}
     code = _run_config(
         path,
@@ -111,11 +112,35 @@ def isolation(
     raise typer.Exit(code)
 
 
-def _output(samples: Path | None, report: Path | None, *, as_json: bool) -> list[str]:
-    words = ["--json"] if as_json else []
-    words += ["--samples", str(samples)] if samples else []
-    words += ["--report", str(report)] if report else []
-    return [*words, "--command-line", shlex.join(["sliceway", *sys.argv[1:]])]
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """Where the results go."""
+
+    samples: Path | None
+    report: Path | None
+    as_json: bool
+
+    def words(self) -> list[str]:
+        """As arguments of the load tests."""
+        samples = ["--samples", str(self.samples)] if self.samples else []
+        return [*self.final_words(), *samples, *_repeat()]
+
+    def final_words(self) -> list[str]:
+        """The same without the samples, for a report that is made of others."""
+        report = ["--report", str(self.report)] if self.report else []
+        return [*(["--json"] if self.as_json else []), *report]
+
+    def of_part(self, number: int, report: Path) -> list[str]:
+        """For one deployment of several: its report goes to `report`, its samples to a file of their own."""
+        if self.samples is None:
+            samples = []
+        else:
+            samples = ["--samples", str(self.samples.with_stem(f"{self.samples.stem}-{number}"))]
+        return ["--report", str(report), *samples, *_repeat()]
+
+
+def _repeat() -> list[str]:
+    return ["--command-line", shlex.join(["sliceway", *sys.argv[1:]])]
 
 
 def _is_scenario(path: Path) -> bool:
@@ -127,7 +152,7 @@ def _is_scenario(path: Path) -> bool:
     return any(line.startswith("kind:") for line in text.splitlines())
 
 
-def _run_config(path: Path, output: Sequence[str], *, victim: str | None, neighbour: str | None, **numbers: Any) -> int:
+def _run_config(path: Path, output: _Output, *, victim: str | None, neighbour: str | None, **numbers: Any) -> int:
     """The configuration's own tenants, chosen by hand or by themselves."""
     config = load_config(path)
     with serving(path, config) as served:
@@ -139,36 +164,31 @@ def _run_config(path: Path, output: Sequence[str], *, victim: str | None, neighb
         lifetime = numbers["rounds"] * 3 * (numbers["duration_seconds"] + numbers["warmup_seconds"])
         with keys_for(served, tenants, lifetime_seconds=lifetime) as keys:
             told = _context(served, keys, tenants)
-            return loadtests(["isolation", "-", *output], {"scenario": made, "context": told})
+            return loadtests(["isolation", "-", *output.words()], {"scenario": made, "context": told})
 
 
-def _run_scenario(path: Path, output: Sequence[str], report: Path | None, *, as_json: bool) -> int:
+def _run_scenario(path: Path, output: _Output) -> int:
     """Everything that the scenario names, one deployment after the other; several become one report."""
     needs = _checked(path)
     deployments: list[Mapping[str, Any]] = needs["deployments"]
     if not deployments:
         with _deployed(path, needs, needs) as told:
-            return loadtests(["isolation", str(path), "--context", *output], told)
+            return loadtests(["isolation", str(path), "--context", *output.words()], told)
     with tempfile.TemporaryDirectory(prefix="sliceway-bench-") as directory:
-        results = [
-            _run_deployment(path, needs, one, output, Path(directory) / str(i)) for i, one in enumerate(deployments)
-        ]
-        final = ["--json"] if as_json else []
-        final += ["--report", str(report)] if report else []
-        return loadtests(["render", *(str(result) for result in results), *final])
+        results = []
+        for number, one in enumerate(deployments):
+            into = Path(directory) / str(number)
+            results.append(_run_deployment(path, needs, one, output.of_part(number, into), into))
+        return loadtests(["render", *map(str, results), *output.final_words()])
 
 
 def _run_deployment(
-    path: Path, needs: Mapping[str, Any], one: Mapping[str, Any], output: Sequence[str], into: Path
+    path: Path, needs: Mapping[str, Any], one: Mapping[str, Any], words: Sequence[str], into: Path
 ) -> Path:
     """One deployment's result as a file. Raises BenchError where it could not be measured."""
     err.print(f"[dim]deployment {one['name']!r}[/]")
-    command = [word for word in output if word != "--json"]
-    if "--report" in command:
-        place = command.index("--report")
-        del command[place : place + 2]
     with _deployed(path, needs, one) as told:
-        code, _ = asked(["isolation", str(path), "--context", "--report", str(into), *command], told)
+        code, _ = asked(["isolation", str(path), "--context", *words], told)
     result = into / "report.json"
     if not result.exists():
         raise BenchError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from loadtests.lengths import Choice
 from loadtests.problems import LoadTestError, ScenarioError
 from loadtests.scenario import TenantLoad
 from loadtests.target import Target
@@ -106,6 +107,16 @@ def test_else_by_a_tokenizer_file_and_what_the_server_adds(tmp_path: Path) -> No
         (tmp_path / "broken.json").write_text("{}")
         with pytest.raises(ScenarioError, match="no tokenizer can be read"):
             Target(url, {"acme": None}).lexicons([CHAT], {"chat": tmp_path / "broken.json"})
+
+
+def test_a_prompt_shorter_than_the_template_is_refused() -> None:
+    short = TenantLoad.model_validate({"name": "acme", "model": "chat", "prompt_tokens": 10})
+    with gateway({"/tokenize": lambda body: {"count": words(body)}}) as (url, _):
+        with pytest.raises(ScenarioError, match="prompts of 10 tokens cannot be made") as caught:
+            Target(url, {"acme": None}).lexicons([short], {})
+        assert "Ask for 11 or more" in str(caught.value)
+        mixed = short.model_copy(update={"prompt_tokens": Choice(values=(5, 11))})
+        assert Target(url, {"acme": None}).lexicons([mixed], {})
 
 
 def test_a_model_that_does_not_count_is_told() -> None:
