@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from placement.planner.shapes import GpuClass, Shape
 from placement.planner.solver import INFINITY, Limits, Program, Solved
@@ -24,6 +24,7 @@ MOVE = 1000
 """A replica moved or stopped weighs as much as so many layout changes."""
 
 Terms = dict[int, float]
+_FEW_NODES = 500
 _NOTHING_MISSING = Level(Objective.DEMAND, 0.0, 0.0)
 
 
@@ -93,11 +94,29 @@ class Master:
         price = self.price()
         # Where even fractions of replicas cannot meet everything, this tells at once.
         relaxed = self.program.relaxed().minimise(price, limits)
+        if relaxed is not None and (near := self._near(relaxed, limits)) is not None:
+            self._last = near
+            if near.objective <= relaxed.objective / (1 - limits.gap_ratio):
+                self.hold(price, near.objective)
+                return _NOTHING_MISSING, Level(Objective.PRICE, near.objective, min(near.objective, relaxed.objective))
         level = self._level(Objective.PRICE, price, limits) if relaxed is not None else None
         if level is None:
             self.program.drop_rows(mark)
             return None
         return _NOTHING_MISSING, level
+
+    def _near(self, relaxed: Solved, limits: Limits) -> Solved | None:
+        """The best answer close to the relaxation; None if there is none.
+
+        The larger the fleet, the less a replica or a GPU more matters, and the better this is: mostly within the gap.
+        """
+        close = {
+            v: (math.floor(relaxed.values[v] + 1e-6) - 1.0, math.ceil(relaxed.values[v] - 1e-6) + 1.0)
+            for v in self._x.values()
+        }
+        full = {v: (math.floor(relaxed.values[v] + 1e-6) - 3.0, INFINITY) for v in self._y.values()}
+        brief = replace(limits, seconds=limits.seconds / 5, nodes=_FEW_NODES)
+        return self.program.within(close | full).minimise(self.price(), brief)
 
     def miss_nothing(self) -> None:
         """Hold every want at nothing missing, and say so in whole replicas."""

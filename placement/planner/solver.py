@@ -142,6 +142,13 @@ class Program:
         """The same program with every variable real: its optimum bounds this one's."""
         return replace(self, _integer=[False] * self.variables)
 
+    def within(self, bounds: Mapping[int, tuple[float, float]]) -> Program:
+        """The same program with these variables between these bounds, as far as their own admit it."""
+        lower, upper = list(self._lower), list(self._upper)
+        for variable, (least, most) in bounds.items():
+            lower[variable], upper[variable] = max(lower[variable], least), min(upper[variable], most)
+        return replace(self, _lower=lower, _upper=upper)
+
     def _model(self, objective: Mapping[int, float], constant: float) -> Any:
         import highspy
         import numpy as np
