@@ -84,11 +84,6 @@ def test_a_matrix_ends_in_reports_that_can_be_compared(tmp_path: Path) -> None:
     ("fields", "said"),
     [
         ({"victim": SCENARIO["victim"] | {"slo": {"ttft": 0.2}}}, "has no unit"),
-        (
-            {"victim": SCENARIO["victim"] | {"arrival": {"kind": "poisson", "requests_per_second": 2}}},
-            "Set duration_seconds",
-        ),
-        ({"deployments": None}, "the scenario names no gateway"),
         ({"deployments": None, "config": "config.yaml"}, "there is no tenant 'quiet'"),
     ],
 )
