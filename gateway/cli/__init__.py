@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 
 import typer
@@ -59,17 +58,7 @@ for _module in (
     _module.register(app)
 
 
-def with_ray_address(arguments: list[str]) -> list[str]:
-    """`--ray` may stand alone: then this machine is the first of a new cluster. What follows is its value if it is an address."""
-    if "--ray" not in arguments:
-        return arguments
-    after = arguments.index("--ray") + 1
-    if after < len(arguments) and re.fullmatch(r"local|auto|\S+:\d+", arguments[after]):
-        return arguments
-    return [*arguments[:after], cluster.LOCAL, *arguments[after:]]
-
-
 def main() -> None:
     """Run the command line; errors that sliceway raises on purpose are told in words, never as a traceback."""
-    sys.argv[1:] = with_ray_address(sys.argv[1:])
+    sys.argv[1:] = cluster.with_ray_address(sys.argv[1:])
     run(app)

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -115,6 +116,16 @@ def list_nodes(
         return
     for line in _lines(status):
         out.print(line, highlight=False, markup=False)
+
+
+def with_ray_address(arguments: list[str]) -> list[str]:
+    """`--ray` may stand alone: then this machine is the first of a new cluster. What follows is its value if it is an address."""
+    if "--ray" not in arguments:
+        return arguments
+    after = arguments.index("--ray") + 1
+    if after < len(arguments) and re.fullmatch(r"local|auto|\S+:\d+", arguments[after]):
+        return arguments
+    return [*arguments[:after], LOCAL, *arguments[after:]]
 
 
 def up_on_ray(path: Path, config: Config, address: str, *, listen: str | None) -> None:
