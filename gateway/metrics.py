@@ -146,7 +146,7 @@ def _admission(admission: Admission) -> Iterator[Metric]:
             waiting.add_metric((*labels, tenant), requests)
         tokens.add_metric(labels, pool.waiting_tokens)
         expected.add_metric(labels, pool.expected_wait_seconds("") if pool.waiting else 0.0)
-        refused.add_metric(labels, pool.counts.refused + pool.counts.overtaken_by_deadline)
+        refused.add_metric(labels, pool.counts.refused + pool.counts.too_late)
     yield from (waiting, tokens, expected, refused)
     yield _counter(
         "throttled_requests",

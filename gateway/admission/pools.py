@@ -34,7 +34,7 @@ class PoolCounts:
 
     queued: int = 0
     refused: int = 0
-    overtaken_by_deadline: int = 0
+    too_late: int = 0
 
 
 class Pool:
@@ -127,7 +127,7 @@ class Pool:
             raise self._full(claim, f"the bodies that wait take {self.waiting_bytes} bytes", now)
         wait = self.expected_wait_seconds(claim.tenant)
         if now + wait > claim.deadline:
-            self.counts.overtaken_by_deadline += 1
+            self.counts.too_late += 1
             raise DeadlineTooClose(
                 f"The request would wait about {wait:.1f} s for model {self.model!r}, and its deadline is in "
                 f"{max(0.0, claim.deadline - now):.1f} s; {waiting} requests wait.",
