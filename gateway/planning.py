@@ -14,7 +14,7 @@ from gateway.layouts import running_controller, seats
 from model_registry.catalogue import load_catalogue
 from model_registry.sizing.calibration import CalibrationStore
 from model_registry.sizing.throughput import THROUGHPUT_FILE, ThroughputStore
-from placement.autoscale import Repartition, rescale
+from placement.autoscale.repartition import Repartition, rescale
 from placement.core_shares import share_cores
 from placement.cores import format_cores
 from placement.errors import InventoryError, TransitionBlocked

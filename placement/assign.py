@@ -79,12 +79,17 @@ def seated(seats: Mapping[str, str]) -> tuple[Wanted, ...]:
 
 
 def assign(
-    wanted: Sequence[Wanted], fits: Fits, inventory: Inventory, *, current: Mapping[str, str] | None = None
+    wanted: Sequence[Wanted],
+    fits: Fits,
+    inventory: Inventory,
+    *,
+    current: Mapping[str, str] | None = None,
+    may_move: bool = True,
 ) -> Assignment:
     """Seat every replica on a slice of its own, or tell which cannot be and what would help.
 
     `fits` holds an entry for every model and slice. `current` are slice ids of replicas that run, which are kept where
-    possible. Equal inputs give equal results, in whatever order they come.
+    possible, and in any case unless `may_move`. Equal inputs give equal results, in whatever order they come.
     """
     order = sorted(wanted, key=lambda w: (w.model, w.ordinal))
     unplaced = _pinned_twice(order)
@@ -92,7 +97,7 @@ def assign(
     slices = sorted(inventory.slices, key=lambda s: (s.memory_bytes, natural(s.id)))
     seating = _Seating({w.replica: frozenset(s.id for s in slices if _accepts(w, s, fits)) for w in seekers})
     seating.hold(current or {})
-    for movable in (False, True):
+    for movable in (False, True) if may_move else (False,):
         for candidate in slices:
             seating.offer(candidate.id, movable=movable)
     seated = seating.by_replica()

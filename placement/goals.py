@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from pydantic import Field
 from model_registry.errors import ConfigError, SlicewayError
 from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig, Section
-from placement.assign import Fits, assign, seated, wanted_replicas
+from placement.assign import Assignment, Fits, Wanted, assign, seated, wanted_replicas
 from placement.engines import EngineKind, EngineVersions, find_engine_python
 from placement.errors import PlacementError
 from placement.launch import SizedModel, build_launch, kv_cache_tokens
@@ -89,11 +90,14 @@ def plan_goals(
     *,
     current: Mapping[str, str] | None = None,
     orders: Orders | None = None,
+    demanded: Mapping[str, int] | None = None,
 ) -> Goals:
     """Seat every replica and say how it is started.
 
     `current` are slice ids of replicas that run; they stay where they are if they can. Replicas that `orders` stop keep
-    their seats but have no goal; those that they seat may have that slice only. A model that cannot be read, or
+    their seats but have no goal; those that they seat may have that slice only. `demanded` are numbers of replicas that
+    demand asks for, by model: those beyond what is configured take slices that nobody else needs, and are left out
+    where there is none. A model that cannot be read, or
     that fits nowhere, is told in `unplaced` and takes nothing from the others.
     """
     models, unreadable = _describe(config, registry)
@@ -106,10 +110,12 @@ def plan_goals(
     # An engine whose model cannot be read at the moment goes on where it is.
     held = {current[replica] for replica in unplaced if replica in current}
     free = Inventory(tuple(s for s in inventory.slices if s.id not in held), notes=inventory.notes)
-    assignment = assign([w for w in wanted if w.model in models], fits, free, current=current)
+    wanted = tuple(w for w in wanted if w.model in models)
+    more = tuple(w for w in _more_replicas(config, wanted, demanded or {}) if w.model in models)
+    assignment = _seat_all(wanted, more, fits, free, current)
     unplaced |= assignment.unplaced
     goals: dict[str, Goal] = {}
-    by_replica = {w.replica: w for w in wanted}
+    by_replica = {w.replica: w for w in (*wanted, *more)}
     for replica, slice_id in assignment.slices.items():
         target, sized = inventory.by_id[slice_id], models[by_replica[replica].model]
         try:
@@ -120,6 +126,45 @@ def plan_goals(
         goals.pop(replica, None)
         unplaced.pop(replica, None)
     return Goals(config, inventory, goals, models, unplaced)
+
+
+def _more_replicas(
+    config: PlacementConfig, wanted: tuple[Wanted, ...], demanded: Mapping[str, int]
+) -> tuple[Wanted, ...]:
+    """The replicas beyond `wanted` that demand asks for, under the lowest numbers that are free, within the models' bounds."""
+    more: list[Wanted] = []
+    for model in sorted(config.models, key=lambda m: m.name):
+        taken = {w.ordinal for w in wanted if w.model == model.name}
+        number = min(demanded.get(model.name, 0), model.most_replicas or 0)
+        free = (n for n in count() if n not in taken)
+        more += [
+            Wanted(f"{model.name}-{n}", model.name, n, profiles=model.accepted_profiles)
+            for n in islice(free, max(0, number - len(taken)))
+        ]
+    return tuple(more)
+
+
+def _seat_all(
+    wanted: tuple[Wanted, ...],
+    more: tuple[Wanted, ...],
+    fits: Fits,
+    inventory: Inventory,
+    current: Mapping[str, str],
+) -> Assignment:
+    """`wanted` have every slice if they need it, and leave those of `more` alone if they do not. For `more` nothing moves."""
+    lent = {current[w.replica] for w in more if w.replica in current}
+    first = assign(wanted, fits, _only(inventory, lambda s: s.id not in lent), current=current)
+    if lent and first.unplaced:
+        first = assign(wanted, fits, inventory, current=current)
+    if not more:
+        return first
+    taken = set(first.slices.values())
+    then = assign(more, fits, _only(inventory, lambda s: s.id not in taken), current=current, may_move=False)
+    return Assignment({**first.slices, **then.slices}, first.unplaced)
+
+
+def _only(inventory: Inventory, keep: Callable[[Slice], bool]) -> Inventory:
+    return Inventory(tuple(s for s in inventory.slices if keep(s)), notes=inventory.notes)
 
 
 def engine_kind(target: Slice) -> EngineKind:

@@ -11,6 +11,9 @@
       withheld.json           slices that `apply --drain` wants free; gone otherwise
       orders.json, orders.log what is asked of single replicas (drain, stop, start), and every change of that
       planned.json            which replica has which slice, by the last plan that was carried out
+      autoscale.json          how many replicas of each model demand asks for, as last decided
+      figures/PROCESS.json    what one gateway process sees of demand; stale ones do not count
+      generation.json         which configuration gateways go by, as a number that grows with each change
       reservations.json       slices that were made for other work, and for whom
       transition.json         what is done of a transition under way; gone otherwise
       simulated/FLEET/        the machine of a simulated fleet
@@ -124,6 +127,21 @@ class StatePaths:
     def orders_log(self) -> Path:
         """Every change of the orders, a JSON object per line."""
         return self.root / "orders.log"
+
+    @property
+    def autoscale(self) -> Path:
+        """How many replicas of each model autoscaling has decided on; see `placement.scaling`."""
+        return self.root / "autoscale.json"
+
+    @property
+    def figures(self) -> Path:
+        """What each gateway process sees of demand; see `placement.figures`."""
+        return self.root / "figures"
+
+    @property
+    def generation(self) -> Path:
+        """The number of the configuration that gateways go by."""
+        return self.root / "generation.json"
 
     @property
     def controller_lock(self) -> Path:

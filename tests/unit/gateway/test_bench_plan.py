@@ -160,5 +160,5 @@ def test_capacity_is_asked_for_by_a_tenant_that_may() -> None:
     assert tenant_for(apart, "chat-b", None) == "noisy"
     assert tenant_for(config_of(), "chat-b", None) == "bench"
     for model, wanted in (("embed", None), ("chat-b", "quiet")):
-        with pytest.raises(ConfigError, match="may (not )?use"):
+        with pytest.raises(ConfigError, match=r"may (not )?use"):
             tenant_for(apart, model, wanted)

@@ -6,7 +6,8 @@ import pytest
 
 from model_registry.catalogue import load_catalogue
 from model_registry.geometry import Placement
-from placement.autoscale import Scaled, ScaledModel, Signals, WakeFigures, choose_sleep, decide, rescale
+from placement.autoscale import Scaled, ScaledModel, Signals, WakeFigures, choose_sleep, decide
+from placement.autoscale.repartition import rescale
 from placement.planner.types import FleetGpu, Instance, ModelDemand, Option, Problem
 from placement.policy import AutoscalePolicy
 from placement.workload.fleet import only
