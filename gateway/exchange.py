@@ -56,10 +56,11 @@ class ClientLeft(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a reload replaces as a whole."""
+    """What a reload replaces as a whole. `generation_header` tells clients which configuration decided."""
 
     directory: Directory
     limits: GatewayConfig
+    generation_header: tuple[bytes, bytes] = (b"x-sliceway-generation", b"0")
 
 
 class Stage(Enum):
@@ -167,6 +168,7 @@ class Exchange:
             "answering",
             "complete",
             "deadline",
+            "generation",
             "meter",
             "model",
             "received_at",
@@ -212,7 +214,9 @@ class Exchange:
         self.meter: StreamMeter | TypedEventMeter | None = None
         self.usage: Usage | None = None
         self.received_at = desk.clock()
-        self.deadline = self.received_at + desk.policy.limits.body_timeout_seconds
+        policy = desk.policy
+        self.deadline = self.received_at + policy.limits.body_timeout_seconds
+        self.generation = policy.generation_header
         self.status = 500
         self.answering = False  # the status line is out
         self.streaming = False  # the answer is a stream of events
@@ -250,6 +254,7 @@ class Exchange:
             does = "embeds text; use /v1/embeddings" if task == "embed" else "generates text; use /v1/chat/completions"
             raise WrongTask(f"The model {body.model!r} {does}.", param="model")
         self.model = model
+        self._desk.stats.arrivals[model] += 1
 
     def _bound(self, body: Body, tenant: Tenant) -> Body:
         """Bind the request to the engine that holds the response it names, if it names one. Raises UnknownResponse."""
@@ -513,9 +518,14 @@ class Exchange:
         return [(b"x-sliceway-overhead-ms", b"%.3f" % (max(0.0, seconds) * 1000))]
 
     def limit_headers(self) -> list[tuple[bytes, bytes]]:
-        """`x-ratelimit-*`, for answers and errors alike; none where no limit applies, or the request did not get that far."""
+        """`x-sliceway-generation` and `x-ratelimit-*`, for answers and errors alike.
+
+        Of limits there is nothing where none applies, or the request did not get that far.
+        """
         claim = self._claim
-        return rate_limit_headers(claim.gauges, self._desk.clock()) if claim is not None and claim.gauges else []
+        if claim is None or not claim.gauges:
+            return [self.generation]
+        return [self.generation, *rate_limit_headers(claim.gauges, self._desk.clock())]
 
     def __enter__(self) -> Self:
         if self._on_interrupt is None:

@@ -23,6 +23,11 @@ class ModelRoute:
     replicas: tuple[ReplicaRow, ...] = ()
     ready: tuple[ReplicaRow, ...] = ()
 
+    @property
+    def failed(self) -> bool:
+        """Whether it has replicas and every one of them has failed."""
+        return bool(self.replicas) and all(r.state is ReplicaState.FAILED for r in self.replicas)
+
     def why_not_ready(self) -> str:
         """One phrase for a client; the engine's own words stay with the operator (`/slices`, `sliceway status`)."""
         if not self.replicas:

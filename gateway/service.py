@@ -25,6 +25,8 @@ from gateway.config import Config, load_config
 from gateway.digests import LatencyBook
 from gateway.errors import Draining, EngineError, OperatorError
 from gateway.exchange import Clock, Exchanges, Policy
+from gateway.figures import FiguresWriter
+from gateway.generations import Generations, generation_header
 from gateway.health import HealthBook
 from gateway.keys import Keyring, WallClock
 from gateway.metrics import Files, MetricsPage
@@ -36,6 +38,7 @@ from gateway.tenants import Directory, Tenant
 from gateway.tls import ServerTls
 from gateway.upstream import Engines
 from model_registry.errors import ConfigError
+from placement.state import StatePaths
 from placement.table import ReplicaRow, ReplicaState, RoutingTable
 
 log = logging.getLogger("sliceway.gateway")
@@ -76,7 +79,7 @@ class Errand(Protocol):
 
 
 class Gateway:
-    """The running gateway. `exchanges`, `metrics_page` and, where there are any, `admin` and `sharing` are set once by the wiring, before `start`.
+    """The running gateway. `exchanges`, `metrics_page`, `figures` and, where there are any, `admin` and `sharing` are set once by the wiring, before `start`.
 
     Its making raises OverlayError or OperatorError where the configuration and what operators changed do not go together, and
     TlsError where the certificate cannot be used.
@@ -84,6 +87,7 @@ class Gateway:
 
     exchanges: Exchanges
     metrics_page: MetricsPage
+    figures: FiguresWriter
     admin: Errand | None = None
     sharing: Sharing | None = None
 
@@ -95,6 +99,8 @@ class Gateway:
         self._config = config = applied(config, parts.overlay.value)
         self._parts = parts
         self._config_path = config_path
+        self._generations = Generations(StatePaths(config.state).generation)
+        self._generation = self._generations.of(config)
         self._reloads = parts.overlay.value.reloads
         self._tokens = self._made_tokens()
         self.tls = ServerTls(config.gateway.tls) if config.gateway.tls else None
@@ -120,7 +126,9 @@ class Gateway:
 
     def policy(self) -> Policy:
         """What requests are decided by, from the configuration as it counts."""
-        return Policy(Directory.of(self._config, self._tokens), self._config.gateway)
+        return Policy(
+            Directory.of(self._config, self._tokens), self._config.gateway, generation_header(self._generation)
+        )
 
     def authenticate(self, authorization: bytes | None) -> Tenant:
         """The tenant behind an Authorization header. Raises MissingKey, InvalidKey."""
@@ -165,7 +173,7 @@ class Gateway:
         )
 
     def readiness(self) -> tuple[bool, dict[str, Any]]:
-        """Ready while at least one model has a replica that takes requests, and the gateway is not stopping."""
+        """Ready while at least one model has a replica that takes requests, or is woken by one, and the gateway is not stopping."""
         routes = self._routes
         models = {
             name: {
@@ -177,7 +185,8 @@ class Gateway:
             }
             for name, model in sorted(routes.models.items())
         }
-        ready = not self.draining and any(model.ready for model in routes.models.values())
+        served = any(model.ready or self.admission.wakes(name, model) for name, model in routes.models.items())
+        ready = not self.draining and served
         problems = [str(watched.problem) for watched in self._watched() if watched.problem is not None]
         if self.sharing is not None and self.sharing.problem is not None:
             problems.append(self.sharing.problem)
@@ -185,6 +194,7 @@ class Gateway:
             "ready": ready,
             "draining": self.draining,
             "generation": routes.generation,
+            "config_generation": self._generation,
             "models": models,
             "problems": problems,
         }
@@ -198,6 +208,7 @@ class Gateway:
             raise self._parts.keyring.problem
         self.follow_files()
         self._tasks = [asyncio.create_task(self._every(seconds, step)) for seconds, step in self._chores()]
+        self._tasks.append(asyncio.create_task(self._tell_figures()))
         if self.sharing is not None:
             await self.sharing.sync()
             self._tasks.append(asyncio.create_task(self.sharing.run(self._config.gateway.shared_limits.sync_seconds)))
@@ -209,6 +220,7 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.admin is not None:
             await self.admin.stop()
+        self.figures.stop()
         if self.sharing is not None:
             await self.sharing.leave()
         await self._parts.engines.close()
@@ -276,7 +288,8 @@ class Gateway:
         self._parts.stats.config_reloads["taken"] += 1
         self._file_config = file_config
         self._adopt(config)
-        log.info("configuration read again: %d models, %d tenants", len(config.models), len(config.tenants))
+        told = (self._generation, len(config.models), len(config.tenants))
+        log.info("configuration read again, generation %d: %d models, %d tenants", *told)
 
     def _adopt(self, config: Config) -> None:
         """Go by another configuration from here on."""
@@ -295,6 +308,8 @@ class Gateway:
             if getattr(config.gateway, name) != getattr(self._config.gateway, name):
                 log.warning("gateway.%s counts after a restart", name)
         issuer_before, self._config = self._config.auth.oidc, config
+        self._generation = self._generations.of(config)
+        self.figures.configure(config)
         if config.auth.oidc != issuer_before:
             self._tokens = self._made_tokens()
         self.exchanges.policy = self.policy()
@@ -322,6 +337,14 @@ class Gateway:
         )
         followed = (self._parts.overlay, *keyring)
         return (self._parts.table, *followed) if any(model.source for model in self._config.models) else followed
+
+    async def _tell_figures(self) -> None:
+        while True:
+            try:
+                await self.figures.tick()
+            except Exception:
+                log.exception("what this gateway sees of demand could not be told; it is tried again")
+            await asyncio.sleep(self.figures.interval_seconds)
 
     async def _look(self) -> None:
         self.exchanges.expire()

@@ -30,6 +30,7 @@ from gateway.console.app import add_console
 from gateway.digests import LatencyBook
 from gateway.engine_metrics import EngineMetrics
 from gateway.exchange import Clock, Exchanges
+from gateway.figures import FiguresWriter
 from gateway.health import HealthBook
 from gateway.hotpath import BothEngines, HotEngines, HotPath, hot_protocol
 from gateway.ingress import Ingress, cold_app
@@ -114,6 +115,7 @@ def create_gateway(
             lambda: gateway.sharing,
         )
     )
+    gateway.figures = FiguresWriter(config, gateway.routes, gateway.admission, parts.stats, parts.book, clock, wall)
     gateway.admin = _admin_listener(gateway, config_path, wall)
     gateway.sharing = _sharing(config, gateway, clock, wall)
     relay = AsgiRelay(gateway.exchanges, parts.engines)

@@ -44,6 +44,7 @@ from placement.replicas.memory import Usage, measure
 from placement.replicas.probe import Probe
 from placement.replicas.process import EngineProcess, LocalLauncher, kill_session, read_log, secure
 from placement.replicas.replica import Goal, Hands, Replica, end_process, first_of
+from placement.scaling import Scaling, barred
 from placement.schema import EngineConfig, FleetConfig
 from placement.slices import Inventory, SliceKind
 from placement.status import Refusal, write_status
@@ -67,7 +68,10 @@ def make_registry(engine: EngineConfig, inventory: Inventory) -> Registry:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the controller gets what it compares. `load` reads the configuration anew at every call."""
+    """Where the controller gets what it compares. `load` reads the configuration anew at every call.
+
+    `scales` is whether replicas follow demand here; on a node of a cluster the head decides.
+    """
 
     load: Callable[[], PlacementConfig]
     name: str
@@ -75,6 +79,7 @@ class Sources:
     registry: Callable[[EngineConfig, Inventory], Registry] = make_registry
     clock: Clock = field(default_factory=SystemClock)
     jitter: Callable[[], float] = random.random
+    scales: bool = True
 
 
 def calibrated_registry(
@@ -116,11 +121,14 @@ class Controller:
         self._orders = Orders()
         self._carried_out = 0
         self._gates = StartGates(at_once=starts_at_once(len(os.sched_getaffinity(0))))
-        self._starting: list[asyncio.Task[None]] = []
-        self._strays: list[asyncio.Task[None]] = []
+        self._scaling = Scaling(workshop.paths, on=sources.scales)
+        self._launching: dict[str, asyncio.Task[None]] = {}  # by replica: those that wait for their slice
+        self._leaving: dict[str, asyncio.Task[None]] = {}  # by replica
+        self._strays: dict[str, asyncio.Task[None]] = {}  # by slice
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
+        self._rescale = asyncio.Event()
 
     def reload(self) -> None:
         """Read the configuration again, as SIGHUP has it."""
@@ -141,7 +149,8 @@ class Controller:
             self._table = self._last_table()
             await self._begin()
             async with asyncio.TaskGroup() as tasks:
-                helpers = [tasks.create_task(self._publish_changes()), tasks.create_task(self._watch_memory())]
+                chores = (self._publish_changes(), self._watch_memory(), self._follow_demand())
+                helpers = [tasks.create_task(chore) for chore in chores]
                 await self._until_stopped()
                 await self._end()
                 for helper in helpers:
@@ -160,10 +169,11 @@ class Controller:
         self._remember(config)
         strays = [process for entry in entries if (process := self._take_over(entry, self._goals)) is not None]
         adopted = list(self._replicas.values())
-        leaving = {p.entry.slice_id: asyncio.create_task(self._end_stray(p)) for p in strays}
-        self._strays = list(leaving.values())
-        missing = [goal for goal in self._goals.replicas.values() if goal.replica not in self._replicas]
-        self._starting = [asyncio.create_task(self._launch_after(g, {leaving.get(g.slice.id)})) for g in missing]
+        self._strays = {p.entry.slice_id: asyncio.create_task(self._end_stray(p)) for p in strays}
+        self._scaling.adopt(config)
+        for goal in self._goals.replicas.values():
+            if goal.replica not in self._replicas:
+                self._launch(goal, {self._strays.get(goal.slice.id)})
         self._state = "running"
         self._carried_out = self._orders.number
         await self._settle(adopted)
@@ -181,11 +191,21 @@ class Controller:
 
     async def _plan(self, config: PlacementConfig, current: Mapping[str, str]) -> Goals:
         """Blocking: reads models' files, may ask the hub."""
+        demanded = self._scaling.numbers(config)
 
         def plan() -> Goals:
             inventory = without(self._sources.observe(config.fleet), withheld(self._paths))
             self._registry = calibrated_registry(self._sources, self._workshop, config, inventory)
-            return plan_goals(config, inventory, self._registry, self._workshop, current=current, orders=self._orders)
+            return plan_goals(
+                config,
+                inventory,
+                self._registry,
+                self._workshop,
+                current=current,
+                orders=self._orders,
+                demanded=demanded,
+                barred=barred(config, inventory, self._paths) if demanded else (),
+            )
 
         return await asyncio.to_thread(plan)
 
@@ -297,10 +317,14 @@ class Controller:
     async def _until_stopped(self) -> None:
         """Take over new configurations as they are announced. A stop does not wait for one that is being applied."""
         while not self._stop.is_set():
-            await first_of(self._stop.wait(), self._reload.wait())
+            await first_of(self._stop.wait(), self._reload.wait(), self._rescale.wait())
             if self._reload.is_set():
                 self._reload.clear()
+                self._rescale.clear()
                 await first_of(self._stop.wait(), self._take_new_configuration())
+            elif self._rescale.is_set():
+                self._rescale.clear()
+                await first_of(self._stop.wait(), self._take_new_numbers())
 
     async def _take_new_configuration(self) -> None:
         """Apply configuration and orders as they are on disk, or go on as before and say why not.
@@ -320,7 +344,7 @@ class Controller:
             self._changed.set()
             return
         log.info("taking over the new configuration%s", f" and orders {ordered.number}" if news else "")
-        await self._apply(goals)
+        await asyncio.gather(*self._change(goals))
         self._carried_out = ordered.number
         self._changed.set()
 
@@ -341,48 +365,89 @@ class Controller:
         """Where what runs runs, by replica."""
         return {r.goal.replica: r.goal.slice.id for r in self._replicas.values() if r.view.session is not None}
 
-    async def _apply(self, goals: Goals) -> None:
-        """Leave alone what is as it should be, stop what is not, start what is missing as soon as its slice is free."""
+    def _change(self, goals: Goals) -> list[asyncio.Task[None]]:
+        """Leave alone what is as it should be, stop what is not, start what is missing as soon as its slice is free.
+
+        What is under way for earlier goals is taken over or given up. Gives the tasks of all that is left to be done.
+        """
         self._goals = goals
+        self._scaling.adopt(goals.config)
+        while self._launching:
+            self._launching.popitem()[1].cancel()
         for name, replica in self._replicas.items():
             replica.hold(name in self._orders.drained)
         for name, replica in self._replicas.items():
+            if name in self._leaving:
+                continue
             if _unchanged(replica, goals.replicas.get(name)):
                 replica.reconfigure(goals.replicas[name], goals.config.engine)
-        leaving = {n: r for n, r in self._replicas.items() if not _unchanged(r, goals.replicas.get(n))}
-        stops = {n: asyncio.create_task(self._retire(r, gone=n not in goals.replicas)) for n, r in leaving.items()}
-        vacated = {leaving[n].goal.slice.id: task for n, task in stops.items()}
-        missing = [g for g in goals.replicas.values() if g.replica not in self._replicas or g.replica in leaving]
-        await asyncio.gather(
-            *stops.values(), *(self._launch_after(g, {vacated.get(g.slice.id), stops.get(g.replica)}) for g in missing)
-        )
+            else:
+                self._leaving[name] = asyncio.create_task(self._retire(replica, gone=name not in goals.replicas))
+        vacated = self._strays | {self._replicas[n].goal.slice.id: task for n, task in self._leaving.items()}
+        for goal in goals.replicas.values():
+            if goal.replica not in self._replicas or goal.replica in self._leaving:
+                self._launch(goal, {vacated.get(goal.slice.id), self._leaving.get(goal.replica)})
         self._changed.set()
+        return [*self._leaving.values(), *self._launching.values()]
+
+    def _launch(self, goal: Goal, leaving: set[asyncio.Task[None] | None]) -> None:
+        self._launching[goal.replica] = asyncio.create_task(self._launch_after(goal, leaving))
 
     async def _launch_after(self, goal: Goal, leaving: set[asyncio.Task[None] | None]) -> None:
         waits = [task for task in leaving if task is not None]
         if waits:
             await asyncio.wait(waits)
+        self._launching.pop(goal.replica, None)
         self._add(goal).begin()
 
     async def _retire(self, replica: Replica, *, gone: bool) -> None:
-        await replica.stop()
+        try:
+            await replica.stop()
+        finally:
+            self._leaving.pop(replica.goal.replica, None)
         if self._replicas.get(replica.goal.replica) is replica:
             del self._replicas[replica.goal.replica]
         if gone:
             self._launcher.discard(replica.goal.replica)
         self._changed.set()
 
+    # ---- demand
+
+    async def _follow_demand(self) -> None:
+        """Look at what gateways see of demand, and have the numbers of replicas changed where that asks for others."""
+        while True:
+            await self._clock.sleep(self._goals.config.fleet.autoscale.interval if self._goals else 1.0)
+            if self._goals is None:
+                continue
+            now, wall = self._clock.monotonic(), self._clock.now().timestamp()
+            if self._scaling.look(self._goals.config, now_seconds=now, wall_seconds=wall):
+                self._rescale.set()
+                self._changed.set()
+
+    async def _take_new_numbers(self) -> None:
+        """Start and stop replicas as demand asks. Nobody waits for those that finish their requests."""
+        if self._goals is None:
+            return
+        try:
+            goals = await self._plan(self._goals.config, self._seats())
+        except SlicewayError as error:
+            log.warning("replicas cannot follow demand at the moment; it is tried again: %s", error)
+            await self._clock.sleep(self._goals.config.fleet.autoscale.interval)
+            self._rescale.set()
+            return
+        self._change(goals)
+
     # ---- the end
 
     async def _end(self) -> None:
         self._state = "stopping"
         self._stop.clear()
-        for task in self._starting:
+        for task in self._launching.values():
             task.cancel()
         stops = [asyncio.create_task(self._retire(r, gone=True)) for r in list(self._replicas.values())]
         self._changed.set()
         hurried = asyncio.create_task(self._hurry_when_asked_again())
-        await asyncio.gather(*stops, *self._strays)
+        await asyncio.gather(*stops, *self._strays.values())
         await asyncio.to_thread(self._launcher.end_cards)
         hurried.cancel()
 
@@ -439,6 +504,7 @@ class Controller:
             refused=self._refused,
             orders=self._carried_out,
             notes=self._goals.inventory.notes if self._goals else (),
+            scaling=self._scaling.rows(self._goals) if self._goals else None,
         )
         write_status(status, self._paths.controller_status)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
@@ -91,13 +91,14 @@ def plan_goals(
     current: Mapping[str, str] | None = None,
     orders: Orders | None = None,
     demanded: Mapping[str, int] | None = None,
+    barred: Collection[str] = (),
 ) -> Goals:
     """Seat every replica and say how it is started.
 
     `current` are slice ids of replicas that run; they stay where they are if they can. Replicas that `orders` stop keep
     their seats but have no goal; those that they seat may have that slice only. `demanded` are numbers of replicas that
-    demand asks for, by model: those beyond what is configured take slices that nobody else needs, and are left out
-    where there is none. A model that cannot be read, or
+    demand asks for, by model: those beyond what is configured take slices that nobody else needs and that are not
+    `barred` (or are theirs already), and are left out where there is none. A model that cannot be read, or
     that fits nowhere, is told in `unplaced` and takes nothing from the others.
     """
     models, unreadable = _describe(config, registry)
@@ -112,7 +113,8 @@ def plan_goals(
     free = Inventory(tuple(s for s in inventory.slices if s.id not in held), notes=inventory.notes)
     wanted = tuple(w for w in wanted if w.model in models)
     more = tuple(w for w in _more_replicas(config, wanted, demanded or {}) if w.model in models)
-    assignment = _seat_all(wanted, more, fits, free, current)
+    barred = set(barred) - {current.get(w.replica) for w in more}
+    assignment = _seat_all(wanted, more, fits, free, current, barred)
     unplaced |= assignment.unplaced
     goals: dict[str, Goal] = {}
     by_replica = {w.replica: w for w in (*wanted, *more)}
@@ -134,7 +136,7 @@ def _more_replicas(
     """The replicas beyond `wanted` that demand asks for, under the lowest numbers that are free, within the models' bounds."""
     more: list[Wanted] = []
     for model in sorted(config.models, key=lambda m: m.name):
-        taken = {w.ordinal for w in wanted if w.model == model.name}
+        taken = {w.ordinal for w in wanted if w.replica.rpartition("-")[0] == model.name}
         number = min(demanded.get(model.name, 0), model.most_replicas or 0)
         free = (n for n in count() if n not in taken)
         more += [
@@ -150,6 +152,7 @@ def _seat_all(
     fits: Fits,
     inventory: Inventory,
     current: Mapping[str, str],
+    barred: Collection[str],
 ) -> Assignment:
     """`wanted` have every slice if they need it, and leave those of `more` alone if they do not. For `more` nothing moves."""
     lent = {current[w.replica] for w in more if w.replica in current}
@@ -158,7 +161,7 @@ def _seat_all(
         first = assign(wanted, fits, inventory, current=current)
     if not more:
         return first
-    taken = set(first.slices.values())
+    taken = {*first.slices.values(), *barred}
     then = assign(more, fits, _only(inventory, lambda s: s.id not in taken), current=current, may_move=False)
     return Assignment({**first.slices, **then.slices}, first.unplaced)
 

@@ -12,7 +12,7 @@ from placement.cores import format_cores
 from placement.goals import Goals
 from placement.replicas.replica import Goal, View
 from placement.slices import Slice
-from placement.status import ControllerStatus, ErrorRow, Refusal, ReplicaStatus
+from placement.status import ControllerStatus, ErrorRow, Refusal, ReplicaStatus, ScalingRow
 from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow
 
 Seen = tuple[Goal, View]
@@ -86,6 +86,7 @@ def controller_status(
     refused: Refusal | None = None,
     orders: int = 0,
     notes: Sequence[str] = (),
+    scaling: Mapping[str, ScalingRow] | None = None,
 ) -> ControllerStatus:
     """The whole status."""
     return ControllerStatus(
@@ -100,6 +101,7 @@ def controller_status(
         refused=refused,
         orders=orders,
         notes=tuple(notes),
+        scaling=dict(scaling or {}),
     )
 
 

@@ -61,6 +61,21 @@ class Refusal(_Row):
     error: ErrorRow
 
 
+class ScalingRow(_Row):
+    """One model whose replicas follow demand: how many are asked for, how many have a slice, and why."""
+
+    replicas: int
+    placed: int
+    least: int
+    most: int
+    reason: str
+
+    @property
+    def short(self) -> int:
+        """Replicas that no free slice could be found for."""
+        return max(0, self.replicas - self.placed)
+
+
 class ControllerStatus(_Row):
     """Everything the controller tells about itself."""
 
@@ -78,6 +93,7 @@ class ControllerStatus(_Row):
     refused: Refusal | None = None
     orders: int = Field(default=0, description="Number of the last orders that were taken over; see placement.orders.")
     notes: tuple[str, ...] = ()
+    scaling: dict[str, ScalingRow] = Field(default_factory=dict, description="Models whose replicas follow demand.")
 
     @property
     def settled(self) -> bool:

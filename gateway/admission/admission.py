@@ -29,11 +29,15 @@ SYNCS_TO_WAIT = 3  # how often the store is asked for a share before a request i
 
 @dataclass(frozen=True, slots=True)
 class AdmissionPolicy:
-    """What a reload replaces. `dedicated` are the tenants with replicas of their own: model -> tenants, in order."""
+    """What a reload replaces. `dedicated` are the tenants with replicas of their own: model -> tenants, in order.
+
+    `waking` are the models that sleep without requests: their requests wait for a replica to come, instead of being refused.
+    """
 
     limits: Mapping[str, TenantLimits] = field(default_factory=dict)
     dedicated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     queue: QueueConfig = field(default_factory=QueueConfig)
+    waking: frozenset[str] = frozenset()
 
 
 class Ask(NamedTuple):
@@ -197,6 +201,10 @@ class Admission:
         """The pool that requests of `tenant` to `model` go to."""
         return self._pool_at((model, tenant if tenant in self._policy.dedicated.get(model, ()) else None))
 
+    def wakes(self, model: str, route: ModelRoute) -> bool:
+        """Whether a request wakes `model`: it sleeps without them, and its engines have not all failed."""
+        return model in self._policy.waking and not route.failed
+
     def _pool_at(self, key: tuple[str, str | None]) -> Pool:
         pool = self._pools.get(key)
         if pool is None:
@@ -240,6 +248,7 @@ class Admission:
             loads = tuple(self.loads.of(row) for row in shares.get(key, ()))
             for load in loads:
                 load.trial = load.row.replica in routes.on_trial
+            pool.wakes = self.wakes(key[0], route)
             pool.follow(loads, route.why_not_ready(), route.retry_after_seconds(), now)
         self.loads.retain(row.replica for row in routes.replicas())
         for key in [key for key in self._pools if key[0] not in routes.models and not self._pools[key].waiting]:

@@ -48,6 +48,7 @@ class Pool:
         self.loads: tuple[Load, ...] = ()
         self.not_ready = "it has no replica"
         self.not_ready_seconds = 30.0
+        self.wakes = False  # whether requests wait where there is no replica, because they bring one
         self.waiting_tokens = 0
         self.waiting_bytes = 0
         self.hold_seconds = 0.0  # how long a request keeps its seat, on average
@@ -83,6 +84,8 @@ class Pool:
             if loads and not (left := [load for load in loads if load.row.replica not in claim.avoid]):
                 raise EngineUnreachable(f"No replica of model {self.model!r} accepts connections at the moment.")
             loads = left if loads else loads
+        if not loads and self.wakes and claim.only is None:
+            return ()
         if not loads:
             raise NoReadyReplica(
                 f"Model {self.model!r} takes no requests at the moment: {self.not_ready}.",
@@ -250,7 +253,7 @@ class Pool:
     # ---- the world changes
 
     def follow(self, loads: tuple[Load, ...], not_ready: str, retry_seconds: float, now: float) -> None:
-        """These are the replicas now. Nobody waits for replicas that are not there."""
+        """These are the replicas now. Nobody waits for replicas that are not there, unless a request `wakes` them."""
         self.loads, self.not_ready, self.not_ready_seconds = loads, not_ready, retry_seconds
         if self._held_by:
             self.dispatch(now)

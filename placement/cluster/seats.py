@@ -75,7 +75,7 @@ async def run_seats(path: Path, sources: Sources, workshop: Workshop) -> None:
         keeper.look()
         return sources.load().model_copy(update={"seats": dict(keeper.seats)})
 
-    controller = Controller(replace(sources, load=load), workshop)
+    controller = Controller(replace(sources, load=load, scales=False), workshop)
 
     async def watch() -> None:
         while True:

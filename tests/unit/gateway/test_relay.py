@@ -136,6 +136,7 @@ async def test_headers_of_one_hop_stay_there(tmp_path: Path) -> None:
         b"content-type",
         b"content-length",
         b"x-request-id",
+        b"x-sliceway-generation",
         b"x-sliceway-replica",
     }
     assert answer.closed == 1

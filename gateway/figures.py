@@ -1,0 +1,138 @@
+"""What this gateway sees of demand, model by model, told to the controller once a second (`placement.figures`).
+
+Requests pay for one counter; everything else is looked up here, beside them. Only models whose replicas follow demand are
+told of, and where there is none, nothing is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gateway.admission import Admission
+from gateway.config import Config
+from gateway.digests import LatencyBook, merged
+from gateway.exchange import Clock
+from gateway.keys import WallClock
+from gateway.routes import ModelRoute, Routes
+from gateway.stats import Stats
+from placement.autoscale.scaler import scaled_models
+from placement.figures import FiguresFile, GatewayFigures, ModelFigures
+from placement.state import StatePaths
+
+_SAMPLES = 120  # of the arrivals' counter, over the window
+_SHARE = 0.95
+
+
+@dataclass(slots=True)
+class _Seen:
+    """One model over time. `samples` are (time, arrivals until then), the oldest first."""
+
+    samples: deque[tuple[float, int]] = field(default_factory=deque)
+    active_at: float = 0.0
+
+    def rate(self, now: float, arrivals: int, window: float) -> float:
+        """Arrivals per second over the last `window` seconds, or over as much of it as was seen."""
+        samples = self.samples
+        if now - samples[-1][0] >= window / _SAMPLES:
+            samples.append((now, arrivals))
+        while len(samples) > 1 and samples[1][0] <= now - window:
+            samples.popleft()
+        since, before = samples[0]
+        return (arrivals - before) / max(now - since, min(1.0, window)) if arrivals > before else 0.0
+
+
+class FiguresWriter:
+    """See the module. `clock` is monotonic, `wall` seconds since 1970."""
+
+    def __init__(
+        self,
+        config: Config,
+        routes: Callable[[], Routes],
+        admission: Admission,
+        stats: Stats,
+        book: LatencyBook,
+        clock: Clock,
+        wall: WallClock,
+    ) -> None:
+        self._routes = routes
+        self._admission = admission
+        self._stats = stats
+        self._book = book
+        self._clock = clock
+        self._wall = wall
+        self._file = FiguresFile(StatePaths(config.state).figures, str(os.getpid()))
+        self._seen: dict[str, _Seen] = {}
+        self._slow: frozenset[str] = frozenset()
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Go by another configuration from here on."""
+        self._policy = config.fleet.autoscale
+        models = scaled_models(config.models)
+        self._slow = frozenset(m.name for m in models if m.ttft_slo_seconds or m.itl_slo_seconds)
+        now, before = self._clock(), self._seen
+        self._seen = {m.name: before.get(m.name) or self._new(m.name, now) for m in models}
+
+    def _new(self, model: str, now: float) -> _Seen:
+        return _Seen(deque([(now, self._stats.arrivals[model])]), now)
+
+    @property
+    def interval_seconds(self) -> float:
+        """How often `tick` is to be called."""
+        return self._policy.interval
+
+    async def tick(self) -> None:
+        """Tell what is seen now. Raises OSError where it cannot be written."""
+        if not self._seen:
+            self._file.remove()
+            return
+        rows = [await self._row(model, seen) for model, seen in list(self._seen.items())]
+        self._file.write(GatewayFigures(at=self._wall(), models=tuple(rows)))
+
+    def stop(self) -> None:
+        """This gateway sees nothing any more."""
+        self._file.remove()
+
+    async def _row(self, model: str, seen: _Seen) -> ModelFigures:
+        now, route = self._clock(), self._routes().models.get(model)
+        waiting, oldest = self._queues(model, now)
+        in_flight = sum(self._admission.loads.count(row.replica) for row in route.replicas) if route else 0
+        arrivals = self._stats.arrivals[model]
+        if waiting or in_flight or arrivals != seen.samples[-1][1]:
+            seen.active_at = now
+        rate = seen.rate(now, arrivals, self._policy.window)
+        ttft, itl = await self._latencies(route) if route and model in self._slow else (None, None)
+        return ModelFigures(
+            model=model,
+            arrivals_per_second=rate,
+            waiting=waiting,
+            in_flight=in_flight,
+            oldest_wait_seconds=oldest,
+            ttft_seconds=ttft,
+            itl_seconds=itl,
+            idle_seconds=max(0.0, now - seen.active_at),
+        )
+
+    def _queues(self, model: str, now: float) -> tuple[int, float]:
+        """Requests that wait for `model`, and for how long the next of them has."""
+        waiting, oldest = 0, 0.0
+        for pool in self._admission.pools():
+            if pool.model == model and pool.waiting:
+                first = pool.queue.first(now)
+                waiting += pool.waiting
+                oldest = max(oldest, now - first.since if first is not None else 0.0)
+        return waiting, oldest
+
+    async def _latencies(self, route: ModelRoute) -> tuple[float | None, float | None]:
+        """TTFT and ITL at the share told, over a minute, of all the model's slices and tenants; streams go on in between."""
+        ttft, itl = merged(()), merged(())
+        for row in route.replicas:
+            for series in list(self._book.tenants(row.slice.id).values()):
+                ttft.merge(series.ttft_seconds.window("1m", self._clock()))
+                itl.merge(series.itl_seconds.window("1m", self._clock()))
+                await asyncio.sleep(0)
+        return ttft.get_quantile_value(_SHARE), itl.get_quantile_value(_SHARE)
