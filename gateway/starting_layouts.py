@@ -47,7 +47,8 @@ def cut_at_start(config: Config, path: Path) -> StartingLayouts:
     there. Raises RegistryError and ConfigError for layouts that no right would make possible.
     """
     layouts = _layouts_at_start(config, path)
-    if layouts.missing is not None or not plans_fleet(config) or config.fleet.discover in ("cpu", "none"):
+    listed = config.fleet.discover in ("cpu", "none") or config.fleet.slices
+    if layouts.missing is not None or not plans_fleet(config) or listed:
         return layouts
     return _planned_at_start(config, path, layouts)
 
@@ -55,8 +56,13 @@ def cut_at_start(config: Config, path: Path) -> StartingLayouts:
 def _planned_at_start(config: Config, path: Path, layouts: StartingLayouts) -> StartingLayouts:
     """Seats for the controller that starts next, on instances that are made if they are missing."""
     machine = machine_of(config)
-    if not machine.driver.observe():
-        return layouts
+    try:
+        if not machine.driver.observe():
+            return layouts
+    except PartitionError:
+        if config.fleet.discover != "auto":
+            raise
+        return layouts  # no GPU here: the slices are of this machine's cores, which no plan cuts
     command = f"sliceway plan {shlex.quote(str(path))}"
     try:
         with one_at_a_time(config, machine):

@@ -1,9 +1,10 @@
 """An engine of fifty lines, standard library only: answers on a Unix socket, and misbehaves when told to.
 
-    script_engine.py SOCKET [--eat MIB] [--child] [--stubborn] [--die WORDS]
+    script_engine.py SOCKET [--eat MIB] [--child] [--stubborn] [--die WORDS] [--take SECONDS]
 
 `--eat` takes that much memory with the first real request, `--child` starts a process that would outlive it, `--stubborn`
-ignores SIGTERM, `--die` writes WORDS to standard error and ends with code 3.
+ignores SIGTERM, `--die` writes WORDS to standard error and ends with code 3,
+`--take` lets every answer take so long.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import socketserver
 import subprocess
 import sys
+import threading
 from http.server import BaseHTTPRequestHandler
 
 parser = argparse.ArgumentParser()
@@ -23,6 +25,7 @@ parser.add_argument("--eat", type=int, default=0)
 parser.add_argument("--child", action="store_true")
 parser.add_argument("--stubborn", action="store_true")
 parser.add_argument("--die", default="")
+parser.add_argument("--take", type=float, default=0.0)
 options, _ = parser.parse_known_args()
 eaten: list[bytearray] = []
 
@@ -48,6 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("content-length", 0)))
         if options.eat and not eaten:
             eaten.append(bytearray(os.urandom(1) * (options.eat * 2**20)))
+        threading.Event().wait(options.take)
         self.answer({"choices": [{"text": "x"}]})
 
 
