@@ -89,6 +89,10 @@ class GatewayConfig(Section):
         default="fast",
         description="How completions pass: between two transports, or through ASGI. Both do the same; a restart changes it.",
     )
+    watch_config: bool = Field(
+        default=False,
+        description="`sliceway up` reads the configuration again when its files change; otherwise when it is told to.",
+    )
     overhead_header: bool = Field(
         default=False,
         description="Every answer says in `x-sliceway-overhead-ms` what the gateway took; otherwise where a request has the header `x-sliceway-overhead`.",

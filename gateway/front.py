@@ -20,6 +20,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from gateway.config import Config, load_config
+from gateway.config_watch import ConfigWatch
 from gateway.errors import GatewayError
 from gateway.processes import UpRecord, WatchedProcess, read_record, write_record
 from model_registry.atomic import write_atomically
@@ -40,6 +41,7 @@ NAMES: tuple[Name, ...] = ("controller", "gateway")
 
 _RESTART = RestartConfig(first_delay_seconds=0.5, max_delay_seconds=30, fast_failure_seconds=10, max_fast_failures=4)
 _GATEWAY_POLL_SECONDS = 0.25
+_CONFIG_POLL_SECONDS = 1.0
 # From the end of the drain to SIGKILL; the controller also has its engines to stop.
 _LAST_SECONDS = 10.0
 _TAIL_LINES = 12
@@ -145,6 +147,8 @@ class Front:
         self._remember(self._config)
         self._keepers = [asyncio.create_task(self._keep(name)) for name in NAMES]
         self._keepers.append(asyncio.create_task(self._ask_gateway()))
+        if self._config.gateway.watch_config:
+            self._keepers.append(asyncio.create_task(self._watch_config(ConfigWatch(self._config_path))))
         self._write_record()
 
     def snapshot(self) -> Snapshot:
@@ -240,6 +244,13 @@ class Front:
                 self._gateway_generation = generation
                 self._was_up = self._was_up or generation is not None
                 await self._clock.sleep(_GATEWAY_POLL_SECONDS)
+
+    async def _watch_config(self, watch: ConfigWatch) -> None:
+        while True:
+            await self._clock.sleep(_CONFIG_POLL_SECONDS)
+            if await asyncio.to_thread(watch.poll):
+                self._notices.append("the configuration's files have changed; reading them again")
+                self.reload()
 
     async def _end(self, name: Name, seconds: float) -> None:
         process = self._processes.get(name)

@@ -28,10 +28,22 @@ def read_with_includes(path: Path) -> Node:
     return root
 
 
+def files_of(path: Path) -> frozenset[Path]:
+    """`path` and every file that it includes, as far as they can be read."""
+    reader = _Reader()
+    reader.read(path, ())
+    return frozenset((path, *reader.files))
+
+
 class _Reader:
     def __init__(self) -> None:
         self.problems: list[ConfigError] = []
         self._included_at: dict[Path, Place | None] = {}
+
+    @property
+    def files(self) -> frozenset[Path]:
+        """Every file that was read."""
+        return frozenset(self._included_at)
 
     def read(self, path: Path, stack: tuple[Path, ...], included_at: Place | None = None) -> Node | None:
         """The merged tree of `path`, or None if it has a problem; `stack` are the files that led here."""

@@ -124,3 +124,30 @@ def test_who_waits_for_a_model_that_cannot_wake_in_time_is_told_when_to_come_aga
     status, body, headers = complete(port)
     assert (status, body["error"]["code"]) == (503, "queue_timeout")
     assert int(headers["retry-after"]) >= 1
+
+
+def test_configurations_change_under_load_and_a_wrong_one_changes_nothing(
+    site: Site, eventually: Eventually, port: int
+) -> None:
+    def write(*models: dict[str, Any]) -> None:
+        site.write(*models, gateway={"listen": f"127.0.0.1:{port}", "watch_config": True}, drain_timeout_seconds=1)
+
+    def generation() -> int:
+        return int((ask(port)[1] or {"config_generation": 0})["config_generation"])
+
+    write({"name": "a"})
+    site.run("up", str(site.config))
+    site.wait_for("a-0", ReplicaState.READY)
+    eventually(lambda: ask(port)[0] == 200, "the gateway serves", seconds=30)
+    engine, statuses = site.ready("a-0"), []
+    with load(port, 2, statuses):
+        write({"name": "a"}, {"name": "b", "replicas": {"min": 0, "max": 1}})
+        eventually(lambda: generation() == 2, "a model that is added")
+        site.config.write_text("version: v1\nmodles: []\n")
+        eventually(lambda: (s := site.status()) and s.refused, "the refusal")
+        assert generation() == 2
+        assert complete(port)[2]["x-sliceway-generation"] == "2"
+        write({"name": "a", "max_num_seqs": 8})
+        eventually(lambda: generation() == 3, "a model that is gone, and another that is changed")
+    assert set(statuses) == {200}
+    assert site.ready("a-0") == engine
