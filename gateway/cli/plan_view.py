@@ -222,10 +222,14 @@ def _unmet(answer: FleetAnswer) -> Iterator[str]:
 
 def _unmet_line(answer: FleetAnswer, demand: str) -> str:
     unmet = next(u for u in answer.plan.unmet if u.demand == demand)
-    choices = answer.workload.models.get(demand.partition("@")[0])
+    model = demand.partition("@")[0]
+    choices = answer.workload.models.get(model)
     blocked = f": {choices.blocked}" if choices is not None and choices.blocked else ""
-    help_ = f"\n  [dim]It would do: {escape(' or '.join(unmet.remedies))}[/]" if unmet.remedies else ""
-    return f"[bold red]not met[/] {escape(demand)}: {unmet.missing:.4g} {unmet.unit} missing. {escape(unmet.reason + blocked)}.{help_}"
+    help_ = f"No single change that was tried would do; --why {model} shows every place."
+    if unmet.remedies:
+        help_ = f"It would do: {' or '.join(unmet.remedies)}"
+    what = f"{unmet.missing:.4g} {unmet.unit} missing. {escape(unmet.reason + blocked)}."
+    return f"[bold red]not met[/] {escape(demand)}: {what}\n  [dim]{escape(help_)}[/]"
 
 
 def _transition(answer: FleetAnswer, labels: dict[str, str]) -> Iterator[str]:

@@ -46,7 +46,7 @@ def _check_layout(rule: LayoutRule, catalogue: Catalogue) -> None:
         if "@" in entry:
             _check_form(entry)
     candidates = tuple(_candidates(rule, catalogue))
-    errors: list[SlicewayError] = []
+    errors: dict[Product, SlicewayError] = {}
     for product in candidates:
         try:
             wanted: Wanted = wanted_on(product, rule.entries, where="layout")
@@ -54,17 +54,26 @@ def _check_layout(rule: LayoutRule, catalogue: Catalogue) -> None:
                 check_possible(product, wanted)
             return
         except SlicewayError as error:
-            errors.append(error)
-    impossible = [e for e in errors if not isinstance(e, UnknownProfile)]
+            errors[product] = error
+    impossible = {p: e for p, e in errors.items() if not isinstance(e, UnknownProfile)}
     if impossible:
-        raise ValueError(in_one(impossible[0]))
+        raise ValueError(_impossible(impossible))
     if len(candidates) == 1:
-        raise ValueError(in_one(errors[0]))
+        raise ValueError(in_one(errors[candidates[0]]))
     known = {p.name for product in candidates for p in product.profiles}
     for entry, _ in rule.entries:
         if (name := entry.partition("@")[0]) not in known:
             raise ValueError(in_one(_unknown(name, known)))
     raise ValueError(f"no GPU product has all of {', '.join(e for e, _ in rule.entries)}; sliceway profiles lists them")
+
+
+def _impossible(errors: Mapping[Product, SlicewayError]) -> str:
+    """One product's picture stands for all that have these profiles; the others are named, since the fleet may be theirs."""
+    (_, error), *others = errors.items()
+    if not others:
+        return in_one(error)
+    names = ", ".join(product.name for product, _ in others)
+    return f"{in_one(error)}\nNor on any other product with these profiles: {names}."
 
 
 def _check_form(entry: str) -> None:

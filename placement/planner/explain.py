@@ -26,6 +26,7 @@ _TRIED = 6
 """So many unmet demands get remedies that are tried out; the others only their reason."""
 
 _MOST_GPUS = 10_000
+_CONTEXT = "max_model_len: "
 _TRIAL = Limits(seconds=2.0, gap_ratio=0.0)
 
 
@@ -79,7 +80,9 @@ def _unmet(problem: Problem, want: Want, placed: _Placed, gpus: Sequence[Planned
 
 
 def _less(want: Want, placed: _Placed, *, by_rate: bool) -> Iterator[str]:
-    """What the fleet can give as it is."""
+    """What the fleet can give as it is, where that is anything: to want nothing is no way to be served."""
+    if placed.replicas == 0:
+        return
     if want.reservation is not None:
         yield f"reserve {placed.replicas} of them"
     elif by_rate:
@@ -177,9 +180,8 @@ class _Trials:
         demand = self._want.demand
         if demand is None:
             return
-        for alternative in demand.alternatives:
-            if self._met(self._with(_offering(demand, alternative))):
-                yield alternative.change
+        helpful = (a.change for a in demand.alternatives if self._met(self._with(_offering(demand, a))))
+        yield from _least(helpful)
 
     def _spread(self) -> Iterator[str]:
         demand = self._want.demand
@@ -225,6 +227,14 @@ class _Trials:
             allowed = 0.0 if want.name == self._want.name else self._missing.get(want.name, 0.0)
             master.hold(master.shortfall_of(want.name), allowed)
         return master
+
+
+def _least(changes: Iterable[str]) -> list[str]:
+    """Every change once; of several shorter contexts only the longest, since each stands for all that are shorter."""
+    told = dict.fromkeys(changes)
+    contexts = {int(c.removeprefix(_CONTEXT)): c for c in told if c.startswith(_CONTEXT)}
+    longest = contexts.get(max(contexts, default=0))
+    return [c for c in told if c not in contexts.values() or c == longest]
 
 
 def _offering(demand: ModelDemand, alternative: Alternative) -> ModelDemand:
