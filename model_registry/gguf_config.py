@@ -74,6 +74,7 @@ _FULL_ATTENTION_EVERY = {"gemma2": 2, "gemma3_text": 6, "gemma4_text": 6, "gpt_o
 """In these, every so-manieth layer attends to everything, the others within a sliding window."""
 
 _SCALED = ("linear", "yarn", "longrope", "llama3")
+_MOST_LAYERS = 4096
 _SIGMOID_GATE = 2  # `expert_gating_func`: what tells DeepSeek-V3 from V2, which share llama.cpp's name
 
 
@@ -86,6 +87,7 @@ def config_from(header: GgufHeader) -> dict[str, Any]:
         raise ModelUnreadable("this GGUF file holds no language model", where=str(header.path))
     model_type, architecture = _identity(header)
     config: dict[str, Any] = {"architectures": [architecture], "model_type": model_type}
+    _check_layers(header)
     for key, name in _KEYS.items():
         value = header.get(key)
         if value is not None and not isinstance(value, Skipped):
@@ -98,6 +100,17 @@ def config_from(header: GgufHeader) -> dict[str, Any]:
         adjust(config, header)
     _collapse_lists(config)
     return config
+
+
+def _check_layers(header: GgufHeader) -> None:
+    """A damaged count would have us list billions of layers."""
+    layers = header.get("block_count")
+    if layers is not None and not (isinstance(layers, int) and 0 <= layers <= _MOST_LAYERS):
+        raise ModelUnreadable(
+            f"this GGUF file says that it has {layers!r} layers; no model has more than {_MOST_LAYERS}",
+            where=str(header.path),
+            remedy="The file is damaged: fetch it again.",
+        )
 
 
 def _identity(header: GgufHeader) -> tuple[str, str]:

@@ -79,6 +79,9 @@ def look(config: Config) -> dict[str, Any]:
         "generation": controller.generation if controller else None,
         "unplaced": {name: error.model_dump() for name, error in controller.unplaced.items()} if controller else {},
         "refused": controller.refused.model_dump(mode="json") if controller and controller.refused else None,
+        "scaling": {n: r.model_dump() | {"short": r.short} for n, r in controller.scaling.items()}
+        if controller
+        else {},
     }
     rows = slices if isinstance(slices, list) else _rows_without_gateway(controller)
     return {
@@ -185,9 +188,17 @@ def _heads(seen: dict[str, Any]) -> RenderableType:
         f"[red]unplaced[/]   {escape(name)}: {escape(error['message'])}"
         for name, error in controller["unplaced"].items()
     ]
+    lines += [_scaled(name, row) for name, row in controller["scaling"].items()]
     if controller["refused"]:
         lines.append(f"[red]refused[/]    a new configuration: {escape(controller['refused']['error']['message'])}")
     return Text.from_markup("\n".join(lines))
+
+
+def _scaled(model: str, row: dict[str, Any]) -> str:
+    """What demand asks for of one model, within its bounds, and what of it no free slice could be found for."""
+    bounds = f"{row['replicas']} replicas of {row['least']} to {row['most']}"
+    short = f" [yellow]{row['short']} find no free slice[/]" if row["short"] else ""
+    return f"demand     {escape(model)}: {bounds}: {escape(row['reason'])}{short}"
 
 
 def _slices(seen: dict[str, Any], window: str, tenants: bool) -> RenderableType:

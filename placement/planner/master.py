@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from placement.planner.shapes import GpuClass, Shape
-from placement.planner.solver import INFINITY, Limits, Program, Solved
+from placement.planner.solver import INFINITY, Limits, Program, Solved, common_step
 from placement.planner.types import Constraints, Level, Objective
 from placement.planner.wants import Want
 
@@ -25,6 +25,9 @@ MOVE = 1000
 
 Terms = dict[int, float]
 _FEW_NODES = 500
+_EXACT = 1e8
+"""Sums up to here are told apart by one: the solver's tolerances are relative to them."""
+
 _NOTHING_MISSING = Level(Objective.DEMAND, 0.0, 0.0)
 
 
@@ -78,9 +81,8 @@ class Master:
         if objective is Objective.PRICE:
             return self._level(objective, self.price(), limits)
         if objective is Objective.DISTURBANCE:
-            moved = {v: -float(MOVE) for v in self._k.values()}
-            terms = moved | self._sum(lambda shape: shape.changes)
-            level = self._level(objective, terms, limits, base=MOVE * sum(self.running.values()), unit=MOVE)
+            base = MOVE * sum(self.running.values())
+            level = self._level(objective, self._disturbance(), limits, base=base, unit=MOVE)
             self._economical = level is not None
             return level
         if (economy := self._economy()) and self._level(objective, economy, limits) is None:
@@ -104,6 +106,65 @@ class Master:
             self.program.drop_rows(mark)
             return None
         return _NOTHING_MISSING, level
+
+    def meet_at_once(self, limits: Limits) -> tuple[Level, ...] | None:
+        """Demand, price, disturbance and fragmentation in one search, for a small fleet on which nothing runs.
+
+        Each weighs more than all that come after it together, so the least sum is the best in this order. None where
+        something must be missing, where the weights would be too large for exact arithmetic, or without a proof.
+        """
+        assert not self.running, "what runs has to be counted in"
+        mark = self.program.rows
+        self.miss_nothing()
+        parts = [self.price(), self._disturbance(), self._penalties(), self._sum(lambda shape: shape.fragmentation)]
+        found = self._weighed(parts, limits)
+        if found is None:
+            self.program.drop_rows(mark)
+            return None
+        self._last = found
+        price, changes, _, lost = (sum(cost * found.values[v] for v, cost in terms.items()) for terms in parts)
+        ranked = ((Objective.PRICE, price), (Objective.DISTURBANCE, changes / MOVE), (Objective.FRAGMENTATION, lost))
+        return _NOTHING_MISSING, *(Level(objective, value, value) for objective, value in ranked)
+
+    def _weighed(self, parts: Sequence[Terms], limits: Limits) -> Solved | None:
+        """The least of the first part, of these the least of the second, and so on; None without a proof."""
+        sums: Terms = {}
+        total = 1.0
+        for terms in reversed(parts):
+            if not terms:
+                continue
+            step = common_step(terms.values())
+            if not step:
+                return None
+            for v, cost in terms.items():
+                sums[v] = sums.get(v, 0.0) + total * round(cost / step)
+            total *= 1.0 + self._most(terms) / step
+            if total > _EXACT:
+                return None
+        if self.program.relaxed().minimise(sums, limits) is None:
+            return None
+        brief = replace(limits, seconds=limits.seconds / 5, nodes=_FEW_NODES, gap_ratio=0.0)
+        found = self.program.minimise(sums, brief, step=1.0)
+        return found if found is not None and found.lower_bound > found.objective - 0.5 else None
+
+    def _most(self, terms: Terms) -> float:
+        """No answer has more of this: every GPU takes its costliest shape, every other variable its upper bound."""
+        highest: dict[int, float] = defaultdict(float)
+        for (c, _), v in self._y.items():
+            highest[c] = max(highest[c], terms.get(v, 0.0) * self.program.upper(v))
+        return sum(highest.values()) + sum(
+            cost * self.program.upper(v) for v, cost in terms.items() if v in self._x.values()
+        )
+
+    def _disturbance(self) -> Terms:
+        """Layout changes, less what every replica that stays is worth."""
+        return {v: -float(MOVE) for v in self._k.values()} | self._sum(lambda shape: shape.changes)
+
+    def _penalties(self) -> Terms:
+        """Penalties of the options taken."""
+        by_name = {w.name: w for w in self.wants}
+        options = {key: by_name[key[1]].option(self._product[key[0]], key[2]) for key in self._x}
+        return {self._x[key]: o.penalty * MOVE for key, o in options.items() if o is not None and o.penalty}
 
     def _near(self, relaxed: Solved, limits: Limits) -> Solved | None:
         """The best answer close to the relaxation; None if there is none.

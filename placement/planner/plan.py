@@ -21,7 +21,7 @@ from placement.planner.seats import Seating, seat
 from placement.planner.shapes import GpuClass, Shaper
 from placement.planner.solver import Limits
 from placement.planner.staying import Standing, by_priority, standing
-from placement.planner.types import FleetPlan, Level, Objective, Problem
+from placement.planner.types import DEFAULT_ORDER, FleetPlan, Level, Objective, Problem
 from placement.planner.wants import Want, bound_to_stop, wants_of
 from placement.planner.written import decisions, planned_gpus
 
@@ -74,6 +74,8 @@ def _search(problem: Problem, wants: Sequence[Want], limits: Limits) -> _Found:
         wants, surplus=[name for name, count in leaving.items() if count], tidy_first=_tidy_first(problem.order)
     )
     reached = None
+    if (new := _at_once(problem, wants, shaper, limits)) is not None:
+        return new
     if first:
         coarse = Master(shaper.coarse(problem.gpus), wants, problem.constraints, keep=False)
         reached = _Reached(coarse.classes, coarse.answer(_settled(coarse, first, limits)))
@@ -90,6 +92,19 @@ def _search(problem: Problem, wants: Sequence[Want], limits: Limits) -> _Found:
     if found.seating.unseated and len(problem.gpus) <= _SMALL:
         found = detail.search(None, problem.order, by_gpu=True)
     return found
+
+
+def _at_once(problem: Problem, wants: Sequence[Want], shaper: Shaper, limits: Limits) -> _Found | None:
+    """All objectives in one search, where the fleet is small and nobody is there to be disturbed; None if that fails."""
+    there = any(i.reserved is None for g in problem.gpus for i in g.instances)
+    if there or len(problem.gpus) > _TINY or problem.order != DEFAULT_ORDER or limits.gap_ratio:
+        return None
+    master = Master(shaper.detailed(problem.gpus), wants, problem.constraints)
+    levels = master.meet_at_once(limits)
+    if levels is None or not shaper.complete:
+        return None
+    seating = seat(master.classes, master.answer(levels), wants)
+    return None if seating.unseated else _Found(seating, levels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,6 +185,14 @@ def test_damage_is_told_with_the_files_name(tmp_path: Path, data: bytes, message
     assert str(path) in str(caught.value.where)
 
 
+@pytest.mark.parametrize("layers", [2**32 - 1, 4097])
+def test_a_count_of_layers_that_no_model_has_is_damage(tmp_path: Path, layers: int):
+    path = write_gguf(tmp_path / "m.gguf", {**GEMMA, "gemma3.block_count": layers}, [])
+    with pytest.raises(ModelUnreadable, match="layers") as caught:
+        config_from(read_header(path))
+    assert str(path) in str(caught.value.where)
+
+
 @settings(deadline=None, max_examples=200)
 @given(cut=st.integers(0, 400), flips=st.dictionaries(st.integers(0, 400), st.integers(0, 255), max_size=4))
 def test_no_damage_breaks_the_reader(tmp_path_factory, cut: int, flips: dict[int, int]):
