@@ -37,6 +37,9 @@ def text_section(config: Config) -> Config:
     return config
 
 
+MOST_LAYERS = 4096  # some things are listed per layer: a wrong count must not take the machine's memory
+
+
 @cache
 def _family_defaults() -> Mapping[str, Config]:
     text = resources.files("model_registry").joinpath("data/architecture_defaults.json").read_text(encoding="utf-8")
@@ -88,7 +91,13 @@ class Dimensions:
     def layers(self) -> int:
         """Decoder layers, counted as the configuration counts them."""
         pattern = self.get("hybrid_override_pattern") or self.get("layers_block_type")
-        return len(pattern) if pattern else self.size("num_hidden_layers")
+        count = len(pattern) if pattern else self.size("num_hidden_layers")
+        if count > MOST_LAYERS:
+            raise ModelUnreadable(
+                f"config.json says that the model has {count:,} layers; no model has more than {MOST_LAYERS:,}",
+                remedy="Point at the model's own config.json.",
+            )
+        return count
 
     @property
     def layer_types(self) -> list[str] | None:

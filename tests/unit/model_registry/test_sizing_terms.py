@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from model_registry.catalogue import load_catalogue
+from model_registry.errors import ModelUnreadable
 from model_registry.model import EngineLimits, Footprint, ModelSpec, TensorSummary
 from model_registry.sizing import fit, weigh
+from model_registry.sizing.dimensions import Dimensions
 from model_registry.sizing.footprint import size_model
 from model_registry.sizing.graphs import capture_sizes
 from model_registry.sizing.speed import Demand, best_batch, estimate_speed, replicas_for, slice_roof
@@ -201,3 +203,8 @@ def test_the_batch_shrinks_until_the_latency_holds() -> None:
 
     assert held.batch < free.batch
     assert held.itl_seconds < 0.016
+
+
+def test_a_count_of_layers_that_no_model_has_is_refused() -> None:
+    with pytest.raises(ModelUnreadable, match="4,000,000,000 layers"):
+        _ = Dimensions({"model_type": "llama", "num_hidden_layers": 4_000_000_000}).layers
