@@ -83,7 +83,7 @@ class FiguresWriter:
     @property
     def interval_seconds(self) -> float:
         """How often `tick` is to be called."""
-        return self._policy.interval
+        return self._policy.look_every
 
     async def tick(self) -> None:
         """Tell what is seen now. Raises OSError where it cannot be written."""

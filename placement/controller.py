@@ -416,7 +416,7 @@ class Controller:
     async def _follow_demand(self) -> None:
         """Look at what gateways see of demand, and have the numbers of replicas changed where that asks for others."""
         while True:
-            await self._clock.sleep(self._goals.config.fleet.autoscale.interval if self._goals else 1.0)
+            await self._clock.sleep(self._goals.config.fleet.autoscale.look_every if self._goals else 1.0)
             if self._goals is None:
                 continue
             now, wall = self._clock.monotonic(), self._clock.now().timestamp()
@@ -432,7 +432,7 @@ class Controller:
             goals = await self._plan(self._goals.config, self._seats())
         except SlicewayError as error:
             log.warning("replicas cannot follow demand at the moment; it is tried again: %s", error)
-            await self._clock.sleep(self._goals.config.fleet.autoscale.interval)
+            await self._clock.sleep(self._goals.config.fleet.autoscale.look_every)
             self._rescale.set()
             return
         self._change(goals)

@@ -77,7 +77,7 @@ Reserve = Annotated[tuple[ReserveRule, ...], BeforeValidator(_one_or_many)]
 class AutoscalePolicy(Section):
     """How replicas follow demand between `min` and `max`. Up quickly and down slowly, since a queue hurts at once."""
 
-    interval: Duration = Field(
+    look_every: Duration = Field(
         default=1.0, description="How often gateways tell what they see, and the controller looks at it."
     )
     window: Duration = Field(default=60.0, description="Rates and latencies are means over so long.")

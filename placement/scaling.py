@@ -55,7 +55,7 @@ class Scaling:
         if not self._models:
             return False
         policy = config.fleet.autoscale
-        fresh_seconds = max(FRESH_SECONDS, _INTERVALS * policy.interval)
+        fresh_seconds = max(FRESH_SECONDS, _INTERVALS * policy.look_every)
         signals = read_figures(self._paths.figures, wall_seconds, fresh_seconds=fresh_seconds)
         if signals is None:
             return False

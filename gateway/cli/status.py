@@ -188,7 +188,7 @@ def _heads(seen: dict[str, Any]) -> RenderableType:
         f"[red]unplaced[/]   {escape(name)}: {escape(error['message'])}"
         for name, error in controller["unplaced"].items()
     ]
-    lines += [_scaled(name, row) for name, row in controller["scaling"].items()]
+    lines += [_scaled(name, row) for name, row in controller.get("scaling", {}).items()]
     if controller["refused"]:
         lines.append(f"[red]refused[/]    a new configuration: {escape(controller['refused']['error']['message'])}")
     return Text.from_markup("\n".join(lines))

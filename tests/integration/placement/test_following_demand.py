@@ -21,7 +21,7 @@ Site = Any
 Eventually = Callable[..., Any]
 
 HASTY = {
-    "interval": "100ms",
+    "look_every": "100ms",
     "window": "1s",
     "scale_up_after": "300ms",
     "scale_down_after": "600ms",
