@@ -15,6 +15,7 @@ MODELS := .sliceway/models
 CHAT   := $(MODELS)/gemma-3-270m
 EMBED  := $(MODELS)/minilm
 
+comma := ,
 say = printf '%s\n' "==> $(1)"
 # pip reports each index that lacks a package as a warning. Those lines, and only those, are left out; a progress bar
 # goes to standard output, which stays as it is.
@@ -93,7 +94,7 @@ $(STAMPS)/dev: pyproject.toml requirements.lock | $(BIN)/python
 # LangChain and LiteLLM, which the gateway is proven with: 200 MB that only the whole test run needs.
 $(STAMPS)/clients: $(STAMPS)/dev
 	@$(call say,installing the clients that the gateway is tested with)
-	$(call pip,install -c requirements.lock -e '.[dev,clients]')
+	$(call pip,install -c requirements.lock -e '.[dev$(comma)clients]')
 	touch $@
 
 $(STAMPS)/engine: placement/data/engine_cpu.lock | $(BIN)/python
