@@ -101,9 +101,15 @@ def _child(node: Node, step: Step) -> Node | None:
 
 def _is_outdone(fault: _Fault, faults: list[_Fault]) -> bool:
     """Whether another branch of the same union got further into the value: that one was meant."""
-    return fault.in_union and any(
-        other.rest and len(other.at) > len(fault.at) and other.at[: len(fault.at)] == fault.at for other in faults
-    )
+    return fault.in_union and any(other.rest and _further(other, fault) for other in faults)
+
+
+def _further(other: _Fault, fault: _Fault) -> bool:
+    """Whether `other` got deeper into the value, or took the mapping that `fault` did not expect and refused what it says."""
+    if other.at == fault.at:
+        mapping = isinstance(fault.detail["input"], dict)
+        return mapping and fault.kind.endswith("_type") and other.kind == "value_error"
+    return other.at[: len(fault.at)] == fault.at
 
 
 def _by_place(faults: list[_Fault]) -> list[list[_Fault]]:

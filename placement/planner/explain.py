@@ -105,7 +105,8 @@ def _reason(problem: Problem, want: Want, gpus: Sequence[PlannedGpu]) -> str:
         return contradiction
     rivals = _rivals(want, gpus)
     taken = f": taken by {_listed(rivals)}" if rivals else ""
-    return f"the {_gpus(len(fitting))} that it fits ({kinds}) have no room left{taken}"
+    have = "has" if len(fitting) == 1 else "have"
+    return f"the {_gpus(len(fitting))} that it fits ({kinds}) {have} no room left{taken}"
 
 
 def _contradiction(want: Want, fitting: Sequence[FleetGpu]) -> str | None:

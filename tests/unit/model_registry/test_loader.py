@@ -130,6 +130,7 @@ tenant: []
         (f"version: v1\nfleet: {{cpu: {{memory: {'9' * 400}GiB}}}}\n", "2: fleet.cpu.memory: '9999"),
         ("version: v1\nmodels:\n", "2: models: must be a list, but nothing stands here"),
         ("version: v1\nmodels: {name: a}\n", "2: models: must be a list, not a mapping"),
+        ("version: v1\nmodels: [{name: a, source: x/y, replicas: {min: 9, max: 8}}]\n", "2: models[0].replicas: min 9 is more than max 8; swap them"),
         ("version: v1\ngateway: {listen: 8080}\n", "2: gateway.listen: must be text, not 8080 | Put it in quotes: '8080'"),
         ("version: v1\ntenants: [{name: t, models: some}]\n", "2: tenants[0].models: must be a list or 'all', not 'some'"),
         ("version: v1\ntenants: [{name: t, models: [a, 3]}]\n", "2: tenants[0].models[1]: must be text, not 3 | Put it in quotes: '3'"),

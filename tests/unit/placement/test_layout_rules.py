@@ -55,7 +55,7 @@ PLAIN = GpuState("GPU-9", 9, "NVIDIA L4", "NVIDIA L4", 24_000 * MIB, 23_000 * MI
         ({"layout": {"1g.10gb": -1}}, "greater than or equal to 0"),
         ({"layout": ["1g.10gb@x"]}, "not a placement"),
         ({"layout": {"1g.10gb": 8}}, "finds no room"),
-        ({"layout": {"1g.10gb": 8}}, "Nor on any other product with these profiles: H100-80GB-SXM"),
+        ({"layout": {"1g.10gb": 8}}, "Nor on any other product with these profiles: A100-80GB, H100-80GB-SXM"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_was_meant(rule: dict[str, Any], told: str) -> None:
