@@ -34,6 +34,9 @@ _TINY = 16
 _FEW_NODES = 200
 """So much of a search tree is looked through for what matters less."""
 
+_UNDISTURBED = 0.2
+"""Where nobody runs, layout changes disturb nobody: on all but tiny fleets so many more than the fewest will do."""
+
 _LARGE = 100
 """From so many GPUs on a hundredth of the price is not worth the time of the proof, if nobody says otherwise."""
 
@@ -177,7 +180,8 @@ class _Detail:
         """For objectives that matter less, on all but tiny fleets."""
         if len(self.problem.gpus) <= _TINY:
             return self.limits
-        return replace(self.limits, seconds=max(1.0, self.limits.seconds / 4), nodes=_FEW_NODES)
+        gap = self.limits.gap_ratio if _runs(self.problem) else max(self.limits.gap_ratio, _UNDISTURBED)
+        return replace(self.limits, seconds=max(1.0, self.limits.seconds / 4), nodes=_FEW_NODES, gap_ratio=gap)
 
     def _first(
         self, reached: _Reached | None, objectives: Sequence[Objective], lost: int | None, *, by_gpu: bool
