@@ -7,6 +7,7 @@ so that a receiver may send the next request, or close, at any time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from gateway.errors import EngineError, EngineUnreachable
 from gateway.hotpath.framing import is_one_chunk_of_events
 from gateway.upstream import KEEP_ALIVE_SECONDS, NOT_PASSED_BACK, AiohttpEngines, died
 
+CLOSE_SECONDS = 2.0
 SWEEP_SECONDS = 1.0
 DRAIN_SECONDS = 5.0  # for an engine to end an answer of which nothing is wanted any longer
 DRAIN_BYTES = 64 * 2**10
@@ -291,10 +293,15 @@ class _Pool:
     async def connect(self) -> EngineConnection:
         """A new connection. Raises OSError."""
         connection = EngineConnection(self)
-        if self.unix_path is not None:
-            await self._loop.create_unix_connection(lambda: connection, self.unix_path)
-        else:
-            await self._loop.create_connection(lambda: connection, *self.address)
+        try:
+            if self.unix_path is not None:
+                await self._loop.create_unix_connection(lambda: connection, self.unix_path)
+            else:
+                await self._loop.create_connection(lambda: connection, *self.address)
+        except BaseException:  # uvloop closes what it was making, and does not tell the protocol that it knows already
+            self.lost(connection)
+            connection.lost.set()
+            raise
         return connection
 
     def keep(self, connection: EngineConnection) -> None:
@@ -375,14 +382,16 @@ class HotEngines:
             self._pools.pop(endpoint).close()
 
     async def close(self) -> None:
-        """Close everything, and see it closed."""
+        """Close everything, and see it closed; what is not closed within CLOSE_SECONDS is no reason to stay."""
         closing = [connection for pool in self._pools.values() for connection in pool.connections]
         self.retain(())
         if self._sweeping is not None:
             self._sweeping.cancel()
             self._sweeping = None
-        for connection in closing:
-            await connection.lost.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                for connection in closing:
+                    await connection.lost.wait()
 
     @property
     def open_connections(self) -> int:
