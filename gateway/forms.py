@@ -102,23 +102,48 @@ def _quoted(text: str) -> str:
     return text.translate(_NOT_IN_QUOTES)
 
 
-class _Reader:
-    """Collects what the parser finds. Each callback gets the bytes in hand and a range in them."""
+class PartHeaders:
+    """Collects the headers of the part at hand (`headers`), for a reader that takes its data. Each callback gets the bytes in hand
+    and a range in them.
+    """
 
     def __init__(self) -> None:
+        self.headers: dict[bytes, bytes] = {}
+        self._header_name = b""
+        self._header_value = b""
+
+    def header_callbacks(self) -> dict[str, object]:
+        """What a parser is to call."""
+        return {
+            "on_header_field": self._on_header_field,
+            "on_header_value": self._on_header_value,
+            "on_header_end": self._on_header_end,
+        }
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _on_header_end(self) -> None:
+        self.headers[self._header_name.lower()] = self._header_value
+        self._header_name = self._header_value = b""
+
+
+class _Reader(PartHeaders):
+    """Collects what the parser finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.parts: list[Part] = []
         self.ended = False
-        self._headers: dict[bytes, bytes] = {}
-        self._name = b""
-        self._value = b""
         self._data: list[bytes] = []
 
     def callbacks(self) -> dict[str, object]:
         return {
+            **self.header_callbacks(),
             "on_part_begin": self._begin,
-            "on_header_field": self._header_field,
-            "on_header_value": self._header_value,
-            "on_header_end": self._header_end,
             "on_part_data": self._part_data,
             "on_part_end": self._part_end,
             "on_end": self._end,
@@ -127,23 +152,13 @@ class _Reader:
     def _begin(self) -> None:
         if len(self.parts) >= MAX_PARTS:
             raise MalformedRequest(f"The form has more than {MAX_PARTS} parts.")
-        self._headers, self._data = {}, []
-
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._name += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_end(self) -> None:
-        self._headers[self._name.lower()] = self._value
-        self._name = self._value = b""
+        self.headers, self._data = {}, []
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         self._data.append(data[start:end])
 
     def _part_end(self) -> None:
-        name, filename, content_type = part_of(self._headers)
+        name, filename, content_type = part_of(self.headers)
         self.parts.append(Part(name, b"".join(self._data), filename, content_type))
 
     def _end(self) -> None:

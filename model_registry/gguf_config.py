@@ -7,6 +7,7 @@ from typing import Any
 
 from model_registry.errors import ModelUnreadable
 from model_registry.gguf_header import GgufHeader, Skipped
+from model_registry.model import MOST_LAYERS
 
 _ARCHITECTURES: Mapping[str, tuple[str, str]] = {
     "bert": ("bert", "BertModel"),
@@ -74,7 +75,6 @@ _FULL_ATTENTION_EVERY = {"gemma2": 2, "gemma3_text": 6, "gemma4_text": 6, "gpt_o
 """In these, every so-manieth layer attends to everything, the others within a sliding window."""
 
 _SCALED = ("linear", "yarn", "longrope", "llama3")
-_MOST_LAYERS = 4096
 _SIGMOID_GATE = 2  # `expert_gating_func`: what tells DeepSeek-V3 from V2, which share llama.cpp's name
 
 
@@ -105,9 +105,9 @@ def config_from(header: GgufHeader) -> dict[str, Any]:
 def _check_layers(header: GgufHeader) -> None:
     """A damaged count would have us list billions of layers."""
     layers = header.get("block_count")
-    if layers is not None and not (isinstance(layers, int) and 0 <= layers <= _MOST_LAYERS):
+    if layers is not None and not (isinstance(layers, int) and 0 <= layers <= MOST_LAYERS):
         raise ModelUnreadable(
-            f"this GGUF file says that it has {layers!r} layers; no model has more than {_MOST_LAYERS}",
+            f"this GGUF file says that it has {layers!r} layers; no model has more than {MOST_LAYERS}",
             where=str(header.path),
             remedy="The file is damaged: fetch it again.",
         )

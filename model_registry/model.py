@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 Task = Literal["generate", "embed"]
 
+MOST_LAYERS = 4096  # some things are listed per layer: a wrong count must not take the machine's memory
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSummary:

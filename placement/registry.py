@@ -51,7 +51,7 @@ class ModelRegistry:
         """Whether the model fits the slice, by the bytes it takes there."""
         spec = self._specs.get(sized.config.name)
         if self._engine.command or spec is None or sized.limits is None or sized.footprint is None:
-            return _taken_on_trust(target)
+            return unsized(target, fits=True, reason="not sized: engine.command runs another engine")
         return fit(
             spec,
             sized.footprint,
@@ -86,10 +86,11 @@ def installed_vllm(engine: EngineConfig, kind: EngineKind) -> str:
         return INSTALLED_VERSIONS[kind]
 
 
-def _taken_on_trust(target: Slice) -> SliceFit:
+def unsized(target: Slice, *, fits: bool, reason: str) -> SliceFit:
+    """What is said of a model on a slice where no figure of it is known."""
     return SliceFit(
-        fits=True,
-        reason="not sized: engine.command runs another engine",
+        fits=fits,
+        reason=reason,
         memory_bytes=target.memory_bytes,
         available_kv_bytes=0,
         kv_blocks=0,

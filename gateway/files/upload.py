@@ -11,7 +11,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
 from gateway.errors import BodyTooLarge, MalformedRequest, RequestTimeout
-from gateway.forms import MAX_PARTS, boundary_of, part_of
+from gateway.forms import MAX_PARTS, PartHeaders, boundary_of, part_of
 
 MAX_FIELD_BYTES = 4096
 FILE = "file"
@@ -61,28 +61,24 @@ async def in_time(pieces: AsyncIterator[bytes], idle_seconds: float) -> AsyncIte
         yield piece
 
 
-class _Reader:
-    """Collects fields and writes the file. Each callback gets the bytes in hand and a range in them."""
+class _Reader(PartHeaders):
+    """Collects fields and writes the file."""
 
     def __init__(self, into: BinaryIO, max_bytes: int) -> None:
+        super().__init__()
         self.upload = Upload()
         self.ended = False
         self._into = into
         self._left = max_bytes
         self._max_bytes = max_bytes
         self._parts = 0
-        self._headers: dict[bytes, bytes] = {}
-        self._name = b""
-        self._header = b""
         self._field: str | None = None  # None while a file comes
         self._value = b""
 
     def callbacks(self) -> dict[str, object]:
         return {
+            **self.header_callbacks(),
             "on_part_begin": self._begin,
-            "on_header_field": self._header_field,
-            "on_header_value": self._header_value,
-            "on_header_end": self._header_end,
             "on_headers_finished": self._headers_finished,
             "on_part_data": self._part_data,
             "on_part_end": self._part_end,
@@ -93,20 +89,10 @@ class _Reader:
         self._parts += 1
         if self._parts > MAX_PARTS:
             raise MalformedRequest(f"The form has more than {MAX_PARTS} parts.")
-        self._headers, self._value = {}, b""
-
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._name += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def _header_end(self) -> None:
-        self._headers[self._name.lower()] = self._header
-        self._name = self._header = b""
+        self.headers, self._value = {}, b""
 
     def _headers_finished(self) -> None:
-        name, filename, _ = part_of(self._headers)
+        name, filename, _ = part_of(self.headers)
         if name == FILE and filename is not None:
             if self.upload.filename is not None:
                 raise MalformedRequest("The form must have one file.", param=FILE)

@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any, Literal
 
 from model_registry.errors import ModelUnreadable
+from model_registry.model import MOST_LAYERS
 from model_registry.sizing.architecture import AttentionCache, LatentAttention
 
 Config = Mapping[str, Any]
@@ -35,9 +36,6 @@ def text_section(config: Config) -> Config:
         if isinstance(section, Mapping):
             return text_section(section)
     return config
-
-
-MOST_LAYERS = 4096  # some things are listed per layer: a wrong count must not take the machine's memory
 
 
 @cache

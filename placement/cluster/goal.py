@@ -13,7 +13,7 @@ from model_registry.schema import ModelConfig
 from placement.cluster.head import ClusterGoal
 from placement.goals import PlacementConfig, Registry
 from placement.launch import SizedModel
-from placement.registry import ModelRegistry
+from placement.registry import ModelRegistry, unsized
 from placement.slices import Slice, SliceKind
 from placement.table import ModelRow
 
@@ -64,19 +64,5 @@ class _Known:
         device = "cpu" if target.kind is SliceKind.CPU else "cuda"
         sized = self.sized.get((name, device))
         if sized is None:
-            return _unknown(target, str(self.problems.get(name, "the model is not known")))
+            return unsized(target, fits=False, reason=str(self.problems.get(name, "the model is not known")))
         return self.registries[device].fit(sized, target)
-
-
-def _unknown(target: Slice, reason: str) -> SliceFit:
-    return SliceFit(
-        fits=False,
-        reason=reason,
-        memory_bytes=target.memory_bytes,
-        available_kv_bytes=0,
-        kv_blocks=0,
-        max_concurrency=0.0,
-        longest_context_tokens=0,
-        head_room_bytes=0,
-        profile=target.profile,
-    )
