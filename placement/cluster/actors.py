@@ -68,6 +68,7 @@ class RayNodes:
 
     def __init__(self) -> None:
         self._asked: dict[str, tuple[Seat, ActorHandle[Any], Any]] = {}
+        self._books: Mapping[str, Seat] = {}  # as last looked at: the head does, once in every round
 
     async def names(self) -> Sequence[str]:
         """Every agent that is not known to be dead."""
@@ -88,7 +89,7 @@ class RayNodes:
             asked = self._asked[seat.replica] = await asyncio.to_thread(self._ask, seat)
         done, _ = await asyncio.to_thread(ray.wait, [asked[2]], timeout=0)
         if not done:
-            rivals = [s for s in (await self.held()).values() if s.key == seat.key and s.replica != seat.replica]
+            rivals = [s for s in self._books.values() if s.key == seat.key and s.replica != seat.replica]
             return Hold(seat, waits_for=await asyncio.to_thread(_why_pending, seat, rivals))
         try:
             return Hold(seat, owner=Owner.model_validate_json(await asked[2]))
@@ -105,7 +106,8 @@ class RayNodes:
 
     async def held(self) -> Mapping[str, Seat]:
         """Every holder that is there or is being made."""
-        return {seat.replica: seat for seat in map(_seat_of, await _named(_HOLDER))}
+        self._books = {seat.replica: seat for seat in map(_seat_of, await _named(_HOLDER))}
+        return self._books
 
     def _ask(self, seat: Seat) -> tuple[Seat, ActorHandle[Any], Any]:
         holder = _detached(

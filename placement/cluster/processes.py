@@ -64,7 +64,6 @@ class LocalProcesses:
     def _ensure(self, name: str, *arguments: str) -> None:
         if self._found(name) is not None:
             return
-        self._reap(name)
         logs = self._paths.root / "logs"
         logs.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (logs / f"{name}.log").open("ab") as output:
