@@ -115,6 +115,13 @@ class LaunchSpec:
         content = [self.argv, sorted(self.environment.items()), self.slice.id, self.slice.uuid, cores]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
+    @property
+    def place_hash(self) -> str:
+        """16 hex digits over the slice alone: equal exactly if another engine may take this one's place when its turn comes."""
+        cores = self.slice.cores if self.slice.kind is SliceKind.CPU else ()
+        content = [self.slice.id, self.slice.uuid, self.slice.memory_bytes, cores]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
     def command(self, endpoint: Endpoint, *, drain_seconds: float) -> list[str]:
         """The arguments with the endpoint filled in, and how long the engine may finish requests after SIGTERM."""
         late = {

@@ -47,6 +47,7 @@ class ReplicaStatus(_Row):
     restarts: int = 0
     engine_pid: int | None = None
     adopted: bool = False
+    outdated: bool = Field(default=False, description="Runs by an earlier configuration until its turn comes.")
     endpoint: str | None = None
     log: str
     placement: dict[str, Any] | None = Field(
@@ -97,9 +98,11 @@ class ControllerStatus(_Row):
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is about to change by itself: every replica is ready or has failed."""
+        """Whether nothing is about to change by itself: every replica is ready or has failed, and none waits for its turn."""
+        stopped = {r.model for r in self.replicas if r.state is ReplicaState.FAILED}
         return self.state == "running" and all(
-            r.state in (ReplicaState.READY, ReplicaState.FAILED) for r in self.replicas
+            r.state in (ReplicaState.READY, ReplicaState.FAILED) and (not r.outdated or r.model in stopped)
+            for r in self.replicas
         )
 
 

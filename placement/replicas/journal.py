@@ -33,6 +33,7 @@ class JournalEntry(_Record):
     task: Task
     slice_id: str
     spec_hash: str
+    place_hash: str = ""
     endpoint: str
     log_offset: int
     started_at: datetime

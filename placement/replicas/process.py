@@ -150,6 +150,7 @@ class LocalLauncher:
             task=spec.task,
             slice_id=spec.slice.id,
             spec_hash=spec.spec_hash,
+            place_hash=spec.place_hash,
             endpoint=str(endpoint),
             log_offset=_begin_log(log, spec),
             started_at=datetime.now(UTC),

@@ -179,6 +179,10 @@ class Cluster:
         psutil.wait_procs(tree, timeout=10)
         self.member.wait()
 
+    def everything(self) -> list[psutil.Process]:
+        """What runs for both nodes. A gateway that comes back serves by the table it has before its node's engine is there."""
+        return [process for state in (self.state, self.other_state) for process in self._of(state)]
+
     def _of(self, state: Path) -> list[psutil.Process]:
         """Controller, gateway, shims and engines that run in sessions of their own."""
         found = []
@@ -308,8 +312,10 @@ def _slice_of(cluster: Cluster, replica: str) -> str:
 def test_ctrl_c_ends_everything(cluster: Cluster) -> None:
     assert cluster.up is not None
     assert cluster.member is not None
-    everything = [p for s in (cluster.state, cluster.other_state) for p in cluster._of(s)]
-    assert len(everything) >= 8, "two controllers, two gateways, two shims, two engines"
+    everything: list[psutil.Process] = until(
+        lambda: found if len(found := cluster.everything()) >= 8 else None,
+        what="two controllers, two gateways, two shims, two engines",
+    )
     cluster.up.send_signal(signal.SIGINT)
     assert cluster.up.wait(120) == 0, cluster.said()[-3000:]
     _, alive = psutil.wait_procs(everything, timeout=20)
