@@ -27,6 +27,7 @@ from gateway.errors import (
     EngineTimeout,
     EngineUnreachable,
     GatewayError,
+    InvalidKey,
     MalformedRequest,
     RequestTimeout,
     UnknownPreviousResponse,
@@ -76,7 +77,7 @@ class Exchanges:
     """Every request in the gateway, and what they share.
 
     `policy` and `keyring` may be replaced at any time. `draining` refuses new requests. `on_unreachable` is told of replicas that
-    accept no connection, and `on_served` of those that answered.
+    accept no connection, and `on_served` of those that answered. `look_again` says whether keys or tenants have just changed.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Exchanges:
         on_served: Callable[[str], None],
         response_ids: ResponseIds | None = None,
         salts: CacheSalts | None = None,
+        look_again: Callable[[], bool] = lambda: False,
     ) -> None:
         self.policy = policy
         self.keyring = keyring
@@ -107,6 +109,7 @@ class Exchanges:
         self.on_served = on_served
         self.response_ids = response_ids
         self.salts = salts
+        self.look_again = look_again
         self.draining = False
         self.active: set[Exchange] = set()
 
@@ -122,6 +125,18 @@ class Exchanges:
         `on_interrupt` is called instead of cancelling that task, for a relay that serves without one; `interruption` then tells why.
         """
         return Exchange(self, route, request_id, on_interrupt, call)
+
+    def authenticate(self, authorization: bytes | None) -> Tenant:
+        """The tenant behind an Authorization header. Raises MissingKey, InvalidKey, InvalidToken or TokenKeysUnavailable.
+
+        A key that is not known may have been made a moment ago: before it is refused, the key file is looked at.
+        """
+        try:
+            return self.policy.directory.authenticate(authorization, self.keyring(), self.wall())
+        except InvalidKey:
+            if not self.look_again():
+                raise
+        return self.policy.directory.authenticate(authorization, self.keyring(), self.wall())
 
     def expire(self) -> None:
         """Interrupt every exchange whose deadline has passed."""
@@ -234,7 +249,7 @@ class Exchange:
         if policy.limits.overhead_header or b"x-sliceway-overhead" in headers:
             self._overhead_seconds = 0.0
         if self.tenant is None:
-            self.tenant = policy.directory.authenticate(credentials(headers), self._desk.keyring(), self._desk.wall())
+            self.tenant = self._desk.authenticate(credentials(headers))
         check_head(headers, max_body_bytes=policy.limits.max_body)
 
     def take_body(self, raw: bytes) -> None:

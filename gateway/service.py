@@ -28,6 +28,7 @@ from gateway.exchange import Clock, Exchanges, Policy
 from gateway.figures import FiguresWriter
 from gateway.generations import Generations, generation_header
 from gateway.health import HealthBook
+from gateway.key_uses import KeyUses
 from gateway.keys import Keyring, WallClock
 from gateway.metrics import Files, MetricsPage
 from gateway.routes import EXTERNAL, Routes, build_routes, external_replicas, without_drained
@@ -47,6 +48,7 @@ PROBE_SECONDS = 1.0  # a replica that does not answer is asked this often
 STEADY_PROBE_SECONDS = 5.0  # an external one that answers, this often
 PROBE_TIMEOUT_SECONDS = 2.0
 HOUSEKEEPING_SECONDS = 60.0
+GLANCE_SECONDS = 0.01  # keys that are not known have the key file looked at no oftener than this
 ERRAND_SECONDS = 1.0  # the issuer's keys, and who serves administrators
 
 
@@ -64,6 +66,7 @@ class Parts:
     engines: Engines
     clock: Clock
     wall: WallClock
+    key_uses: KeyUses
 
 
 class Errand(Protocol):
@@ -107,6 +110,7 @@ class Gateway:
         self._routes = Routes()
         self._tasks: list[asyncio.Task[None]] = []
         self._next_probe: dict[str, float] = {}
+        self._glanced_at = float("-inf")
         self.admission = Admission(self.routes, parts.loads, parts.clock, admission_policy(config))
         self._slices = SlicesView(self.routes, parts.book, parts.clock, self.admission)
         self._drained_by: float | None = None
@@ -126,15 +130,26 @@ class Gateway:
 
     def policy(self) -> Policy:
         """What requests are decided by, from the configuration as it counts."""
-        return Policy(
-            Directory.of(self._config, self._tokens), self._config.gateway, generation_header(self._generation)
-        )
+        directory = Directory.of(self._config, self._tokens, self._parts.key_uses.note)
+        return Policy(directory, self._config.gateway, generation_header(self._generation))
 
     def authenticate(self, authorization: bytes | None) -> Tenant:
         """The tenant behind an Authorization header. Raises MissingKey, InvalidKey."""
-        return self.exchanges.policy.directory.authenticate(
-            authorization, self._parts.keyring.value, self._parts.wall()
-        )
+        return self.exchanges.authenticate(authorization)
+
+    def look_again(self) -> bool:
+        """Whether keys or tenants have changed since they were last looked at. Asked before a key that is not known is refused.
+
+        Costs two `stat`s, once in GLANCE_SECONDS however many ask, and reads only what has changed.
+        """
+        now = self._parts.clock()
+        if now - self._glanced_at < GLANCE_SECONDS:
+            return False
+        self._glanced_at = now
+        keys, tenants = self._parts.keyring.glance(), self._parts.overlay.glance()
+        if tenants:
+            self._operators_decided()
+        return keys or tenants
 
     async def slices(self) -> list[dict[str, Any]]:
         """The list of `/slices`."""
@@ -220,6 +235,7 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.admin is not None:
             await self.admin.stop()
+        await self._parts.key_uses.write()
         self.figures.stop()
         if self.sharing is not None:
             await self.sharing.leave()
@@ -446,6 +462,7 @@ class Gateway:
         return (card.id, card.max_model_len) if card else (None, None)
 
     async def _run_errands(self) -> None:
+        await self._parts.key_uses.tick(self._parts.clock())
         if self._tokens is not None:
             await self._tokens.tick()
         if self.admin is not None:

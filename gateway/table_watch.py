@@ -33,6 +33,7 @@ class Watched(Generic[T]):
         self.loads = 0
         self._load = load
         self._seen: _Signature | str = "never"
+        self._failed: _Signature | str = "never"  # of the file that could not be read
 
     def poll(self) -> bool:
         """Look once. True if `value` was replaced; a file with a problem is read again each time."""
@@ -43,6 +44,7 @@ class Watched(Generic[T]):
             value = self._load()
         except SlicewayError as error:
             self.problem = error
+            self._failed = signature
             return False
         # The file may have been replaced between stat and read; then the next poll sees another signature and reads again.
         self._seen = signature
@@ -50,6 +52,12 @@ class Watched(Generic[T]):
         self.loads += 1
         self.value = value
         return True
+
+    def glance(self) -> bool:
+        """Look once as `poll` does, but leave a file alone that could not be read, until it is another one: a `stat`, mostly."""
+        signature = _signature(self.path)
+        known = self._seen if self.problem is None else self._failed
+        return signature != known and self.poll()
 
 
 def _signature(path: Path) -> _Signature:

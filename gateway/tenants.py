@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.config import Config, TenantConfig
 from gateway.errors import InvalidKey, InvalidToken, MissingKey
+from gateway.key_uses import USE_SECONDS
 from gateway.keys import PREFIX, Keyring
 
 ANONYMOUS = "anonymous"
 UNKNOWN = "unknown"  # the label of requests that never got as far as a tenant
 
 MEMO_ENTRIES = 4096
-_NEVER = float("inf")
+
+
+def _nobody(key_id: str, now: float) -> None:
+    """Keeps no record of which keys are used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +106,22 @@ class Directory:
     keys_required: bool = True
     tokens: Tokens | None = None
     everyone: Tenant = Tenant(ANONYMOUS)  # whose requests are all where no keys are asked for
+    note_use: Callable[[str, float], None] = (
+        _nobody  # told of a key's id when it is verified: once in USE_SECONDS of its use
+    )
     _memo: _Memo = field(default_factory=_Memo, init=False, repr=False, compare=False)
 
     @classmethod
-    def of(cls, config: Config, tokens: Tokens | None = None) -> Directory:
-        """From the configuration. `tokens` are accepted beside keys."""
+    def of(
+        cls, config: Config, tokens: Tokens | None = None, note_use: Callable[[str, float], None] = _nobody
+    ) -> Directory:
+        """From the configuration. `tokens` are accepted beside keys; `note_use` is told of keys that are used."""
         return cls(
             {tenant.name: tenant_of(tenant, config.aliases) for tenant in config.tenants},
             keys_required=config.gateway.authentication == "keys",
             tokens=tokens,
             everyone=Tenant(ANONYMOUS, aliases=config.aliases),
+            note_use=note_use,
         )
 
     def authenticate(self, authorization: bytes | None, keyring: Keyring, now: float) -> Tenant:
@@ -147,7 +157,9 @@ class Directory:
         record = keyring.record_of(credential, now)
         if (tenant := self.tenants.get(record.tenant)) is None:
             raise InvalidKey("The API key belongs to a tenant that no longer exists here.")
-        return tenant, _NEVER if record.expires is None else record.expires
+        self.note_use(record.id, now)
+        again = now + USE_SECONDS  # verified anew, so that its use is noted
+        return tenant, again if record.expires is None else min(again, record.expires)
 
     def labels(self) -> Iterable[str]:
         """The tenants that metrics may name."""

@@ -37,6 +37,7 @@ from gateway.ingress import Ingress, cold_app
 from gateway.ingress.app import AsgiApp, Lifecycles
 from gateway.ingress.protocol import HeadLimits, bounded_by
 from gateway.ingress.server import BACKLOG, DrainingServer, listening_socket
+from gateway.key_uses import KeyUses
 from gateway.keys import Keyring, Keystore, WallClock
 from gateway.metrics import GatewayCollector, MetricsPage
 from gateway.relay import LAST_WORDS_SECONDS, AsgiRelay
@@ -87,6 +88,7 @@ def create_gateway(
         engines=engines or BothEngines(hot_engines, connect_timeout_seconds=connect_timeout_seconds),
         clock=clock,
         wall=wall,
+        key_uses=KeyUses(config.state),
     )
     gateway = Gateway(config, parts, config_path=config_path)
     gateway.exchanges = Exchanges(
@@ -102,6 +104,7 @@ def create_gateway(
         on_served=gateway.on_served,
         response_ids=ResponseIds(lambda: secret_in(state.responses_secret)),
         salts=CacheSalts(lambda: secret_in(state.responses_secret)),
+        look_again=gateway.look_again,
     )
     gateway.metrics_page = MetricsPage(
         GatewayCollector(

@@ -103,8 +103,8 @@ def admin_app(
 def _add_keys(app: FastAPI, operations: Operations, who: Any, wall: Callable[[], float]) -> None:
     @app.get("/admin/keys", tags=["keys"], summary="Every key, by id")
     def list_keys(tenant: str | None = None) -> schema.Keys:
-        now = wall()
-        return schema.Keys(keys=[schema.KeyShown(**schema.key_fields(r, now)) for r in operations.keys(tenant)])
+        now, uses = wall(), operations.key_uses()
+        return schema.Keys(keys=[schema.KeyShown(**schema.key_fields(r, now, uses)) for r in operations.keys(tenant)])
 
     @app.post("/admin/keys", tags=["keys"], summary="Make a key; it is shown this once", status_code=201)
     def create_key(body: schema.NewKey, actor: str = who) -> schema.MadeKey:
@@ -119,12 +119,13 @@ def _add_keys(app: FastAPI, operations: Operations, who: Any, wall: Callable[[],
             key_id, actor=actor, overlap_seconds=body.overlap_seconds, lifetime_seconds=body.lifetime_seconds
         )
         now = wall()
-        replaced = schema.KeyShown(**schema.key_fields(old, now))
+        replaced = schema.KeyShown(**schema.key_fields(old, now, operations.key_uses()))
         return schema.RotatedKey(key=key, replaced=replaced, **schema.key_fields(record, now))
 
     @app.post("/admin/keys/{key_id}/revoke", tags=["keys"], summary="Make a key worthless, for good")
     def revoke_key(key_id: KeyId, actor: str = who) -> schema.KeyShown:
-        return schema.KeyShown(**schema.key_fields(operations.revoke_key(key_id, actor=actor), wall()))
+        record = operations.revoke_key(key_id, actor=actor)
+        return schema.KeyShown(**schema.key_fields(record, wall(), operations.key_uses()))
 
 
 def _add_tenants(app: FastAPI, operations: Operations, who: Any) -> None:

@@ -21,6 +21,7 @@ from gateway.admin.overlay import Overlay, OverlayStore, applied, with_fields, w
 from gateway.audit import AuditLog
 from gateway.config import Config, TenantConfig
 from gateway.errors import ConflictingChange, UnknownReplica, UnknownTenant
+from gateway.key_uses import read_uses
 from gateway.keys import KeyRecord, Keystore
 from gateway.routes import external_replicas
 from placement.errors import TableUnreadable
@@ -101,6 +102,10 @@ class Operations:
     def keys(self, tenant: str | None = None) -> list[KeyRecord]:
         """Every key, or one tenant's, oldest first."""
         return [record for record in Keystore.of(self._load()).records() if tenant in (None, record.tenant)]
+
+    def key_uses(self) -> dict[str, float]:
+        """When keys were last used, by id, in seconds since 1970; to the minute, and only those that were used."""
+        return read_uses(self._load().state)
 
     # ---- tenants
 

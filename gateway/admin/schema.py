@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -52,6 +53,7 @@ class KeyShown(Shown):
     expires: datetime | None
     revoked: datetime | None
     replaces: str | None
+    last_used: datetime | None = Field(description="To the minute; null: never, as far as is known.")
 
 
 class MadeKey(KeyShown):
@@ -187,10 +189,10 @@ def tenant_change() -> type[BaseModel]:
     return create_model("TenantChange", __base__=Section, **_optional_fields())
 
 
-def key_fields(record: KeyRecord, now: float) -> dict[str, Any]:
-    """The fields of KeyShown."""
+def key_fields(record: KeyRecord, now: float, uses: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """The fields of KeyShown. `uses` are the last uses by id, in seconds since 1970."""
     times = {name: _time(getattr(record, name)) for name in ("created", "expires", "revoked")}
-    return record.as_public(now) | times
+    return record.as_public(now) | times | {"last_used": _time((uses or {}).get(record.id))}
 
 
 def tenant_shown(view: TenantView) -> TenantShown:

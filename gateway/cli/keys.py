@@ -55,23 +55,24 @@ def list_keys(
     as_json: Json = False,
 ) -> None:
     """List keys by their ids; the keys themselves are nowhere."""
-    records = operations(required_config(config_option, config)).keys(tenant)
+    asked = operations(required_config(config_option, config))
+    records, uses = asked.keys(tenant), asked.key_uses()
     if as_json:
-        print_json({"keys": [shown(record) for record in records]})
+        print_json({"keys": [shown(record, uses.get(record.id)) for record in records]})
         return
     if not records:
         out.print("There are no keys yet. Make one: sliceway keys create TENANT")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("id", "tenant", "name", "state", "created", "expires"):
+    for column in ("id", "tenant", "name", "state", "created", "expires", "last used"):
         table.add_column(column)
     now = wall_seconds()
     for record in records:
         state = record.state(now)
         expires = when(record.expires) if record.expires else "never"
-        table.add_row(
-            record.id, escape(record.tenant), escape(record.name), _STATES[state], when(record.created), expires
-        )
+        used = when(uses[record.id]) if record.id in uses else "never"
+        names = (record.id, escape(record.tenant), escape(record.name))
+        table.add_row(*names, _STATES[state], when(record.created), expires, used)
     out.print(table)
 
 
@@ -90,14 +91,15 @@ def rotate(
     as_json: Json = False,
 ) -> None:
     """Make a new key in the place of one, which goes on for the overlap: clients change over without a gap."""
-    made, record, old = operations(required_config(config_option, config)).rotate_key(
+    asked = operations(required_config(config_option, config))
+    made, record, old = asked.rotate_key(
         key,
         actor=actor(),
         overlap_seconds=parse_duration(overlap),
         lifetime_seconds=parse_lifetime(expires) if expires else None,
     )
     if as_json:
-        print_json({"key": made} | shown(record) | {"replaced": shown(old)})
+        print_json({"key": made} | shown(record) | {"replaced": shown(old, asked.key_uses().get(old.id))})
         return
     _show_key(made, record)
     err.print(f"[dim]Key {old.id}, which it replaces, counts until {when(old.expires)}.[/]")
@@ -106,18 +108,18 @@ def rotate(
 @keys.command()
 def revoke(key: Key, config: ConfigArgument = None, config_option: ConfigOption = None, as_json: Json = False) -> None:
     """Make a key worthless, for good."""
-    record = operations(required_config(config_option, config)).revoke_key(key, actor=actor())
+    asked = operations(required_config(config_option, config))
+    record = asked.revoke_key(key, actor=actor())
     if as_json:
-        print_json(shown(record))
+        print_json(shown(record, asked.key_uses().get(record.id)))
     else:
         out.print(f"Key {record.id} of tenant {escape(record.tenant)} is revoked.")
 
 
-def shown(record: KeyRecord) -> dict[str, object]:
-    """For `--json`: everything but the digest, times in ISO 8601."""
-    times = {
-        name: None if (at := getattr(record, name)) is None else when(at) for name in ("created", "expires", "revoked")
-    }
+def shown(record: KeyRecord, last_used: float | None = None) -> dict[str, object]:
+    """For `--json`: everything but the digest, times in ISO 8601. `last_used` is in seconds since 1970."""
+    at = {"created": record.created, "expires": record.expires, "revoked": record.revoked, "last_used": last_used}
+    times = {name: None if seconds is None else when(seconds) for name, seconds in at.items()}
     return record.as_public(wall_seconds()) | times
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from gateway.admin import Operations
 from gateway.config import Config
+from gateway.key_uses import read_uses
 from gateway.keys import Keystore
 from gateway.testing import RELAYS, FakeFleet, RunningGateway, fake_fleet, running_gateway, wait_until
 from tests.integration.gateway_harness import CHAT, chat_body
@@ -196,3 +198,26 @@ def test_nobody_shares_or_chooses_a_cache(relay: str, tmp_path: Path) -> None:
         body = written_otherwise.replace("cache_salt", "cache\\u005fsalt").encode()
         assert httpx2.post(one.gateways[0].url + CHAT, content=body, headers=head).status_code == 200
         assert salt() != victims
+
+
+def test_a_key_that_was_just_made_counts_at_once_and_so_does_a_new_tenants(relay: str, tmp_path: Path) -> None:
+    with house(tmp_path, relay, {"name": "acme"}, gateways=2) as one:
+        one.start("m@0")
+        config = one.gateways[0].gateway.file_config()
+        operations = Operations(lambda: config, wall=lambda: 2.0)
+        one.keys["fresh"], _ = operations.create_key("acme", actor="test")
+        assert one.ask("fresh", at=0).status_code == 200
+        operations.add_tenant("late", {}, actor="test")
+        one.keys["late"], _ = operations.create_key("late", actor="test")
+        assert one.ask("late", at=1).status_code == 200
+
+
+def test_when_a_key_was_last_used_survives_the_gateway(relay: str, tmp_path: Path) -> None:
+    with house(tmp_path, relay, {"name": "acme"}, {"name": "idle"}) as one:
+        one.start("m@0")
+        assert one.ask("acme").status_code == 200
+    used = read_uses(tmp_path)
+    acme, idle = Keystore(tmp_path).records()
+    assert set(used) == {acme.id}
+    assert used[acme.id] > acme.created
+    assert idle.id not in used

@@ -69,3 +69,18 @@ def test_damage_and_loss_keep_the_last_good_value(tmp_path: Path) -> None:
     replace(file.path, "one")
     assert file.poll()
     assert file.problem is None
+
+
+def test_a_glance_reads_what_has_changed_and_a_damaged_file_once(tmp_path: Path) -> None:
+    file = watched(tmp_path / "f")
+    replace(file.path, "one")
+    assert [file.glance(), file.glance()] == [True, False]
+    replace(file.path, "bad")
+    assert not file.glance()
+    reads = []
+    file._load, load = lambda: reads.append(1) or load(), file._load  # type: ignore[func-returns-value]
+    assert [file.glance() for _ in range(3)] == [False] * 3
+    assert not reads
+    replace(file.path, "two")
+    assert file.glance()
+    assert (file.value, len(reads)) == ("two", 1)

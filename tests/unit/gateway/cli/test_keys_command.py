@@ -35,7 +35,9 @@ def test_a_key_is_all_of_the_output_so_that_a_script_can_take_it(config: Path) -
 
 def test_list_and_revoke_by_json(config: Path) -> None:
     made = json.loads(run("create", "acme", "--config", config, "--name", "ci", "--expires", "2h", "--json").stdout)
-    assert {"key", "id", "tenant", "name", "created", "expires", "revoked", "replaces", "state"} == set(made)
+    assert {"key", "id", "tenant", "name", "created", "expires", "revoked", "replaces", "state", "last_used"} == set(
+        made
+    )
     run("create", "beta", "--config", config)
     listed = json.loads(run("list", config, "--json").stdout)["keys"]
     assert [(k["tenant"], k["name"], k["state"]) for k in listed] == [("acme", "ci", "active"), ("beta", "", "active")]
