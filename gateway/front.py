@@ -29,8 +29,8 @@ from placement.clock import Clock, SystemClock
 from placement.errors import StateLocked
 from placement.locks import holder
 from placement.replicas.backoff import Restarts, after_end
+from placement.replicas.ending import first_of
 from placement.replicas.procfs import ProcessIdentity
-from placement.replicas.replica import first_of
 from placement.schema import RestartConfig
 from placement.state import StatePaths
 from placement.status import ControllerStatus, read_status

@@ -12,11 +12,11 @@ from gateway.config import Config
 from gateway.processes import WatchedProcess, read_record
 from placement.clock import SystemClock
 from placement.locks import exclusive, holder
+from placement.replicas.ending import end_process, first_of
 from placement.replicas.journal import Journal
 from placement.replicas.probe import Probe
 from placement.replicas.process import EngineProcess, LocalLauncher
 from placement.replicas.procfs import ProcessIdentity
-from placement.replicas.replica import end_process, first_of
 from placement.state import StatePaths
 
 _LAST_SECONDS = 10.0

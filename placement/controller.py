@@ -10,46 +10,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import random
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from pydantic import ValidationError
 
 from model_registry.atomic import write_atomically
 from model_registry.errors import RegistryError, SlicewayError
-from model_registry.model import Task
-from model_registry.sizing.calibration import CalibrationStore
-from placement.calibration import CalibratedRegistry
-from placement.clock import Clock, SystemClock
-from placement.engines import EngineKind
-from placement.errors import EngineMissing, TableUnreadable
-from placement.evidence import ReplicaTrace, prove_replica
-from placement.goals import Goals, PlacementConfig, Registry, Workshop, plan_goals
-from placement.inventory import observe
-from placement.launch import Endpoint
+from placement.errors import EngineMissing
+from placement.goals import Goals, PlacementConfig, Workshop, plan_goals
 from placement.locks import exclusive
 from placement.orders import Orders, read_orders
-from placement.proof import Proof
-from placement.publish import controller_status, error_row, replica_status, routing_table
-from placement.registry import ModelRegistry, installed_vllm
 from placement.replicas.diagnose import diagnose
-from placement.replicas.gates import StartGates, mark_filled, starts_at_once
+from placement.replicas.ending import end_process, first_of
 from placement.replicas.journal import Journal, JournalEntry
 from placement.replicas.memory import Usage, measure
-from placement.replicas.probe import Probe
-from placement.replicas.process import EngineProcess, LocalLauncher, kill_session, read_log, secure
-from placement.replicas.replica import Goal, Hands, Replica, end_process, first_of
+from placement.replicas.parts import Goal
+from placement.replicas.process import EngineProcess, LocalLauncher, kill_session
+from placement.replicas.replica import Replica
 from placement.scaling import Scaling, barred
-from placement.schema import EngineConfig, FleetConfig
-from placement.slices import Inventory, SliceKind
-from placement.status import Refusal, write_status
-from placement.table import ReplicaState, RoutingTable, publish, read
+from placement.slices import SliceKind
+from placement.sources import Sources, calibrated_registry
+from placement.table import ReplicaState
+from placement.telling import Teller
 from placement.withheld import withheld, without
+from placement.workbench import Workbench
 
 log = logging.getLogger(__name__)
 
@@ -57,47 +43,6 @@ _COALESCE_SECONDS = 0.1
 _MEMORY_SECONDS = 2.0
 # Until adopted engines have been asked whether they still serve, the last controller's table stays.
 _ADOPTION_SECONDS = 10.0
-_PROOF_SECONDS = 5.0
-
-
-def make_registry(engine: EngineConfig, inventory: Inventory) -> Registry:
-    """The real registry, for the engine that is installed."""
-    kind: EngineKind = "cuda" if any(s.kind is not SliceKind.CPU for s in inventory.slices) else "cpu"
-    return ModelRegistry(engine, vllm_version=installed_vllm(engine, kind), device=kind)
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """Where the controller gets what it compares. `load` reads the configuration anew at every call.
-
-    `scales` is whether replicas follow demand here; on a node of a cluster the head decides.
-    """
-
-    load: Callable[[], PlacementConfig]
-    name: str
-    observe: Callable[[FleetConfig], Inventory] = observe
-    registry: Callable[[EngineConfig, Inventory], Registry] = make_registry
-    clock: Clock = field(default_factory=SystemClock)
-    jitter: Callable[[], float] = random.random
-    scales: bool = True
-
-
-def calibrated_registry(
-    sources: Sources, workshop: Workshop, config: PlacementConfig, inventory: Inventory
-) -> CalibratedRegistry:
-    """The registry of `sources`, with what engines measured in this state directory."""
-    return CalibratedRegistry(sources.registry(config.engine, inventory), CalibrationStore(workshop.paths.calibration))
-
-
-def preflight(sources: Sources, workshop: Workshop, *, partial: bool = False) -> Goals:
-    """What would run, without starting anything.
-
-    Raises the first reason why not all of it can; with `partial` only if nothing of it can.
-    """
-    config = sources.load()
-    inventory = sources.observe(config.fleet)
-    goals = plan_goals(config, inventory, calibrated_registry(sources, workshop, config, inventory), workshop)
-    return goals if partial and goals.replicas else goals.complete()
 
 
 class Controller:
@@ -110,22 +55,19 @@ class Controller:
         self._journal = Journal(workshop.paths)
         self._launcher = LocalLauncher(workshop.paths, self._journal, workshop.environ, workshop.own_python)
         self._clock = sources.clock
-        self._started_at = sources.clock.now()
+        self._teller = Teller(workshop.paths, sources.clock, sources.name)
         self._goals: Goals | None = None
-        self._registry: CalibratedRegistry | None = None
         self._replicas: dict[str, Replica] = {}
         self._usage: Mapping[int, Usage] = {}
-        self._table = RoutingTable(generation=0)
         self._state: Literal["starting", "running", "stopping"] = "starting"
-        self._refused: Refusal | None = None
         self._orders = Orders()
         self._carried_out = 0
-        self._gates = StartGates(at_once=starts_at_once(len(os.sched_getaffinity(0))))
         self._scaling = Scaling(workshop.paths, on=sources.scales)
         self._launching: dict[str, asyncio.Task[None]] = {}  # by replica: those that wait for their slice
         self._leaving: dict[str, asyncio.Task[None]] = {}  # by replica
         self._strays: dict[str, asyncio.Task[None]] = {}  # by slice
         self._changed = asyncio.Event()
+        self._bench = Workbench(workshop, self._launcher, sources.clock, sources.jitter, self._changed.set)
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._rescale = asyncio.Event()
@@ -146,7 +88,7 @@ class Controller:
             remedy="Stop it first: kill {pid}, or `sliceway down CONFIG`.",
         )
         with lock, self._signals():
-            self._table = self._last_table()
+            self._teller.begin()
             await self._begin()
             async with asyncio.TaskGroup() as tasks:
                 chores = (self._publish_changes(), self._watch_memory(), self._follow_demand())
@@ -165,18 +107,24 @@ class Controller:
         alive = {entry.replica: entry.slice_id for entry in entries if entry.shim.alive}
         config = await asyncio.to_thread(self._first_config, anything_runs=bool(alive))
         self._orders = read_orders(self._paths)
-        self._goals = await self._plan(config, alive)
+        goals = await self._plan(config, alive)
+        self._adopt(goals)
         self._remember(config)
-        strays = [process for entry in entries if (process := self._take_over(entry, self._goals)) is not None]
+        strays = [process for entry in entries if (process := self._take_over(entry, goals)) is not None]
         adopted = list(self._replicas.values())
         self._strays = {p.entry.slice_id: asyncio.create_task(self._end_stray(p)) for p in strays}
-        self._scaling.adopt(config)
-        for goal in self._goals.replicas.values():
+        for goal in goals.replicas.values():
             if goal.replica not in self._replicas:
                 self._launch(goal, {self._strays.get(goal.slice.id)})
         self._state = "running"
         self._carried_out = self._orders.number
         await self._settle(adopted)
+
+    def _adopt(self, goals: Goals) -> None:
+        """These are the goals from here on."""
+        self._goals = goals
+        self._bench.engine = goals.config.engine
+        self._scaling.adopt(goals.config)
 
     def _first_config(self, *, anything_runs: bool) -> PlacementConfig:
         """The configuration; the last accepted one if it is wrong and engines run that it would take down with it."""
@@ -186,7 +134,7 @@ class Controller:
             last = self._accepted() if anything_runs else None
             if last is None:
                 raise
-            self._refuse(error)
+            self._teller.refuse(error)
             return last
 
     async def _plan(self, config: PlacementConfig, current: Mapping[str, str]) -> Goals:
@@ -195,11 +143,12 @@ class Controller:
 
         def plan() -> Goals:
             inventory = without(self._sources.observe(config.fleet), withheld(self._paths))
-            self._registry = calibrated_registry(self._sources, self._workshop, config, inventory)
+            registry = calibrated_registry(self._sources, self._workshop, config, inventory)
+            self._bench.registry = registry
             return plan_goals(
                 config,
                 inventory,
-                self._registry,
+                registry,
                 self._workshop,
                 current=current,
                 orders=self._orders,
@@ -228,7 +177,7 @@ class Controller:
     def _note_dead(self, entry: JournalEntry, goals: Goals) -> None:
         """An engine that ended while nobody looked: make sure that all of it has, and say why in the log."""
         kill_session(entry.shim)
-        why = diagnose(self._journal.exit_record(entry), self._read_log(entry))
+        why = diagnose(self._journal.exit_record(entry), self._bench.read_log(entry))
         log.warning("%s: its engine ended while no controller ran: %s", entry.replica, why.message)
         if entry.replica not in goals.replicas:
             self._launcher.discard(entry.replica)
@@ -236,9 +185,8 @@ class Controller:
     async def _end_stray(self, process: EngineProcess) -> None:
         """Nobody routes to it: it is in no table that this controller publishes."""
         entry = process.entry
-        probe = Probe(process.endpoint, entry.model, entry.task)
-        config = self._goals.config.engine if self._goals else EngineConfig()
-        await end_process(process, probe, config, self._clock, serving=entry.ready_at is not None)
+        probe = self._bench.probe(process.endpoint, entry.model, entry.task)
+        await end_process(process, probe, self._bench.engine, self._clock, serving=entry.ready_at is not None)
         if self._goals is None or entry.replica not in self._goals.replicas:
             self._launcher.discard(entry.replica)
 
@@ -252,65 +200,9 @@ class Controller:
     # ---- replicas
 
     def _add(self, goal: Goal) -> Replica:
-        config = self._goals.config.engine if self._goals else EngineConfig()
-        self._replicas[goal.replica] = Replica(goal, config, self._hands())
+        self._replicas[goal.replica] = Replica(goal, self._bench.engine, self._bench.hands())
         self._replicas[goal.replica].hold(goal.replica in self._orders.drained)
         return self._replicas[goal.replica]
-
-    def _hands(self) -> Hands:
-        return Hands(
-            start=self._launcher.start,
-            probe=self._probe,
-            read_log=self._read_log,
-            secure=secure,
-            prove=self._prove,
-            gate=self._gate,
-            clock=self._clock,
-            jitter=self._sources.jitter,
-            changed=self._changed.set,
-        )
-
-    def _probe(self, endpoint: Endpoint, model: str, task: Task) -> Probe:
-        network = self._goals.config.engine.network if self._goals else None
-        return Probe(endpoint, model, task, secret=network.secret() if network else "")
-
-    def _gate(self, goal: Goal, say: Callable[[str], None]) -> contextlib.AbstractAsyncContextManager[object]:
-        config = self._goals.config.engine if self._goals else EngineConfig()
-        if config.parallel_starts is not None:
-            self._gates.at_once = config.parallel_starts
-        return self._gates.turn(goal.slice, goal.spec.cache if goal.spec else None, say)
-
-    async def _prove(self, goal: Goal, entry: JournalEntry) -> Proof:
-        """Look where an engine that answers runs. What it was started with is known if this goal could start it."""
-        arguments = goal.spec.argv if goal.spec else ()
-        probe = Probe(Endpoint.parse(entry.endpoint), goal.model, goal.task)
-        trace = ReplicaTrace(
-            entry.shim_pid,
-            arguments,
-            self._paths.log(entry.replica),
-            entry.log_offset,
-            metrics=await probe.text("/metrics", timeout_seconds=_PROOF_SECONDS) or "",
-            models=await probe.text("/v1/models", timeout_seconds=_PROOF_SECONDS) or "",
-        )
-
-        def look() -> Proof:
-            if self._registry is not None:
-                self._registry.learn(goal.model, goal.slice, self._read_log(entry))
-            proof = prove_replica(goal.slice, trace, vllm=self._vllm_version(arguments))
-            if proof.ok and goal.spec and goal.spec.cache:
-                mark_filled(goal.spec.cache)
-            return proof
-
-        return await asyncio.to_thread(look)
-
-    def _vllm_version(self, arguments: Sequence[str]) -> str | None:
-        """The version that these arguments start; None for another engine."""
-        if self._goals is None or self._goals.config.engine.command or not arguments:
-            return None
-        return self._workshop.versions.of(Path(arguments[0]))
-
-    def _read_log(self, entry: JournalEntry) -> str:
-        return read_log(self._paths.log(entry.replica), entry.log_offset)
 
     # ---- a new configuration
 
@@ -340,7 +232,7 @@ class Controller:
                 goals.complete()
         except SlicewayError as error:
             log.warning("the new configuration is refused, everything goes on as before: %s", error)
-            self._refuse(error)
+            self._teller.refuse(error)
             self._changed.set()
             return
         log.info("taking over the new configuration%s", f" and orders {ordered.number}" if news else "")
@@ -355,9 +247,9 @@ class Controller:
         except SlicewayError as error:
             if not or_last or self._goals is None:
                 raise
-            self._refuse(error)
+            self._teller.refuse(error)
             return self._goals.config
-        self._refused = None
+        self._teller.accept()
         self._remember(config)
         return config
 
@@ -370,8 +262,7 @@ class Controller:
 
         What is under way for earlier goals is taken over or given up. Gives the tasks of all that is left to be done.
         """
-        self._goals = goals
-        self._scaling.adopt(goals.config)
+        self._adopt(goals)
         while self._launching:
             self._launching.popitem()[1].cancel()
         for name, replica in self._replicas.items():
@@ -474,55 +365,18 @@ class Controller:
     def _publish(self) -> None:
         if self._goals is None:
             return
-        seen = [(r.goal, r.view) for r in sorted(self._replicas.values(), key=lambda r: r.goal.replica)]
-        table = routing_table(self._goals, seen, self._table, self._clock.now())
-        if table != self._table:
-            publish(table, self._paths.routing_table)
-            self._table = table
-        self._write_status()
-
-    def _write_status(self) -> None:
-        replicas = [
-            replica_status(
-                r.goal,
-                r.view,
-                log=self._paths.log(r.goal.replica),
-                memory_used_bytes=self._used(r.view.session),
-            )
-            for r in sorted(self._replicas.values(), key=lambda r: r.goal.replica)
-        ]
-        unplaced = self._goals.unplaced if self._goals else {}
-        status = controller_status(
-            pid=os.getpid(),
-            started_at=self._started_at,
-            now=self._clock.now(),
-            state=self._state,
-            config=self._sources.name,
-            generation=self._table.generation,
-            replicas=replicas,
-            unplaced={name: error for name, error in unplaced.items() if name not in self._replicas},
-            refused=self._refused,
+        self._teller.tell(
+            self._state,
+            self._goals,
+            self._replicas.values(),
             orders=self._carried_out,
-            notes=self._goals.inventory.notes if self._goals else (),
-            scaling=self._scaling.rows(self._goals) if self._goals else None,
+            scaling=self._scaling.rows(self._goals),
+            used_bytes=self._used,
         )
-        write_status(status, self._paths.controller_status)
 
     def _used(self, session: int | None) -> int | None:
         usage = self._usage.get(session) if session is not None else None
         return usage.used_bytes if usage else None
-
-    def _refuse(self, error: SlicewayError) -> None:
-        self._refused = Refusal(at=self._clock.now(), error=error_row(error))
-
-    def _last_table(self) -> RoutingTable:
-        """The last controller's, so that generations go on growing."""
-        try:
-            return read(self._paths.routing_table)
-        except TableUnreadable:
-            # A damaged table may have been of any generation that time allows: start above what could have been reached.
-            seconds = self._clock.now().timestamp() if self._paths.routing_table.exists() else 0
-            return RoutingTable(generation=int(seconds))
 
     # ---- memory budgets
 

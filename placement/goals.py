@@ -24,7 +24,7 @@ from placement.engines import EngineKind, EngineVersions, find_engine_python
 from placement.errors import PlacementError
 from placement.launch import SizedModel, build_launch, kv_cache_tokens
 from placement.orders import Orders
-from placement.replicas.replica import Goal
+from placement.replicas.parts import Goal
 from placement.schema import EngineConfig, FleetConfig
 from placement.sharing import share_environment
 from placement.simulate import engine_environment
@@ -41,6 +41,10 @@ class PlacementConfig(Section):
     seats: Mapping[str, str] | None = Field(
         default=None,
         description="Slice ids by replica, where somebody else has decided (a cluster's head): these replicas and no other.",
+    )
+    turns: tuple[str, ...] | None = Field(
+        default=None,
+        description="Outdated replicas that may be replaced now, where somebody else gives turns; otherwise one after another.",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from model_registry.errors import SlicewayError
 from placement.cores import format_cores
 from placement.goals import Goals
-from placement.replicas.replica import Goal, View
+from placement.replicas.parts import Goal, View
 from placement.slices import Slice
 from placement.status import ControllerStatus, ErrorRow, Refusal, ReplicaStatus, ScalingRow
 from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow
@@ -49,7 +49,9 @@ def slice_row(one: Slice) -> SliceRow:
     return SliceRow.model_validate(one.as_public())
 
 
-def replica_status(goal: Goal, view: View, *, log: Path, memory_used_bytes: int | None) -> ReplicaStatus:
+def replica_status(
+    goal: Goal, view: View, *, log: Path, memory_used_bytes: int | None, outdated: bool = False
+) -> ReplicaStatus:
     """One replica for people."""
     return ReplicaStatus(
         replica=goal.replica,
@@ -67,6 +69,7 @@ def replica_status(goal: Goal, view: View, *, log: Path, memory_used_bytes: int 
         restarts=view.restarts.total,
         engine_pid=view.engine_pid,
         adopted=view.adopted,
+        outdated=outdated,
         endpoint=view.endpoint,
         log=str(log),
         placement=view.proof.as_public() if view.proof else None,

@@ -16,8 +16,8 @@ from placement.launch import Endpoint, LaunchSpec
 from placement.proof import Proof
 from placement.replicas.gates import StartGates
 from placement.replicas.journal import ExitRecord, JournalEntry
+from placement.replicas.parts import Goal, Hands
 from placement.replicas.probe import Activity
-from placement.replicas.replica import Goal, Hands
 from placement.schema import EngineConfig
 
 

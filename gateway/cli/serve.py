@@ -26,11 +26,12 @@ from gateway.shutdown import Stopped, stop_everything
 from gateway.starting_layouts import cut_at_start
 from model_registry.errors import ConfigError, SlicewayError
 from placement.cluster.seats import run_seats
-from placement.controller import Controller, Sources, preflight
+from placement.controller import Controller
 from placement.goals import Goals, PlacementConfig, Workshop
 from placement.locks import exclusive
-from placement.replicas.replica import first_of
+from placement.replicas.ending import first_of
 from placement.simulate import enter
+from placement.sources import Sources, preflight
 from placement.state import StatePaths
 
 ConfigPath = Annotated[Path, typer.Argument(help="The configuration file.", exists=False, dir_okay=False)]

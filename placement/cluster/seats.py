@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model_registry.atomic import write_atomically
 from placement.cluster.members import Owner
-from placement.controller import Controller, Sources
+from placement.controller import Controller
 from placement.goals import PlacementConfig, Workshop
 from placement.replicas.procfs import ProcessIdentity
+from placement.sources import Sources
 
 LOOK_SECONDS = 0.5
 

@@ -9,140 +9,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from typing import Any, Protocol
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
 
 from model_registry.errors import SlicewayError
-from model_registry.model import Task
-from placement.clock import Clock
-from placement.launch import Endpoint, LaunchSpec
-from placement.proof import Proof
 from placement.replicas.backoff import Restarts, after_end
 from placement.replicas.diagnose import Diagnosis, diagnose
-from placement.replicas.journal import ExitRecord, JournalEntry
+from placement.replicas.ending import NEWS_SECONDS, POLL_SECONDS, end_process, first_of
 from placement.replicas.liveness import Liveness
+from placement.replicas.parts import Goal, Hands, Prober, Process, View
 from placement.replicas.probe import Activity
 from placement.replicas.progress import stage
 from placement.schema import EngineConfig
-from placement.slices import Slice, SliceKind
+from placement.slices import SliceKind
 from placement.table import ReplicaState
 
 _log = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.5
 _HEALTH_SECONDS = 5.0
-# Gateways look at the table four times a second; after this they send nothing new.
-_NEWS_SECONDS = 0.75
-_STARTING_STOP_SECONDS = 5.0
 DRAINED = "drained: no request runs on it"
 _MISPLACED = "It was ended before it took a request. Compare `sliceway slices` with nvidia-smi; see docs/pinning.md."
-
-
-class Process(Protocol):
-    """An engine process; see `placement.replicas.process.EngineProcess`."""
-
-    entry: JournalEntry
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Where it listens, or will."""
-
-    @property
-    def session(self) -> int:
-        """The session that all its processes are in."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether all of it has ended."""
-
-    async def wait(self) -> ExitRecord | None:
-        """Wait for the end of all of it."""
-
-    def terminate(self) -> None:
-        """Ask it to stop."""
-
-    def kill(self) -> None:
-        """End it now."""
-
-    def pin(self, cores: Sequence[int]) -> None:
-        """Move all of it to these hardware threads."""
-
-    def mark_ready(self, at: datetime) -> None:
-        """Write down that it has answered a real request."""
-
-
-class Prober(Protocol):
-    """Questions to an engine; see `placement.replicas.probe.Probe`."""
-
-    async def healthy(self, *, timeout_seconds: float) -> bool:
-        """Whether its server says that it is alive."""
-
-    async def answers(self, *, timeout_seconds: float) -> bool:
-        """Whether it answers a real request."""
-
-    async def activity(self, *, timeout_seconds: float) -> Activity | None:
-        """What it says it is doing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """One replica that should run on one slice.
-
-    `spec` is None for an engine that runs and is kept although how to start it is not known, because its model cannot be
-    read at the moment: when it ends, it has failed.
-    """
-
-    replica: str
-    model: str
-    task: Task
-    slice: Slice
-    max_num_seqs: int | None
-    spec: LaunchSpec | None
-    kv_cache_tokens: int | None = None
-
-    @property
-    def spec_hash(self) -> str | None:
-        """Equal exactly if an engine that runs need not be restarted."""
-        return self.spec.spec_hash if self.spec else None
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A replica as the controller, the table and the status file see it."""
-
-    state: ReplicaState
-    since: datetime
-    endpoint: str | None = None
-    stage: str | None = None
-    reason: str | None = None
-    remedy: str | None = None
-    retry_at: datetime | None = None
-    engine_pid: int | None = None
-    session: int | None = None
-    adopted: bool = False
-    restarts: Restarts = field(default_factory=Restarts)
-    proof: Proof | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Hands:
-    """Everything a replica reaches the world through.
-
-    `prove` looks whether an engine that answers is on its slice. `gate` is held while an engine starts, and tells what it
-    waits for.
-    """
-
-    start: Callable[[LaunchSpec, EngineConfig], Process]
-    probe: Callable[[Endpoint, str, Task], Prober]
-    read_log: Callable[[JournalEntry], str]
-    secure: Callable[[Endpoint], None]
-    prove: Callable[[Goal, JournalEntry], Awaitable[Proof]]
-    gate: Callable[[Goal, Callable[[str], None]], contextlib.AbstractAsyncContextManager[object]]
-    clock: Clock
-    jitter: Callable[[], float]
-    changed: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +67,18 @@ class Replica:
     def running_hash(self) -> str | None:
         """The specification hash of what runs, else of what would be started."""
         return self._process.entry.spec_hash if self._process is not None else self.goal.spec_hash
+
+    @property
+    def serves(self) -> bool:
+        """Whether it takes requests, or would if nobody held it."""
+        return self.view.state is ReplicaState.READY or (self._held and self.view.state is ReplicaState.DRAINING)
+
+    def may_stay_for(self, goal: Goal) -> bool:
+        """Whether what runs serves on the very slice of `goal`, though by another specification: it can wait for its turn."""
+        process, spec = self._process, goal.spec
+        if process is None or process.ended or spec is None or process.entry.ready_at is None:
+            return False
+        return self.goal.slice.id == goal.slice.id and process.entry.place_hash == spec.place_hash
 
     def reconfigure(self, goal: Goal, config: EngineConfig) -> None:
         """Go on with the same engine under a new goal that its specification still meets, and other timings.
@@ -333,7 +233,7 @@ class Replica:
                     return await self._admit(process)
             else:
                 self._show_stage(stage(self._hands.read_log(process.entry)))
-            await self._pause(process, _POLL_SECONDS)
+            await self._pause(process, POLL_SECONDS)
 
     async def _admit(self, process: Process) -> Diagnosis | None:
         """The last step to readiness: an engine in the wrong place would take what belongs to another, so it is ended."""
@@ -356,7 +256,7 @@ class Replica:
         held_at: float | None = self._show_serving(clock.monotonic())
         while not process.ended:
             busy = self._held and self.view.stage != DRAINED
-            await self._pause(process, _POLL_SECONDS if busy else config.interval_seconds)
+            await self._pause(process, POLL_SECONDS if busy else config.interval_seconds)
             if process.ended:
                 break
             if self._turned.is_set():
@@ -366,7 +266,7 @@ class Replica:
             silent = liveness.observe(clock.monotonic(), healthy=healthy, activity=activity)
             if silent is not None and not process.ended:
                 return await self._give_up(process, "unresponsive", silent)
-            if held_at is not None and clock.monotonic() - held_at >= _NEWS_SECONDS and _idle(activity):
+            if held_at is not None and clock.monotonic() - held_at >= NEWS_SECONDS and _idle(activity):
                 self._show_stage(DRAINED)
         return await self._diagnosis(process)
 
@@ -420,53 +320,5 @@ class Replica:
         self._hands.changed()
 
 
-async def end_process(process: Process, probe: Prober, config: EngineConfig, clock: Clock, *, serving: bool) -> None:
-    """Drain, ask to stop, and kill what does not; returns when all of it has ended.
-
-    Requests get `drain_timeout_seconds` to finish and the engine then `stop_timeout_seconds` to end itself.
-    """
-    if serving:
-        await first_of(clock.sleep(_NEWS_SECONDS), process.wait())
-        drained = await _drain(process, probe, config.drain_timeout_seconds, clock)
-    else:
-        drained = True
-    process.terminate()
-    patience = config.stop_timeout_seconds if serving else min(config.stop_timeout_seconds, _STARTING_STOP_SECONDS)
-    # An engine that does not tell what it runs drains by itself after it was asked to stop.
-    patience += config.drain_timeout_seconds if drained is None else 0.0
-    await first_of(clock.sleep(patience), process.wait())
-    if not process.ended:
-        process.kill()
-        await process.wait()
-
-
-async def _drain(process: Process, probe: Prober, seconds: float, clock: Clock) -> bool | None:
-    """Whether every request has finished in time; None where the engine does not tell."""
-    deadline = clock.monotonic() + seconds
-    while not process.ended:
-        activity = await probe.activity(timeout_seconds=2.0)
-        if activity is None:
-            return None
-        if activity.running + activity.waiting == 0:
-            return True
-        if clock.monotonic() >= deadline:
-            return False
-        await first_of(clock.sleep(_POLL_SECONDS), process.wait())
-    return True
-
-
 def _idle(activity: Activity | None) -> bool:
     return activity is not None and activity.running + activity.waiting == 0
-
-
-async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
-    """Return when the first of these coroutines has; the others are cancelled. What the first one raises is raised."""
-    tasks = [asyncio.create_task(wait) for wait in waits]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()

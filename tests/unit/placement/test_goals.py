@@ -13,7 +13,7 @@ from placement.errors import EngineMissing
 from placement.goals import Goals, PlacementConfig, Workshop, plan_goals
 from placement.launch import SizedModel
 from placement.publish import routing_table
-from placement.replicas.replica import View
+from placement.replicas.parts import View
 from placement.slices import Inventory, Slice, SliceKind
 from placement.state import StatePaths
 from placement.table import ReplicaState, RoutingTable

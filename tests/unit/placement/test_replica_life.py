@@ -11,8 +11,9 @@ import pytest
 from placement.errors import PlacementError
 from placement.launch import LaunchSpec
 from placement.proof import Finding, Proof, Verdict
+from placement.replicas.parts import Goal
 from placement.replicas.probe import Activity
-from placement.replicas.replica import DRAINED, Goal, Replica
+from placement.replicas.replica import DRAINED, Replica
 from placement.schema import EngineConfig
 from placement.slices import Gpu, Slice, SliceKind
 from placement.table import ReplicaState
