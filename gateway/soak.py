@@ -1,8 +1,9 @@
 """A storm through the whole request path without a network: are all counters zero afterwards, and does memory stay flat?
 
-Requests go through `AsgiRelay`, admission and metering to an engine that is a few lines of Python. Some are streamed,
-some fail at connecting, some die, some are refused by limits, and some clients leave in the middle. Everything random comes from one
-seed. `python -m gateway.soak --requests 1000000` prints one JSON object, and its exit status says whether all held.
+Requests go through both relays, admission and metering to engines that are a few lines of Python (`gateway.soak_wires`). Some
+are streamed; some engines refuse connections, die in the middle, hang until a timeout, or crash with all they had; some
+requests are refused by limits; some clients leave in the middle, alone or all at once, send half a body, or stop reading. Everything random comes
+from one seed. `python -m gateway.soak --requests 1000000` prints one JSON object, and its exit status says whether all held.
 """
 
 from __future__ import annotations
@@ -21,23 +22,28 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import uvicorn
 import uvloop
+from uvicorn.server import ServerState
 
 from gateway.config import Config
 from gateway.errors import EngineDied, EngineUnreachable
+from gateway.hotpath import HotPath, hot_protocol
+from gateway.ingress.protocol import HeadLimits
 from gateway.service import Gateway
-from gateway.wiring import create_gateway
+from gateway.soak_wires import END, EVENT, LAST, WHOLE, ClientWire, MemoryEngines
+from gateway.wiring import create_gateway, server_config
 from placement.state import StatePaths
 from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow, publish
 
 MOST_GROWTH_RATIO = 0.05
-CONCURRENCY = 256
+FAST_CLIENTS = 192
+ASGI_CLIENTS = 64
+CONCURRENCY = FAST_CLIENTS + ASGI_CLIENTS
+STORM_REQUESTS = 20_000  # so many requests from one storm to the next
+PATH = "/v1/chat/completions"
 
-_USAGE = b'"usage":{"prompt_tokens":12,"completion_tokens":4,"total_tokens":16}'
-_WHOLE = b'{"id":"1","choices":[{"index":0,"finish_reason":"stop"}],' + _USAGE + b"}"
-_EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":null}]}\n\n'
-_LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
-_STREAM = (_EVENT, _EVENT + _EVENT, _EVENT + _LAST, b'data: {"choices":[],' + _USAGE + b"}\n\ndata: [DONE]\n\n")
+_STREAM = (EVENT, EVENT + EVENT, EVENT + LAST, END)
 
 
 class _Answer:
@@ -76,7 +82,7 @@ class _Engines:
         dies = fate < 0.02
         if b'"stream":true' in body:
             return _Answer(_STREAM, b"text/event-stream", dies=dies)
-        return _Answer((_WHOLE[:40], _WHOLE[40:]), b"application/json", dies=dies)
+        return _Answer((WHOLE[:40], WHOLE[40:]), b"application/json", dies=dies)
 
     async def get(self, replica: ReplicaRow, path: str, *, timeout_seconds: float) -> tuple[int, bytes]:
         """Always well."""
@@ -91,10 +97,15 @@ class _Engines:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was left when all requests had gone, and their statuses (499: the client left). Bytes of resident memory: after the first tenth of the requests, and at the end."""
+    """What was left when all requests had gone, and their statuses (499: the client left).
+
+    Bytes of resident memory: after the first tenth of the requests, and at the end. `storms` are crashes of an engine and mass departures.
+    """
 
     requests: int
     seconds: float
+    cpu_seconds: float
+    storms: int
     statuses: dict[int, int]
     warm_bytes: int
     end_bytes: int
@@ -105,20 +116,27 @@ class Outcome:
     sequences: int
     kv_tokens: int
     concurrent: int
+    client_connections: int
+    engine_connections: int
+
+    @property
+    def left(self) -> int:
+        """The sum of every counter that has to be zero."""
+        counters = (self.in_flight, self.waiting, self.active, self.sequences, self.kv_tokens, self.concurrent)
+        return sum(counters) + self.client_connections + self.engine_connections
 
     @property
     def holds(self) -> bool:
         """Every counter is zero, and memory grew by at most MOST_GROWTH_RATIO."""
-        left = (self.in_flight, self.waiting, self.active, self.sequences, self.kv_tokens, self.concurrent)
-        return not any(left) and self.growth_ratio <= MOST_GROWTH_RATIO
+        return not self.left and self.growth_ratio <= MOST_GROWTH_RATIO
 
 
-def soak(requests: int, seed: int = 1) -> Outcome:
-    """Send `requests` requests, CONCURRENCY at a time. Blocks until all are answered."""
+def soak(requests: int, seed: int = 1, storm_requests: int = STORM_REQUESTS) -> Outcome:
+    """Send `requests` requests, CONCURRENCY at a time, with a storm after every `storm_requests`. Blocks until all are answered."""
     with tempfile.TemporaryDirectory(prefix="sliceway-soak-") as directory:
         config = _config(Path(directory))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_soak(config, requests, random.Random(seed)))
+            return runner.run(_soak(config, requests, random.Random(seed), storm_requests))
 
 
 def _config(state: Path) -> Config:
@@ -137,49 +155,115 @@ def _config(state: Path) -> Config:
     )
     table = RoutingTable(generation=1, models=(ModelRow(name="m", task="generate", max_model_len=2048),), replicas=rows)
     publish(table, StatePaths(state).routing_table)
-    limits = {"requests_per_minute": 10**9, "tokens_per_minute": 10**9, "max_concurrent": 40}
-    tenants = [{"name": "anonymous", "limits": limits | {"max_concurrent": CONCURRENCY - 6}}]
+    limits = {"requests_per_minute": 10**9, "tokens_per_minute": 10**9, "max_concurrent": CONCURRENCY - 6}
+    gateway = {"authentication": "none", "queue": {"max_requests": 128}}
     return Config.model_validate(
         {
             "version": "v1",
             "state_dir": str(state),
             "models": [{"name": "m", "source": "x"}],
-            "tenants": tenants,
-            "gateway": {"authentication": "none", "queue": {"max_requests": 128}},
+            "tenants": [{"name": "anonymous", "limits": limits}],
+            "gateway": gateway | {"first_byte_timeout_seconds": 2.0, "idle_timeout_seconds": 2.0},
         }
     )
 
 
-async def _soak(config: Config, requests: int, chance: random.Random) -> Outcome:
+class _Storm:
+    """The clients of one run, and what happens to all of them at once."""
+
+    def __init__(self, gateway: Gateway, app: Any, config: Config, chance: random.Random, requests: int) -> None:
+        self.gateway = gateway
+        self.engines = MemoryEngines(chance)
+        self.left = requests
+        self.storms = 0
+        self.server = ServerState()
+        self._app = app
+        self._chance = chance
+        self._loop = asyncio.get_running_loop()
+        self._uvicorn: uvicorn.Config = server_config(config, app)
+        limits = HeadLimits(config.gateway.max_header, config.gateway.header_timeout_seconds)
+        self._protocol = hot_protocol(limits, HotPath.of(gateway.exchanges, self.engines))
+        self._wires: set[ClientWire] = set()
+
+    async def fast_client(self) -> None:
+        """Requests one after another on a kept connection."""
+        wire = self._connected()
+        while self.left > 0:
+            self.left -= 1
+            body, chance = _body(self._chance), self._chance.random()
+            head = b"POST %b HTTP/1.1\r\nhost: soak\r\ncontent-length: %d\r\n\r\n" % (PATH.encode(), len(body))
+            leaves_after = self._chance.randrange(4) if chance < 0.05 else -1
+            status = await wire.ask(head + body, leaves_after=leaves_after, pause=0.05 < chance < 0.06)
+            if wire.is_closing():
+                self._wires.discard(wire)
+                wire = self._connected()
+            if status in (429, 503):
+                await asyncio.sleep(0.01)  # clients that are refused come back later
+        self._wires.discard(wire)
+        wire.close()
+
+    async def asgi_client(self) -> None:
+        """Requests to the relay that knows no connections."""
+        while self.left > 0:
+            self.left -= 1
+            if await _request(self._app, self._chance) in (429, 503):
+                await asyncio.sleep(0.01)
+
+    async def storms_every(self, requests: int) -> None:
+        """In turns an engine crashes, and all clients leave at once."""
+        following = self.left - requests
+        while following > 0:
+            await asyncio.sleep(0.01)
+            if self.left <= following:
+                following -= requests
+                self.storms += 1
+                if self.storms % 2:
+                    self.engines.crash(f"unix:/{self._chance.randrange(4)}")
+                else:
+                    for wire in list(self._wires):
+                        wire.close()
+
+    def _connected(self) -> ClientWire:
+        wire = ClientWire(lambda: self._protocol(self._uvicorn, self.server, {}, self._loop))
+        self._wires.add(wire)
+        return wire
+
+
+async def _soak(config: Config, requests: int, chance: random.Random, storm_requests: int) -> Outcome:
     gateway, app = create_gateway(config, engines=_Engines(chance))
     await gateway.start()
-    process, warm = psutil.Process(), 0
-    started, left, warm_at = time.perf_counter(), requests, requests - requests // 10
-
-    async def client() -> None:
-        nonlocal left, warm
-        while left > 0:
-            left -= 1
-            if left == warm_at:
-                warm = process.memory_info().rss
-            if await _request(app, chance) in (429, 503):
-                await asyncio.sleep(0.01)  # clients that are refused come back later
-
+    storm = _Storm(gateway, app, config, chance, requests)
+    started, cpu = time.perf_counter(), time.process_time()
+    warm = asyncio.create_task(_memory_when(storm, requests - requests // 10))
     async with asyncio.TaskGroup() as clients:
-        for _ in range(CONCURRENCY):
-            clients.create_task(client())
-    outcome = _outcome(gateway, requests, time.perf_counter() - started, warm, process.memory_info().rss)
+        clients.create_task(storm.storms_every(storm_requests))
+        for _ in range(FAST_CLIENTS):
+            clients.create_task(storm.fast_client())
+        for _ in range(ASGI_CLIENTS):
+            clients.create_task(storm.asgi_client())
+    end = psutil.Process().memory_info().rss
+    await storm.engines.close()
+    seconds = time.perf_counter() - started, time.process_time() - cpu
+    outcome = _outcome(storm, requests, seconds, await warm, end)
     await gateway.stop()
     return outcome
 
 
+async def _memory_when(storm: _Storm, left: int) -> int:
+    """Resident bytes when so many requests are left."""
+    while storm.left > left:  # noqa: ASYNC110  # a look now and then costs less than an event with every request
+        await asyncio.sleep(0.05)
+    return psutil.Process().memory_info().rss
+
+
+def _body(chance: random.Random) -> bytes:
+    stream = b"true" if chance.random() < 0.3 else b"false"
+    return b'{"model":"m","max_tokens":%d,"stream":%b,"messages":[]}' % (chance.choice((4, 64, 400)), stream)
+
+
 async def _request(app: Any, chance: random.Random) -> int:
     """One request, and its status; one client in twenty leaves, at once or in the middle. 0: it left before there was one."""
-    stream = chance.random() < 0.3
-    body = b'{"model":"m","max_tokens":%d,"stream":%s,"messages":[]}' % (
-        chance.choice((4, 64, 400)),
-        b"true" if stream else b"false",
-    )
+    body = _body(chance)
     gone = asyncio.Event()
     leaves_after = chance.randrange(4) if chance.random() < 0.05 else None
     messages = [{"type": "http.request", "body": body, "more_body": False}]
@@ -201,12 +285,13 @@ async def _request(app: Any, chance: random.Random) -> int:
             gone.set()
             await asyncio.sleep(0)
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    scope = {"type": "http", "method": "POST", "path": PATH, "headers": []}
     await app(scope, receive, send)
     return int(status)
 
 
-def _outcome(gateway: Gateway, requests: int, seconds: float, warm: int, end: int) -> Outcome:
+def _outcome(storm: _Storm, requests: int, seconds: tuple[float, float], warm: int, end: int) -> Outcome:
+    gateway = storm.gateway
     admission = gateway.admission
     statuses: Counter[int] = Counter()
     for (_, _, status), count in gateway.exchanges.stats.requests.items():
@@ -214,7 +299,9 @@ def _outcome(gateway: Gateway, requests: int, seconds: float, warm: int, end: in
     loads = [load for row in gateway.routes().replicas() if (load := admission.loads.get(row.replica))]
     return Outcome(
         requests=requests,
-        seconds=round(seconds, 1),
+        seconds=round(seconds[0], 1),
+        cpu_seconds=round(seconds[1], 1),
+        storms=storm.storms,
         statuses=dict(sorted(statuses.items())),
         warm_bytes=warm,
         end_bytes=end,
@@ -225,6 +312,8 @@ def _outcome(gateway: Gateway, requests: int, seconds: float, warm: int, end: in
         sequences=sum(load.sequences for load in loads),
         kv_tokens=sum(load.kv_tokens for load in loads),
         concurrent=sum(gauge.window.used for gauge in admission.limits if gauge.kind == "max_concurrent"),
+        client_connections=len(storm.server.connections),
+        engine_connections=storm.engines.open_connections,
     )
 
 
@@ -232,9 +321,10 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=1_000_000)
+    parser.add_argument("--storm-requests", type=int, default=STORM_REQUESTS)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    outcome = soak(arguments.requests, arguments.seed)
+    outcome = soak(arguments.requests, arguments.seed, arguments.storm_requests)
     sys.stdout.write(json.dumps(asdict(outcome) | {"holds": outcome.holds}, indent=1) + "\n")
     return 0 if outcome.holds else 1
 
