@@ -78,6 +78,7 @@ class Exchanges:
 
     `policy` and `keyring` may be replaced at any time. `draining` refuses new requests. `on_unreachable` is told of replicas that
     accept no connection, and `on_served` of those that answered. `look_again` says whether keys or tenants have just changed.
+    `book` has the latencies of requests that somebody waits for, `batch_book` those of batches.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Exchanges:
         response_ids: ResponseIds | None = None,
         salts: CacheSalts | None = None,
         look_again: Callable[[], bool] = lambda: False,
+        batch_book: LatencyBook | None = None,
     ) -> None:
         self.policy = policy
         self.keyring = keyring
@@ -110,6 +112,7 @@ class Exchanges:
         self.response_ids = response_ids
         self.salts = salts
         self.look_again = look_again
+        self.batch_book = batch_book or LatencyBook()
         self.draining = False
         self.active: set[Exchange] = set()
 
@@ -411,7 +414,9 @@ class Exchange:
     def dispatched(self, sent_at: float) -> None:
         """The engine took the request, sent to it at `sent_at`."""
         replica, tenant = self._given, self.tenant
-        self._series = self._desk.book.series(replica.slice.id, tenant.name if tenant else UNKNOWN, sent_at)
+        batch = self._call is not None and self._call.batch
+        book = self._desk.batch_book if batch else self._desk.book
+        self._series = book.series(replica.slice.id, tenant.name if tenant else UNKNOWN, sent_at)
         self._series.queue_seconds.add(sent_at - self.received_at, sent_at)
         if self._overhead_seconds is not None:
             self._overhead_seconds = sent_at - self.received_at - self._waited_seconds

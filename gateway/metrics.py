@@ -18,6 +18,7 @@ from gateway.admission import Admission, Loads
 from gateway.admission.sharing import Sharing
 from gateway.admission.view import limits
 from gateway.digests import METRICS, LatencyBook
+from gateway.digests import Metric as Latency
 from gateway.exchange import Clock
 from gateway.routes import Routes
 from gateway.stats import Stats
@@ -29,6 +30,9 @@ _HELP = {
     "e2e_seconds": "From the whole request to the last byte of a good answer.",
     "queue_seconds": "From the whole request to its dispatch to an engine.",
 }
+
+
+_OF_BATCHES: tuple[Latency, ...] = ("e2e_seconds", "queue_seconds")  # nothing in a batch is streamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class GatewayCollector:
     clock: Clock
     admission: Admission | None = None
     sharing: Callable[[], Sharing | None] = lambda: None
+    batch_book: LatencyBook | None = None
 
     def collect(self) -> Iterator[Metric]:
         """Every metric family."""
@@ -76,17 +81,19 @@ class GatewayCollector:
             "answers_without_usage", "Good answers in which the engine told no usage.", ("model",), stats.without_usage
         )
         yield _counter("config_reloads", "Configurations read again, by result.", ("result",), stats.config_reloads)
-        yield from self._latencies()
+        yield from self._latencies(self.book, METRICS, "sliceway_")
+        if self.batch_book is not None:
+            yield from self._latencies(self.batch_book, _OF_BATCHES, "sliceway_batch_")
         yield from self._state()
         if self.admission is not None:
             yield from _admission(self.admission)
             yield from _sharing(self.sharing())
 
-    def _latencies(self) -> Iterator[Metric]:
+    def _latencies(self, book: LatencyBook, metrics: Iterable[Latency], prefix: str) -> Iterator[Metric]:
         now = self.clock()
-        for metric in METRICS:
-            family = HistogramMetricFamily(f"sliceway_{metric}", _HELP[metric], labels=("slice", "tenant"))
-            for slice_id, tenant, series in self.book.items():
+        for metric in metrics:
+            family = HistogramMetricFamily(f"{prefix}{metric}", _HELP[metric], labels=("slice", "tenant"))
+            for slice_id, tenant, series in book.items():
                 digest = series.digest(metric)
                 digest.advance(now)
                 family.add_metric(

@@ -61,6 +61,7 @@ class Parts:
     overlay: Watched[Overlay]
     loads: Loads
     book: LatencyBook
+    batch_book: LatencyBook
     stats: Stats
     health: HealthBook
     engines: Engines
@@ -112,7 +113,7 @@ class Gateway:
         self._next_probe: dict[str, float] = {}
         self._glanced_at = float("-inf")
         self.admission = Admission(self.routes, parts.loads, parts.clock, admission_policy(config))
-        self._slices = SlicesView(self.routes, parts.book, parts.clock, self.admission)
+        self._slices = SlicesView(self.routes, parts.book, parts.clock, self.admission, parts.batch_book)
         self._drained_by: float | None = None
         self._told: set[str] = set()
         parts.table.poll()
@@ -470,7 +471,8 @@ class Gateway:
 
     async def _keep_house(self) -> None:
         slices = frozenset(row.slice.id for row in self._routes.replicas()) | {row.id for row in self._routes.idle}
-        self._parts.book.forget(slices, self._parts.clock())
+        for book in (self._parts.book, self._parts.batch_book):
+            book.forget(slices, self._parts.clock())
 
 
 class _Card(msgspec.Struct):

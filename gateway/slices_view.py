@@ -23,12 +23,18 @@ class SlicesView:
     """
 
     def __init__(
-        self, routes: Callable[[], Routes], book: LatencyBook, clock: Clock, admission: Admission | None = None
+        self,
+        routes: Callable[[], Routes],
+        book: LatencyBook,
+        clock: Clock,
+        admission: Admission | None = None,
+        batch_book: LatencyBook | None = None,
     ) -> None:
         self._routes = routes
         self._book = book
         self._clock = clock
         self._admission = admission
+        self._batch_book = batch_book or LatencyBook()
         self._lock = asyncio.Lock()
         self._rows: list[dict[str, Any]] = []
         self._taken_at = float("-inf")
@@ -44,7 +50,8 @@ class SlicesView:
             return self._rows
 
     async def _row(self, slice_row: SliceRow, replica: ReplicaRow | None) -> dict[str, Any]:
-        whole, tenants = await self._tables(slice_row.id)
+        whole, tenants = await self._tables(self._book, slice_row.id)
+        of_batches, batch_tenants = await self._tables(self._batch_book, slice_row.id)
         return {
             "slice": {name: getattr(slice_row, name) for name in ("id", "kind", "profile", "uuid", "gpu")},
             "model": replica.model if replica else None,
@@ -53,12 +60,13 @@ class SlicesView:
             "queue": queue_of(self._admission, replica.replica) if replica and self._admission else None,
             "windows": whole,
             "tenants": {name: {"windows": table} for name, table in tenants.items()},
+            "batches": {"windows": of_batches} if batch_tenants else None,
         }
 
-    async def _tables(self, slice_id: str) -> tuple[WindowTable, dict[str, WindowTable]]:
+    async def _tables(self, book: LatencyBook, slice_id: str) -> tuple[WindowTable, dict[str, WindowTable]]:
         """The windows of a slice, and of each tenant on it."""
         whole, tables = WindowSums(), {}
-        for name, series in sorted(self._book.tenants(slice_id).items()):
+        for name, series in sorted(book.tenants(slice_id).items()):
             sums = WindowSums.of(series, self._clock())
             tables[name] = sums.table()
             whole.add(sums)

@@ -67,7 +67,7 @@ class Call:
 
     `response_id` is the stored response it is about. `target` is the path, with its query, that the engine is asked; the route's own where
     it is empty. `tenant` is set where the gateway itself acts for a tenant, as it does for batches: no key is asked for.
-    `priority` goes before the tenant's own.
+    `priority` goes before the tenant's own. A request of a `batch` has nobody waiting for it: its latencies are kept apart.
     """
 
     route: Route
@@ -75,6 +75,7 @@ class Call:
     target: str = ""
     tenant: Tenant | None = None
     priority: int | None = None
+    batch: bool = False
 
 
 _CHUNKS: Framing = "chunks"

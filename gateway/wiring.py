@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import resource
 import secrets
 import signal
@@ -35,6 +36,7 @@ from gateway.health import HealthBook
 from gateway.hotpath import BothEngines, HotEngines, HotPath, hot_protocol
 from gateway.ingress import Ingress, cold_app
 from gateway.ingress.app import AsgiApp, Lifecycles
+from gateway.ingress.handover import Handover, handover_path, take_over
 from gateway.ingress.protocol import HeadLimits, bounded_by
 from gateway.ingress.server import BACKLOG, DrainingServer, listening_socket
 from gateway.key_uses import KeyUses
@@ -51,6 +53,7 @@ from gateway.table_watch import Watched
 from gateway.tls import ServerTls
 from gateway.upstream import Engines
 from placement import table
+from placement.errors import PlacementError
 from placement.state import StatePaths
 
 log = logging.getLogger("sliceway.gateway")
@@ -83,6 +86,7 @@ def create_gateway(
         overlay=Watched(overlay.path, overlay.load, Overlay()),
         loads=Loads(bound=config.gateway.max_in_flight_per_replica),
         book=LatencyBook(),
+        batch_book=LatencyBook(),
         stats=Stats(),
         health=HealthBook(),
         engines=engines or BothEngines(hot_engines, connect_timeout_seconds=connect_timeout_seconds),
@@ -105,6 +109,7 @@ def create_gateway(
         response_ids=ResponseIds(lambda: secret_in(state.responses_secret)),
         salts=CacheSalts(lambda: secret_in(state.responses_secret)),
         look_again=gateway.look_again,
+        batch_book=parts.batch_book,
     )
     gateway.metrics_page = MetricsPage(
         GatewayCollector(
@@ -116,6 +121,7 @@ def create_gateway(
             clock,
             gateway.admission,
             lambda: gateway.sharing,
+            parts.batch_book,
         )
     )
     gateway.figures = FiguresWriter(config, gateway.routes, gateway.admission, parts.stats, parts.book, clock, wall)
@@ -130,7 +136,13 @@ def create_gateway(
     )
     engine_metrics = EngineMetrics(gateway.routes, parts.engines, clock).render
     cold = cold_app(gateway, version=_version(), batches=batches, console=console, engine_metrics=engine_metrics)
-    app = Ingress(hot=hot, cold=cold, lifecycle=Lifecycles((gateway, batches)), fast=fast)
+    app = Ingress(
+        hot=hot,
+        cold=cold,
+        lifecycle=Lifecycles((gateway, batches)),
+        generation=lambda: gateway.exchanges.policy.generation_header,
+        fast=fast,
+    )
     return gateway, app
 
 
@@ -168,36 +180,66 @@ def create_app(config: Config, *, config_path: Path | None = None) -> Ingress:
     return create_gateway(config, config_path=config_path)[1]
 
 
-def serve_gateway(config: Config, *, config_path: Path | None) -> int:
+def serve_gateway(config: Config, *, config_path: Path | None, take_over_running: bool = False) -> int:
     """Serve until SIGTERM or SIGINT, then drain; SIGHUP reads `config_path` again. The exit status.
 
+    With `take_over_running` the process that serves on this address, if there is one, is replaced without a connection being refused.
     Raises AddressInUse before anything else is done, and KeystoreError.
     """
-    sock = listening_socket(config.gateway.listen)
+    door = _door(config)
+    before = take_over(door) if door and take_over_running else None
+    sock = before.sock if before else listening_socket(config.gateway.listen)
     _log_to_stderr()
     _raise_file_limit()
     gateway, app = create_gateway(config, config_path=config_path)
-    server = DrainingServer(server_config(config, app, gateway.tls), gateway)
+    successor = Handover(door, sock, lambda: server.retire()) if door else None
+
+    def started() -> None:
+        if successor is not None:
+            successor.open()
+        if before is not None:
+            before.serving()
+
+    server = DrainingServer(server_config(config, app, gateway.tls), gateway, on_started=started)
 
     async def serve() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload)
         host, port = sock.getsockname()[:2]
         log.info("listening on %s://%s:%d", config.gateway.scheme, f"[{host}]" if ":" in host else host, port)
         gc.freeze()  # what is there now stays; collections need not look at it again
-        await server.serve(sockets=[sock])
+        try:
+            await server.serve(sockets=[sock])
+        finally:
+            if successor is not None:
+                successor.close()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())
     return 0
 
 
+def _door(config: Config) -> Path | None:
+    """Where another process can ask for the listening socket; None where the state directory can only be read."""
+    state = StatePaths(config.state)
+    try:
+        state.prepare(os.environ)
+    except PlacementError as error:
+        log.warning("no other gateway can take over from this one: %s", error)
+        return None
+    return handover_path(state.runtime(os.environ), config.gateway.listen)
+
+
 def server_config(config: Config, app: Ingress, tls: ServerTls | None = None) -> uvicorn.Config:
     """uvicorn's settings for `app`."""
     limits = HeadLimits(config.gateway.max_header, config.gateway.header_timeout_seconds)
+
+    def on_refusals() -> Headers:
+        return [app.generation()]
+
     return uvicorn.Config(
         app,
         loop="none",
-        http=hot_protocol(limits, app.fast) if app.fast else bounded_by(limits),
+        http=hot_protocol(limits, app.fast, on_refusals) if app.fast else bounded_by(limits, on_refusals),
         ws="none",
         lifespan="on",
         interface="asgi3",

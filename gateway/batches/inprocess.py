@@ -38,7 +38,7 @@ class InProcess:
             "path": route.path,
             "query_string": b"",
             "headers": [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode())],
-            CALL: Call(route, tenant=tenant, priority=PRIORITY),
+            CALL: Call(route, tenant=tenant, priority=PRIORITY, batch=True),
         }
         await self._relay(scope, exchange.receive, exchange.send)
         return exchange.reply()

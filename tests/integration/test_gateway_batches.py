@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 
+from gateway.digests import LatencyBook
 from gateway.errors import Draining
 from gateway.testing import wait_until
 from placement.table import ReplicaState
@@ -47,6 +48,15 @@ def rows(client: openai.OpenAI, file_id: str | None) -> dict[str, Any]:
     return {row["custom_id"]: row for row in map(json.loads, client.files.content(file_id).text.splitlines())}
 
 
+def measured(book: LatencyBook) -> int:
+    """How many answers a book has the time of, since the gateway started."""
+    total = 0
+    for _, _, series in book.items():
+        series.advance(0.0)
+        total += sum(series.e2e_seconds.bucket_counts)
+    return total
+
+
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surface]:
     with surface(tmp_path_factory.mktemp("state")) as made:
@@ -54,8 +64,11 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surface]:
 
 
 def test_a_batch_is_answered_by_custom_id(system: Surface) -> None:
-    client = system.client()
+    client, exchanges = system.client(), system.gateway.gateway.exchanges
+    waited_for, in_batches = measured(exchanges.book), measured(exchanges.batch_book)
     batch = ended(client, started(client, [line(f"n{i}") for i in range(20)], metadata={"for": "test"}).id)
+    assert measured(exchanges.book) == waited_for
+    assert measured(exchanges.batch_book) == in_batches + 20
     assert (batch.status, batch.errors, batch.error_file_id) == ("completed", None, None)
     assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (20, 20, 0)
     assert batch.metadata == {"for": "test"}

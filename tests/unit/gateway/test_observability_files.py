@@ -30,6 +30,7 @@ def exported() -> set[str]:
     names |= {f"sliceway_{name}_total" for name in re.findall(r'_counter\(\s*"([a-z_]+)"', source)}
     names |= {f"{name}_total" for name in re.findall(r'CounterMetricFamily\(\s*"(sliceway_[a-z_]+)"', source)}
     histograms = [f"sliceway_{metric}" for metric in METRICS]
+    histograms += ["sliceway_batch_e2e_seconds", "sliceway_batch_queue_seconds"]
     histograms += [name for name, (kind, _) in FAMILIES.items() if kind == "histogram"]
     return (
         names

@@ -36,6 +36,15 @@ def filled(clock: FakeClock) -> LatencyBook:
     return book
 
 
+async def test_what_batches_took_is_shown_apart_from_what_people_waited_for() -> None:
+    clock, batches = FakeClock(), LatencyBook()
+    batches.series("slice-of-m-0", "acme", clock()).e2e_seconds.add(600.0, clock())
+    first, second, *_ = await SlicesView(lambda: ROUTES, filled(clock), clock, None, batches).rows()
+    assert first["batches"]["windows"]["1m"]["e2e_seconds"]["count"] == 1
+    assert first["windows"]["1m"]["e2e_seconds"]["count"] == 0
+    assert second["batches"] is None
+
+
 async def test_every_slice_is_there_with_its_tenants_and_windows() -> None:
     clock = FakeClock()
     rows = await SlicesView(lambda: ROUTES, filled(clock), clock).rows()
@@ -45,7 +54,7 @@ async def test_every_slice_is_there_with_its_tenants_and_windows() -> None:
         ("MIG-x", None, "idle"),
     ]
     assert rows[2]["slice"] == {"id": "MIG-x", "kind": "mig", "profile": "1g.10gb", "uuid": "MIG-x", "gpu": "GPU-0"}
-    assert all(set(r) == {"slice", "model", "replica", "state", "queue", "windows", "tenants"} for r in rows)
+    assert all(set(r) == {"slice", "model", "replica", "state", "queue", "windows", "tenants", "batches"} for r in rows)
     whole = rows[0]["windows"]["5m"]["ttft_seconds"]
     assert whole["count"] == 200
     assert whole["p50"] == pytest.approx(0.2, rel=0.01)
