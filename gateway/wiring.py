@@ -30,6 +30,7 @@ from gateway.config import Config, load_config
 from gateway.console.app import add_console
 from gateway.digests import LatencyBook
 from gateway.engine_metrics import EngineMetrics
+from gateway.error_map import Headers
 from gateway.exchange import Clock, Exchanges
 from gateway.figures import FiguresWriter
 from gateway.health import HealthBook

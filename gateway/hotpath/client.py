@@ -7,10 +7,11 @@ call as ever. One request at a time is served on a connection, by whichever side
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.error_map import Headers
 from gateway.exchange import Exchanges
 from gateway.hotpath.engines import HotEngines
 from gateway.hotpath.relayed import HotRequest
@@ -171,6 +172,9 @@ class HotHttpProtocol(BoundedHttpProtocol):
             self._hot.resume()
 
 
-def hot_protocol(limits: HeadLimits, path: HotPath) -> type[HotHttpProtocol]:
+def hot_protocol(
+    limits: HeadLimits, path: HotPath, more_headers: Callable[[], Headers] = list
+) -> type[HotHttpProtocol]:
     """The protocol class with its limits and its way to engines, as uvicorn takes it."""
-    return type("FastGatewayProtocol", (HotHttpProtocol,), {"limits": limits, "linger": LingerBudget(), "path": path})
+    own = {"limits": limits, "linger": LingerBudget(), "more_headers": staticmethod(more_headers), "path": path}
+    return type("FastGatewayProtocol", (HotHttpProtocol,), own)

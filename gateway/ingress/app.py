@@ -59,13 +59,21 @@ class Lifecycles:
 class Ingress:
     """See the module. `hot` maps a path to the application that serves its POST.
 
-    `fast` is what a server may serve without calling this, if it can; None where it may not.
+    `fast` is what a server may serve without calling this, if it can; None where it may not. `generation` gives the header
+    that every answer has, which tells the configuration that decided on it.
     """
 
     def __init__(
-        self, *, hot: Mapping[str, AsgiApp], cold: AsgiApp, lifecycle: Lifecycle, fast: HotPath | None = None
+        self,
+        *,
+        hot: Mapping[str, AsgiApp],
+        cold: AsgiApp,
+        lifecycle: Lifecycle,
+        generation: Callable[[], tuple[bytes, bytes]],
+        fast: HotPath | None = None,
     ) -> None:
         self.fast = fast
+        self.generation = generation
         self._hot = hot
         self._stored = hot[CREATE_RESPONSE]
         self._cold = cold
@@ -80,7 +88,7 @@ class Ingress:
             elif scope["method"] == "POST":
                 await hot(scope, receive, send)
             else:
-                await _refuse_method(scope, "POST", send)
+                await self._refuse_method(scope, "POST", send)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "websocket":
@@ -94,7 +102,7 @@ class Ingress:
             return
         route, response_id = found
         if scope["method"] != route.method:
-            await _refuse_method(scope, route.method, send)
+            await self._refuse_method(scope, route.method, send)
             return
         target = route.path.format(response_id=quote(response_id, safe="")) + _passed_query(scope["query_string"])
         scope[CALL] = Call(route, response_id=response_id, target=target)
@@ -105,10 +113,23 @@ class Ingress:
 
         async def send_with_id(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", own_id)]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", own_id), self.generation()]
             await send(message)
 
         await self._cold(scope, receive, send_with_id)
+
+    async def _refuse_method(self, scope: Scope, allowed: str, send: Send) -> None:
+        error = MethodNotAllowed(f"{scope['path'][:200]} takes {allowed}, not {scope['method']}.", allowed=(allowed,))
+        answer = error_answer(error)
+        own_id = request_id(dict(scope["headers"]).get(b"x-request-id"))
+        await send(
+            {
+                "type": "http.response.start",
+                "status": answer.status,
+                "headers": [*answer.headers, (b"x-request-id", own_id), self.generation()],
+            }
+        )
+        await send({"type": "http.response.body", "body": answer.body, "more_body": False})
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -127,17 +148,3 @@ def _passed_query(query: bytes) -> str:
     """The parameters that the engine knows, and no others, written anew."""
     known = [(name, value) for name, value in parse_qsl(query.decode("latin-1")) if name in _QUERY]
     return f"?{urlencode(known)}" if known else ""
-
-
-async def _refuse_method(scope: Scope, allowed: str, send: Send) -> None:
-    error = MethodNotAllowed(f"{scope['path'][:200]} takes {allowed}, not {scope['method']}.", allowed=(allowed,))
-    answer = error_answer(error)
-    own_id = request_id(dict(scope["headers"]).get(b"x-request-id"))
-    await send(
-        {
-            "type": "http.response.start",
-            "status": answer.status,
-            "headers": [*answer.headers, (b"x-request-id", own_id)],
-        }
-    )
-    await send({"type": "http.response.body", "body": answer.body, "more_body": False})

@@ -13,7 +13,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from gateway.error_map import error_answer
+from gateway.error_map import Headers, error_answer
 from gateway.errors import GatewayError, HeadTooLarge, MalformedRequest, RequestTimeout
 from gateway.relay import WATCHABLE
 from gateway.request import request_id
@@ -68,10 +68,14 @@ class LingerBudget:
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """One client connection. `limits` and `linger` are set on the subclass that `bounded_by` makes; `expire` is to be called now and then."""
+    """One client connection. `limits` and `linger` are set on the subclass that `bounded_by` makes; `expire` is to be called now and then.
+
+    `more_headers` gives what every answer of this server has; what is refused here has them as well.
+    """
 
     limits: HeadLimits
     linger: LingerBudget
+    more_headers: Callable[[], Headers] = staticmethod(list)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -222,13 +226,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete:
             answer = error_answer(error)
             lines = [STATUS_LINE[answer.status]]
-            for name, value in (*answer.headers, (b"x-request-id", request_id(None))):
+            for name, value in (*answer.headers, (b"x-request-id", request_id(None)), *self.more_headers()):
                 if name != b"connection":
                     lines += [name, b": ", value, b"\r\n"]
             self.transport.write(b"".join([*lines, b"connection: close\r\n\r\n", answer.body]))
         self.transport.close()
 
 
-def bounded_by(limits: HeadLimits) -> type[BoundedHttpProtocol]:
+def bounded_by(limits: HeadLimits, more_headers: Callable[[], Headers] = list) -> type[BoundedHttpProtocol]:
     """The protocol class with its limits, as uvicorn takes it."""
-    return type("GatewayHttpProtocol", (BoundedHttpProtocol,), {"limits": limits, "linger": LingerBudget()})
+    own = {"limits": limits, "linger": LingerBudget(), "more_headers": staticmethod(more_headers)}
+    return type("GatewayHttpProtocol", (BoundedHttpProtocol,), own)

@@ -581,6 +581,7 @@ def test_what_is_not_http_is_400_in_the_error_shape(plain: Bench, nonsense: byte
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b'"type":"invalid_request_error"' in answer
     assert b"x-request-id: req_" in answer
+    assert b"x-sliceway-generation: " in answer
 
 
 # ---- engines that are too slow

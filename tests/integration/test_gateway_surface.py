@@ -305,6 +305,24 @@ def test_unknown_paths_and_methods_are_told_in_json(post: Post) -> None:
         assert answer.headers["x-request-id"]
 
 
+def test_every_answer_tells_which_configuration_decided(post: Post) -> None:
+    """Relayed or not, served or refused, with a key or without one."""
+    answers = [
+        post(b"", "/healthz", "GET"),
+        post(b"", "/readyz", "GET"),
+        post(b"", "/v1/models", "GET"),
+        post(b"", "/v1/models", "GET", authorization="Bearer nonsense"),
+        post(b"", "/v1/nothing"),
+        post(b"", "/v1/chat/completions", "GET"),
+        post(b"", "/v1/responses/resp_1", "PUT"),
+        post(b"{}"),
+        post(json.dumps({"model": "chat", "messages": HELLO, "max_tokens": 1}).encode()),
+    ]
+    told = [(answer.status_code, answer.headers.get("x-sliceway-generation")) for answer in answers]
+    assert {generation for _, generation in told} == {str(answers[1].json()["config_generation"])}, told
+    assert {status // 100 for status, _ in told} == {2, 4}
+
+
 def test_engine_paths_that_are_not_in_the_table_are_not_forwarded(system: System, post: Post) -> None:
     for path in (
         "/tokenizer_info",
