@@ -34,6 +34,7 @@ from placement.slices import SliceKind
 from placement.sources import Sources, calibrated_registry
 from placement.table import ReplicaState
 from placement.telling import Teller
+from placement.turns import Turns
 from placement.withheld import withheld, without
 from placement.workbench import Workbench
 
@@ -62,12 +63,15 @@ class Controller:
         self._state: Literal["starting", "running", "stopping"] = "starting"
         self._orders = Orders()
         self._carried_out = 0
-        self._scaling = Scaling(workshop.paths, on=sources.scales)
         self._launching: dict[str, asyncio.Task[None]] = {}  # by replica: those that wait for their slice
         self._leaving: dict[str, asyncio.Task[None]] = {}  # by replica
+        self._turns = Turns(self._replicas, self._leaving)
         self._strays: dict[str, asyncio.Task[None]] = {}  # by slice
         self._changed = asyncio.Event()
         self._bench = Workbench(workshop, self._launcher, sources.clock, sources.jitter, self._changed.set)
+        self._scaling = Scaling(
+            workshop.paths, on=sources.scales, versions=self._bench.engine_version, now=sources.clock.now
+        )
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._rescale = asyncio.Event()
@@ -124,7 +128,7 @@ class Controller:
         """These are the goals from here on."""
         self._goals = goals
         self._bench.engine = goals.config.engine
-        self._scaling.adopt(goals.config)
+        self._scaling.adopt(goals.config, goals)
 
     def _first_config(self, *, anything_runs: bool) -> PlacementConfig:
         """The configuration; the last accepted one if it is wrong and engines run that it would take down with it."""
@@ -165,7 +169,7 @@ class Controller:
             self._note_dead(entry, goals)
             return None
         goal = goals.replicas.get(entry.replica) or _kept_as_found(entry, goals)
-        if goal is None or goal.slice.id != entry.slice_id or goal.spec_hash not in (None, entry.spec_hash):
+        if goal is None or not _keeps(goal, entry):
             log.info(
                 "%s: its engine (pid %d) is not what is asked for any more; ending it", entry.replica, entry.engine_pid
             )
@@ -260,6 +264,7 @@ class Controller:
     def _change(self, goals: Goals) -> list[asyncio.Task[None]]:
         """Leave alone what is as it should be, stop what is not, start what is missing as soon as its slice is free.
 
+        What serves by an earlier configuration, in the place that it is to have, goes on until its turn comes (`_renew`).
         What is under way for earlier goals is taken over or given up. Gives the tasks of all that is left to be done.
         """
         self._adopt(goals)
@@ -270,9 +275,10 @@ class Controller:
         for name, replica in self._replicas.items():
             if name in self._leaving:
                 continue
-            if _unchanged(replica, goals.replicas.get(name)):
-                replica.reconfigure(goals.replicas[name], goals.config.engine)
-            else:
+            goal = goals.replicas.get(name)
+            if goal is not None and _unchanged(replica, goal):
+                replica.reconfigure(goal, goals.config.engine)
+            elif goal is None or not replica.may_stay_for(goal):
                 self._leaving[name] = asyncio.create_task(self._retire(replica, gone=name not in goals.replicas))
         vacated = self._strays | {self._replicas[n].goal.slice.id: task for n, task in self._leaving.items()}
         for goal in goals.replicas.values():
@@ -301,6 +307,15 @@ class Controller:
         if gone:
             self._launcher.discard(replica.goal.replica)
         self._changed.set()
+
+    def _renew(self) -> None:
+        """Replace what runs by an earlier configuration, one replica after another."""
+        if self._goals is None or self._state != "running":
+            return
+        for name in self._turns.now(self._goals):
+            log.info("%s: its turn to be replaced by what the configuration asks for", name)
+            self._leaving[name] = asyncio.create_task(self._retire(self._replicas[name], gone=False))
+            self._launch(self._goals.replicas[name], {self._leaving[name]})
 
     # ---- demand
 
@@ -356,6 +371,7 @@ class Controller:
             self._changed.clear()
             try:
                 self._publish()
+                self._renew()
             except OSError as error:
                 log.error("cannot write to the state directory: %s", error)
                 self._changed.set()
@@ -372,6 +388,8 @@ class Controller:
             orders=self._carried_out,
             scaling=self._scaling.rows(self._goals),
             used_bytes=self._used,
+            outdated=self._turns.outdated(self._goals),
+            notes=(*self._goals.inventory.notes, *self._turns.notes(self._goals)),
         )
 
     def _used(self, session: int | None) -> int | None:
@@ -422,9 +440,18 @@ class Controller:
             return None
 
 
-def _unchanged(replica: Replica, goal: Goal | None) -> bool:
+def _keeps(goal: Goal, entry: JournalEntry) -> bool:
+    """Whether an engine that was found is what `goal` asks for, or served in its place and may wait until it is replaced."""
+    if goal.slice.id != entry.slice_id:
+        return False
+    if goal.spec is None or goal.spec_hash == entry.spec_hash:
+        return True
+    return entry.ready_at is not None and entry.place_hash == goal.spec.place_hash
+
+
+def _unchanged(replica: Replica, goal: Goal) -> bool:
     """Whether the replica already is, or is becoming, what `goal` asks for. One that has failed is tried again."""
-    if goal is None or replica.view.state is ReplicaState.FAILED:
+    if replica.view.state is ReplicaState.FAILED:
         return False
     return replica.goal.slice.id == goal.slice.id and replica.running_hash == goal.spec_hash
 

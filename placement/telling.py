@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Literal
 
 from model_registry.errors import SlicewayError
@@ -56,8 +56,13 @@ class Teller:
         orders: int,
         scaling: Mapping[str, ScalingRow],
         used_bytes: Callable[[int | None], int | None],
+        outdated: Container[str] = (),
+        notes: Sequence[str] = (),
     ) -> None:
-        """Write what has changed. `used_bytes` tells a session's memory. Raises OSError."""
+        """Write what has changed. `used_bytes` tells a session's memory, `outdated` replicas of an earlier configuration.
+
+        Raises OSError.
+        """
         rows = sorted(replicas, key=lambda r: r.goal.replica)
         table = routing_table(goals, [(r.goal, r.view) for r in rows], self._table, self._clock.now())
         if table != self._table:
@@ -77,13 +82,14 @@ class Teller:
                     r.view,
                     log=self._paths.log(r.goal.replica),
                     memory_used_bytes=used_bytes(r.view.session),
+                    outdated=r.goal.replica in outdated,
                 )
                 for r in rows
             ],
             unplaced={name: error for name, error in goals.unplaced.items() if name not in names},
             refused=self._refused,
             orders=orders,
-            notes=goals.inventory.notes,
+            notes=notes,
             scaling=scaling,
         )
         write_status(status, self._paths.controller_status)

@@ -218,3 +218,48 @@ def test_an_engine_without_sockets_is_reached_on_loopback(site: Site) -> None:
     pid = site.ready("a-0")
     assert site.table().replicas[0].endpoint.startswith("http://127.0.0.1:")
     assert {c.laddr.ip for c in psutil.Process(pid).net_connections("inet")} == {"127.0.0.1"}
+
+
+# ---- one slice at a time
+
+
+def test_a_new_way_to_start_replaces_one_replica_after_another(site: Site, eventually: Eventually) -> None:
+    site.write(A | {"replicas": 2})
+    controller = site.controller()
+    before = [site.ready("a-0"), site.ready("a-1")]
+    site.write(A | {"replicas": 2, "engine_args": ["--seed", "1"]})
+    controller.send_signal(signal.SIGHUP)
+    tables = []
+
+    def replaced() -> bool:
+        tables.append(site.table())
+        rows = [site.replica(r) for r in ("a-0", "a-1")]
+        return all(row and row.state is ReplicaState.READY and row.engine_pid not in before for row in rows)
+
+    eventually(replaced, "two new engines")
+    assert all(table.ready("a") for table in tables), "somebody served in every table"
+    assert not any(row.outdated for row in site.status().replicas)
+
+
+def test_a_replacement_that_does_not_start_leaves_the_others_as_they_are(site: Site, eventually: Eventually) -> None:
+    site.write(A | {"replicas": 2})
+    controller = site.controller()
+    site.ready("a-0")
+    other = site.ready("a-1")
+    site.write(A | {"replicas": 2, "engine_args": ["--die", "no such flag"]})
+    controller.send_signal(signal.SIGHUP)
+    site.wait_for("a-0", ReplicaState.FAILED)
+    row = site.replica("a-1")
+    assert (row.state, row.engine_pid, row.outdated) == (ReplicaState.READY, other, True)
+    eventually(lambda: "failed; the others go on by the last" in " ".join(site.status().notes), "why")
+
+    # Another controller finds the engine of the earlier configuration, which goes on until the right one comes.
+    controller.kill()
+    controller.wait()
+    successor = site.controller()
+    eventually(lambda: (s := site.status()) and s.pid == successor.pid, "another controller")
+    assert site.ready("a-1") == other
+    site.write(A | {"replicas": 2, "engine_args": ["--seed", "2"]})
+    successor.send_signal(signal.SIGHUP)
+    assert site.ready("a-1", other_than=other)
+    site.ready("a-0")
