@@ -20,6 +20,7 @@ from gateway.admin.overlay import Overlay, applied
 from gateway.admission import Admission, Loads
 from gateway.admission.policy import admission_policy
 from gateway.admission.sharing import Sharing
+from gateway.admission.view import limits
 from gateway.auth.jwks import Tokens
 from gateway.config import Config, load_config
 from gateway.digests import LatencyBook
@@ -173,6 +174,10 @@ class Gateway:
             }
             for gauge in list(self.admission.limits)
         ]
+
+    def limits_in_force(self) -> list[dict[str, Any]]:
+        """`limits`, with since when each one refuses and for how long yet. Only on the gateway's own loop."""
+        return limits(self.admission)
 
     def metrics(self) -> tuple[bytes, str]:
         """Text and content type of `/metrics`."""

@@ -40,8 +40,8 @@ class Backstage(Protocol):
         """The list of `/slices`."""
         ...
 
-    def limits(self) -> list[dict[str, Any]]:
-        """Every limit with what is used of it."""
+    def limits_in_force(self) -> list[dict[str, Any]]:
+        """Every limit with what is used of it, and since when it refuses."""
         ...
 
     def replicas(self) -> list[ReplicaRow]:
@@ -68,7 +68,7 @@ def add_console(app: FastAPI, backstage: Backstage, access: Callable[[], Access]
         _, readiness = backstage.readiness()
         reasons = {row.replica: row.reason for row in backstage.replicas()}
         under_way = await run_in_threadpool(_transition, state)
-        shown = console_state(await backstage.slices(), readiness, backstage.limits(), reasons, under_way)
+        shown = console_state(await backstage.slices(), readiness, backstage.limits_in_force(), reasons, under_way)
         return Response(
             msgspec.json.encode(shown), media_type="application/json", headers={"cache-control": "no-store"}
         )

@@ -21,7 +21,7 @@ def console_state(
     reasons: Mapping[str, str | None],
     transition: Record | None,
 ) -> dict[str, Any]:
-    """`rows` are those of `/slices`, `limits` those of the admin API; `reasons` say why a replica is not ready."""
+    """`rows` are those of `/slices`, `limits` those of `gateway.admission.view`; `reasons` say why a replica is not ready."""
     return {
         "ready": readiness["ready"],
         "draining": readiness["draining"],
@@ -29,7 +29,7 @@ def console_state(
         "problems": list(readiness["problems"]),
         "gpus": _gpus(rows),
         "slices": [_row(row, reasons) for row in rows],
-        "throttled": [_limit(limit) for limit in limits if limit["refused"] or 2 * limit["used"] >= limit["full"]],
+        "throttled": _throttled(limits),
         "transition": _transition(transition),
     }
 
@@ -82,6 +82,12 @@ def memory_slices(layout: frozenset[tuple[str, int]]) -> Mapping[str, int]:
     return {}
 
 
+def _throttled(limits: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Limits that refuse at the moment, the longest first; then those that are half used, the fullest first."""
+    shown = [_limit(one) for one in limits if one["throttled_seconds"] is not None or 2 * one["used"] >= one["full"]]
+    return sorted(shown, key=lambda one: (-(one["throttled_seconds"] or -1.0), -one["share"], one["tenant"]))
+
+
 def _limit(limit: Mapping[str, Any]) -> dict[str, Any]:
     where = f" on {limit['model']}" if limit["model"] else ""
     kind = str(limit["limit"]).replace("_", " ")
@@ -93,6 +99,8 @@ def _limit(limit: Mapping[str, Any]) -> dict[str, Any]:
         "full": limit["full"],
         "share": round(min(1.0, share), 3),
         "refused": limit["refused"],
+        "throttled_seconds": limit["throttled_seconds"],
+        "retry_after_seconds": limit["retry_after_seconds"],
     }
 
 

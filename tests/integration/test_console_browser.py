@@ -61,7 +61,10 @@ def gateway(fleet: FakeFleet, tmp_path_factory: pytest.TempPathFactory) -> Itera
             "version": "v1",
             "state_dir": str(fleet.state.root),
             "models": [{"name": "chat", "source": "org/chat"}],
-            "tenants": [{"name": "acme", "models": ["chat"], "limits": {"requests_per_minute": 4}}],
+            "tenants": [
+                {"name": "acme", "models": ["chat"]},
+                {"name": "held", "models": ["chat"], "limits": {"requests_per_minute": 4}},
+            ],
             "gateway": {"listen": "127.0.0.1:0", "admin_key": f"file:{secret}", "admin_listen": "none"},
         }
     )
@@ -71,10 +74,11 @@ def gateway(fleet: FakeFleet, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="module")
-def key(gateway: RunningGateway, fleet: FakeFleet) -> str:
-    made, _ = Keystore(fleet.state.root).create("acme", now=0.0)
+def keys(gateway: RunningGateway, fleet: FakeFleet) -> dict[str, str]:
+    store = Keystore(fleet.state.root)
+    made = {tenant: store.create(tenant, now=0.0)[0] for tenant in ("acme", "held")}
     gateway.look()
-    wait_until(lambda: bool(gateway.gateway.exchanges.keyring()), what="the gateway knows the key")
+    wait_until(lambda: len(gateway.gateway.exchanges.keyring().records) == 2, what="the gateway knows the keys")
     return made
 
 
@@ -151,26 +155,34 @@ def test_it_shows_the_fleet_and_changes_with_it(page: WebDriver, fleet: FakeFlee
     assert page.get_log("browser") == []
 
 
-def test_the_playground_streams_an_answer_and_the_figures_follow(page: WebDriver, key: str) -> None:
+def test_the_playground_streams_an_answer_and_the_figures_follow(page: WebDriver, keys: dict[str, str]) -> None:
     signed_in(page)
     until(page, lambda: find(page, "model").text.strip() == "chat", "the models to choose from")
-    find(page, "tenant-key").send_keys(key)
+    find(page, "tenant-key").send_keys(keys["acme"])
     find(page, "send").click()
     until(page, lambda: "first token after" in find(page, "play-note").text, "the end of the answer")
     assert find(page, "answer").text.startswith("the quick brown")
     until(page, lambda: "acme" in find(page, "slices").text, "the tenant's line")
 
 
-def test_it_says_who_is_held_back_and_by_what(page: WebDriver, gateway: RunningGateway, key: str) -> None:
+def test_it_says_who_is_held_back_and_by_what(page: WebDriver, gateway: RunningGateway, keys: dict[str, str]) -> None:
     body = {"model": "chat", "max_tokens": 1, "messages": [{"role": "user", "content": "?"}]}
     asked = [
-        httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
+        httpx2.post(
+            f"{gateway.url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {keys['held']}"}
+        )
         for _ in range(6)
     ]
     assert 429 in {answer.status_code for answer in asked}
     signed_in(page)
-    until(page, lambda: "acme: " in find(page, "limits").text, "the tenant's limit")
-    assert "requests per minute" in find(page, "limits").text
+    until(page, lambda: "held: 4 of 4 requests per minute: refusing for" in find(page, "limits").text, "the limit")
+
+
+def test_the_queue_of_every_slice_is_counted(page: WebDriver) -> None:
+    signed_in(page)
+    until(page, lambda: page.find_elements(By.CSS_SELECTOR, "#slices tbody tr:not(.tenant)"), "the slices")
+    cells = page.find_elements(By.CSS_SELECTOR, "#slices tbody tr:not(.tenant) td:nth-child(4)")
+    assert [cell.text for cell in cells] == ["0"]
 
 
 @pytest.mark.parametrize("width", [360, 1280])

@@ -47,7 +47,7 @@ function show(state) {
   find("health").textContent = [`${how}, table generation ${state.generation}`, ...state.problems].join("; ");
   find("fleet").replaceChildren(...state.gpus.map(drawGpu));
   document.querySelector("#slices tbody").replaceChildren(...state.slices.flatMap(rows));
-  find("limits").replaceChildren(...(state.throttled.length ? state.throttled.map(drawLimit) : [make("p", "Nobody: no limit is half used, and none has refused a request.")]));
+  find("limits").replaceChildren(...(state.throttled.length ? state.throttled.map(drawLimit) : [make("p", "Nobody: no limit is half used, and none refuses.")]));
   drawTransition(state.transition);
   const models = [...new Set(state.slices.map((s) => s.model).filter(Boolean))].sort();
   const chosen = find("model");
@@ -78,16 +78,20 @@ function rows(one) {
     return row;
   };
   const state = one.reason ? `${one.state}: ${one.reason}` : one.state;
-  const waiting = one.queue && typeof one.queue === "object" ? one.queue.waiting ?? one.queue.requests ?? 0 : one.queue ?? "-";
+  const waiting = one.queue ? one.queue.waiting_requests : "-";
   return [
     line(one.slice.id, one.model || "-", state, waiting, one.window),
     ...Object.entries(one.tenants).map(([name, window]) => line(`\u2003${name}`, "", "", "", window, "tenant")),
   ];
 }
 
+const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+
 function drawLimit(limit) {
   const box = make("div");
-  box.append(make("p", `${limit.tenant}: ${limit.used} of ${limit.full} ${limit.limit}, ${limit.refused} refused`));
+  const refuses = limit.throttled_seconds !== null;
+  const how = refuses ? `refusing for ${Math.round(limit.throttled_seconds)} s, room again in ${Math.ceil(limit.retry_after_seconds)} s` : "room left";
+  box.append(make("p", `${limit.tenant}: ${whole.format(limit.used)} of ${whole.format(limit.full)} ${limit.limit}: ${how}; ${limit.refused} refused so far`));
   const bar = make("div", null, "bar");
   const fill = make("i");
   fill.style.width = `${limit.share * 100}%`;

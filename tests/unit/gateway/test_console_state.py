@@ -63,11 +63,24 @@ def test_why_a_replica_is_not_ready_stands_beside_it() -> None:
 
 def test_only_limits_that_hold_somebody_back_are_shown_and_why() -> None:
     limit = {"tenant": "acme", "model": None, "limit": "requests_per_minute", "full": 10, "used": 1, "refused": 0}
-    shown = state(limits=(limit, limit | {"refused": 3}, limit | {"used": 5, "model": "chat"}, limit | {"full": 0}))
-    assert [(one["limit"], one["refused"], one["share"]) for one in shown["throttled"]] == [
-        ("requests per minute", 3, 0.1),
-        ("requests per minute on chat", 0, 0.5),
-        ("requests per minute", 0, 1.0),
+    limit |= {"throttled_seconds": None, "retry_after_seconds": None}
+    past = limit | {"refused": 3}
+    refusing = past | {"throttled_seconds": 2.5, "retry_after_seconds": 6.0}
+    shown = state(
+        limits=(
+            limit,
+            past,
+            limit | {"used": 5, "model": "chat"},
+            limit | {"full": 0},
+            refusing,
+            refusing | {"throttled_seconds": 9.0},
+        )
+    )
+    assert [(one["limit"], one["throttled_seconds"], one["share"]) for one in shown["throttled"]] == [
+        ("requests per minute", 9.0, 0.1),
+        ("requests per minute", 2.5, 0.1),
+        ("requests per minute", None, 1.0),
+        ("requests per minute on chat", None, 0.5),
     ]
 
 
