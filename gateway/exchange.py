@@ -273,6 +273,7 @@ class Exchange:
             raise WrongTask(f"The model {body.model!r} {does}.", param="model")
         self.model = model
         self._desk.stats.arrivals[model] += 1
+        self._desk.stats.tenant_arrivals[model, self.tenant.name] += 1
 
     def _bound(self, body: Body, tenant: Tenant) -> Body:
         """Bind the request to the engine that holds the response it names, if it names one. Raises UnknownResponse."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from gateway.admission import Admission
@@ -17,11 +17,14 @@ from gateway.config import Config
 from gateway.digests import LatencyBook, merged
 from gateway.exchange import Clock
 from gateway.keys import WallClock
-from gateway.routes import ModelRoute, Routes
+from gateway.routes import Routes
 from gateway.stats import Stats
+from gateway.tenant_pools import tenant_pools
+from placement.assign import Pools, stem, stem_of
 from placement.autoscale.scaler import scaled_models
 from placement.figures import FiguresFile, GatewayFigures, ModelFigures
 from placement.state import StatePaths
+from placement.table import ReplicaRow
 
 _SAMPLES = 120  # of the arrivals' counter, over the window
 _SHARE = 0.95
@@ -67,18 +70,28 @@ class FiguresWriter:
         self._file = FiguresFile(StatePaths(config.state).figures, str(os.getpid()))
         self._seen: dict[str, _Seen] = {}
         self._slow: frozenset[str] = frozenset()
+        self._apart: Pools = {}
         self.configure(config)
 
     def configure(self, config: Config) -> None:
         """Go by another configuration from here on."""
         self._policy = config.fleet.autoscale
-        models = scaled_models(config.models)
+        self._apart = tenant_pools(config)
+        models = scaled_models(config.models, pools=self._apart)
         self._slow = frozenset(m.name for m in models if m.ttft_slo_seconds or m.itl_slo_seconds)
         now, before = self._clock(), self._seen
         self._seen = {m.name: before.get(m.name) or self._new(m.name, now) for m in models}
 
     def _new(self, model: str, now: float) -> _Seen:
-        return _Seen(deque([(now, self._stats.arrivals[model])]), now)
+        return _Seen(deque([(now, self._arrivals(model))]), now)
+
+    def _arrivals(self, pool: str) -> int:
+        """Requests for one pool's replicas so far: a dedicated tenant's, or those of everybody who has none of his own."""
+        model, _, tenant = pool.partition("@")
+        if tenant:
+            return self._stats.tenant_arrivals[model, tenant]
+        apart = (t for t in self._apart.get(model, ()) if t is not None)
+        return self._stats.arrivals[model] - sum(self._stats.tenant_arrivals[model, t] for t in apart)
 
     @property
     def interval_seconds(self) -> float:
@@ -97,17 +110,18 @@ class FiguresWriter:
         """This gateway sees nothing any more."""
         self._file.remove()
 
-    async def _row(self, model: str, seen: _Seen) -> ModelFigures:
-        now, route = self._clock(), self._routes().models.get(model)
-        waiting, oldest = self._queues(model, now)
-        in_flight = sum(self._admission.loads.count(row.replica) for row in route.replicas) if route else 0
-        arrivals = self._stats.arrivals[model]
+    async def _row(self, pool: str, seen: _Seen) -> ModelFigures:
+        now = self._clock()
+        replicas = self._replicas(pool)
+        waiting, oldest = self._queues(pool, now)
+        in_flight = sum(self._admission.loads.count(row.replica) for row in replicas)
+        arrivals = self._arrivals(pool)
         if waiting or in_flight or arrivals != seen.samples[-1][1]:
             seen.active_at = now
         rate = seen.rate(now, arrivals, self._policy.window)
-        ttft, itl = await self._latencies(route) if route and model in self._slow else (None, None)
+        ttft, itl = await self._latencies(replicas) if pool in self._slow else (None, None)
         return ModelFigures(
-            model=model,
+            model=pool,
             arrivals_per_second=rate,
             waiting=waiting,
             in_flight=in_flight,
@@ -117,20 +131,26 @@ class FiguresWriter:
             idle_seconds=max(0.0, now - seen.active_at),
         )
 
-    def _queues(self, model: str, now: float) -> tuple[int, float]:
-        """Requests that wait for `model`, and for how long the next of them has."""
+    def _replicas(self, pool: str) -> tuple[ReplicaRow, ...]:
+        """The replicas of one pool, by their names."""
+        route = self._routes().models.get(pool.partition("@")[0])
+        rows = route.replicas if route else ()
+        return tuple(row for row in rows if stem_of(row.replica) == pool)
+
+    def _queues(self, name: str, now: float) -> tuple[int, float]:
+        """Requests that wait in one pool, and for how long the next of them has."""
         waiting, oldest = 0, 0.0
         for pool in self._admission.pools():
-            if pool.model == model and pool.waiting:
+            if stem(pool.model, pool.tenant) == name and pool.waiting:
                 first = pool.queue.first(now)
                 waiting += pool.waiting
                 oldest = max(oldest, now - first.since if first is not None else 0.0)
         return waiting, oldest
 
-    async def _latencies(self, route: ModelRoute) -> tuple[float | None, float | None]:
-        """TTFT and ITL at the share told, over a minute, of all the model's slices and tenants; streams go on in between."""
+    async def _latencies(self, replicas: Iterable[ReplicaRow]) -> tuple[float | None, float | None]:
+        """TTFT and ITL at the share told, over a minute, of these replicas' slices; streams go on in between."""
         ttft, itl = merged(()), merged(())
-        for row in route.replicas:
+        for row in replicas:
             for series in list(self._book.tenants(row.slice.id).values()):
                 ttft.merge(series.ttft_seconds.window("1m", self._clock()))
                 itl.merge(series.itl_seconds.window("1m", self._clock()))

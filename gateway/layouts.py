@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from gateway.config import Config
+from gateway.tenant_pools import tenant_pools
 from model_registry.schema import ReplicaRange
-from placement.assign import wanted_replicas
+from placement.assign import stem_of, wanted_replicas
 from placement.errors import PartitionError, SimulatorError
+from placement.goals import PlacementConfig
 from placement.gpus import GpuState
 from placement.locks import exclusive, holder
 from placement.nvml.partition import NvmlPartitioner
@@ -90,6 +92,14 @@ def plans_fleet(config: Config) -> bool:
     return asks or bool(config.fleet.reserve) or config.fleet.partition == "planned"
 
 
+def placement_config(config: Config) -> PlacementConfig:
+    """The part of the configuration that the controller acts on, with who has which seat by the last plan."""
+    planned = seats(config).read() if plans_fleet(config) else None
+    return PlacementConfig(
+        fleet=config.fleet, engine=config.engine, models=config.models, seats=planned, pools=tenant_pools(config)
+    )
+
+
 def seats(config: Config) -> PlannedSeats:
     """Who has which slice, by the last plan that was carried out."""
     return PlannedSeats(config.state / SEATS_FILE)
@@ -121,15 +131,20 @@ class ReplicaDifference:
 
 
 def replica_difference(config: Config) -> ReplicaDifference:
-    """By name and state only, from what the controller last wrote: cheap, and it reads no model."""
+    """By name and state only, from what the controller last wrote: cheap, and it reads no model. Replicas that demand has
+    brought are no difference.
+    """
     planned = seats(config).read() if plans_fleet(config) else None
-    wanted = {w.replica for w in wanted_replicas(config.models)} if planned is None else set(planned)
+    wanted = (
+        {w.replica for w in wanted_replicas(config.models, tenant_pools(config))} if planned is None else set(planned)
+    )
     status = running_controller(config)
     there = {r.replica: r.state for r in status.replicas} if status else {}
+    demanded = set(status.scaling) if status else set()
     return ReplicaDifference(
         controller=status is not None,
         missing=tuple(sorted(wanted - set(there))),
-        superfluous=tuple(sorted(set(there) - wanted)),
+        superfluous=tuple(sorted(name for name in set(there) - wanted if stem_of(name) not in demanded)),
         not_ready=tuple(
             (name, state.value)
             for name, state in sorted(there.items())

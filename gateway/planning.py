@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from gateway.config import Config, TenantConfig
 from gateway.layouts import running_controller, seats
@@ -196,6 +197,8 @@ def measured(config: Config) -> Measured:
     return Measured(
         memory={r.key: r for r in CalibrationStore(StatePaths(config.state).calibration).all()},
         throughput=tuple(t for t in throughput if t.simulated == simulated),
+        engine_version=None if simulated or config.engine.command else installed_vllm(config.engine, "cuda"),
+        now=datetime.now(UTC),
     )
 
 

@@ -16,11 +16,12 @@ CLIENT_LEFT = 499  # nginx's word for it; never on the wire
 class Stats:
     """Totals since the start.
 
-    `arrivals` by model, of those that were let in by head and body. `requests` by (model, tenant, status): the status as sent, 499 where the client left, and the error's own where a stream ended in
+    `arrivals` by model, of those that were let in by head and body, and `tenant_arrivals` of the same by (model, tenant). `requests` by (model, tenant, status): the status as sent, 499 where the client left, and the error's own where a stream ended in
     one. `tokens` by (model, tenant, kind) with the engine's own counts, kind being prompt or completion.
     """
 
     arrivals: Counter[str] = field(default_factory=Counter)
+    tenant_arrivals: Counter[tuple[str, str]] = field(default_factory=Counter)
     requests: Counter[tuple[str, str, int]] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     tokens: Counter[tuple[str, str, str]] = field(default_factory=Counter)

@@ -48,14 +48,28 @@ class Assignment:
         return self.slices
 
 
-def wanted_replicas(models: Iterable[ModelConfig]) -> tuple[Wanted, ...]:
+Pools = Mapping[str, tuple[str | None, ...]]
+"""Who has replicas of their own of a model whose number follows demand: dedicated tenants, and None for all others together."""
+
+
+def stem(model: str, tenant: str | None) -> str:
+    """What the names of one pool's replicas begin with: the model's, or `model@tenant` for those of a dedicated tenant."""
+    return model if tenant is None else f"{model}@{tenant}"
+
+
+def stem_of(replica: str) -> str:
+    """The pool's part of a replica's name."""
+    return replica.rpartition("-")[0]
+
+
+def wanted_replicas(models: Iterable[ModelConfig], pools: Pools | None = None) -> tuple[Wanted, ...]:
     """The replicas that `models` ask for, ordered by model and number, whatever the order of the models.
 
-    Models with `endpoints` have none: something else runs their engines.
+    Each of a model's `pools` gets its least. Models with `endpoints` have none: something else runs their engines.
     """
     return tuple(
         Wanted(
-            replica=f"{model.name}-{i}",
+            replica=f"{stem(model.name, tenant)}-{i}",
             model=model.name,
             ordinal=i,
             pin=model.slices[i] if model.slices else None,
@@ -63,6 +77,7 @@ def wanted_replicas(models: Iterable[ModelConfig]) -> tuple[Wanted, ...]:
         )
         for model in sorted(models, key=lambda m: m.name)
         if model.source
+        for tenant in (pools or {}).get(model.name, (None,))
         for i in range(model.least_replicas)
     )
 
@@ -73,8 +88,8 @@ def seated(seats: Mapping[str, str]) -> tuple[Wanted, ...]:
     """
     wanted = []
     for replica, slice_id in sorted(seats.items()):
-        stem, _, ordinal = replica.rpartition("-")
-        wanted.append(Wanted(replica, stem.partition("@")[0], int(ordinal), pin=slice_id))
+        pool, _, ordinal = replica.rpartition("-")
+        wanted.append(Wanted(replica, pool.partition("@")[0], int(ordinal), pin=slice_id))
     return tuple(wanted)
 
 
@@ -91,7 +106,7 @@ def assign(
     `fits` holds an entry for every model and slice. `current` are slice ids of replicas that run, which are kept where
     possible, and in any case unless `may_move`. Equal inputs give equal results, in whatever order they come.
     """
-    order = sorted(wanted, key=lambda w: (w.model, w.ordinal))
+    order = sorted(wanted, key=lambda w: (w.model, w.ordinal, w.replica))
     unplaced = _pinned_twice(order)
     seekers = [w for w in order if w.replica not in unplaced]
     slices = sorted(inventory.slices, key=lambda s: (s.memory_bytes, natural(s.id)))

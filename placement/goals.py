@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +19,7 @@ from pydantic import Field
 from model_registry.errors import ConfigError, SlicewayError
 from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig, Section
-from placement.assign import Assignment, Fits, Wanted, assign, seated, wanted_replicas
+from placement.assign import Assignment, Fits, Wanted, assign, natural, seated, stem, stem_of, wanted_replicas
 from placement.engines import EngineKind, EngineVersions, find_engine_python
 from placement.errors import PlacementError
 from placement.launch import SizedModel, build_launch, kv_cache_tokens
@@ -41,6 +41,10 @@ class PlacementConfig(Section):
     seats: Mapping[str, str] | None = Field(
         default=None,
         description="Slice ids by replica, where somebody else has decided (a cluster's head): these replicas and no other.",
+    )
+    pools: Mapping[str, tuple[str | None, ...]] = Field(
+        default={},
+        description="Of models whose replicas follow demand: tenants with replicas of their own, and null for all others.",
     )
     turns: tuple[str, ...] | None = Field(
         default=None,
@@ -78,6 +82,18 @@ class Goals:
     replicas: Mapping[str, Goal]
     models: Mapping[str, SizedModel]
     unplaced: Mapping[str, SlicewayError] = field(default_factory=dict)
+    fits: Fits = field(default_factory=dict, repr=False)
+
+    def fitting(self, model: str) -> list[Slice]:
+        """The slices that hold `model` and that it accepts, the smallest first."""
+        sized = self.models[model]
+        accepted = sized.config.accepted_profiles
+        fitting = [
+            s
+            for s in self.inventory.slices
+            if (f := self.fits.get((model, s.id))) and f.fits and (not accepted or s.profile in accepted)
+        ]
+        return sorted(fitting, key=lambda s: (s.memory_bytes, natural(s.id)))
 
     def complete(self) -> Goals:
         """These goals, if every replica has a slice. Raises the first replica's reason otherwise."""
@@ -101,13 +117,13 @@ def plan_goals(
 
     `current` are slice ids of replicas that run; they stay where they are if they can. Replicas that `orders` stop keep
     their seats but have no goal; those that they seat may have that slice only. `demanded` are numbers of replicas that
-    demand asks for, by model: those beyond what is configured take slices that nobody else needs and that are not
+    demand asks for, by model or `model@tenant`: those beyond what is configured take slices that nobody else needs and that are not
     `barred` (or are theirs already), and are left out where there is none. A model that cannot be read, or
     that fits nowhere, is told in `unplaced` and takes nothing from the others.
     """
     models, unreadable = _describe(config, registry)
     orders = orders or Orders()
-    wanted = wanted_replicas(config.models) if config.seats is None else seated(config.seats)
+    wanted = wanted_replicas(config.models, config.pools) if config.seats is None else seated(config.seats)
     wanted = tuple(replace(w, pin=orders.seats.get(w.replica, w.pin)) for w in wanted)
     unplaced: dict[str, SlicewayError] = {w.replica: unreadable[w.model] for w in wanted if w.model in unreadable}
     fits: Fits = {(name, s.id): registry.fit(sized, s) for name, sized in models.items() for s in inventory.slices}
@@ -116,7 +132,7 @@ def plan_goals(
     held = {current[replica] for replica in unplaced if replica in current}
     free = Inventory(tuple(s for s in inventory.slices if s.id not in held), notes=inventory.notes)
     wanted = tuple(w for w in wanted if w.model in models)
-    more = tuple(w for w in _more_replicas(config, wanted, demanded or {}) if w.model in models)
+    more = tuple(w for w in _more_replicas(config, wanted, demanded or {}, current) if w.model in models)
     barred = set(barred) - {current.get(w.replica) for w in more}
     assignment = _seat_all(wanted, more, fits, free, current, barred)
     unplaced |= assignment.unplaced
@@ -131,22 +147,28 @@ def plan_goals(
     for replica in orders.stopped:
         goals.pop(replica, None)
         unplaced.pop(replica, None)
-    return Goals(config, inventory, goals, models, unplaced)
+    return Goals(config, inventory, goals, models, unplaced, fits)
 
 
 def _more_replicas(
-    config: PlacementConfig, wanted: tuple[Wanted, ...], demanded: Mapping[str, int]
+    config: PlacementConfig, wanted: tuple[Wanted, ...], demanded: Mapping[str, int], current: Mapping[str, str]
 ) -> tuple[Wanted, ...]:
-    """The replicas beyond `wanted` that demand asks for, under the lowest numbers that are free, within the models' bounds."""
+    """The replicas beyond `wanted` that demand asks for, within the models' bounds: those that run, then the lowest numbers
+    that are free.
+    """
     more: list[Wanted] = []
+    seats = {w.replica for w in wanted}
     for model in sorted(config.models, key=lambda m: m.name):
-        taken = {w.ordinal for w in wanted if w.replica.rpartition("-")[0] == model.name}
-        number = min(demanded.get(model.name, 0), model.most_replicas or 0)
-        free = (n for n in count() if n not in taken)
-        more += [
-            Wanted(f"{model.name}-{n}", model.name, n, profiles=model.accepted_profiles)
-            for n in islice(free, max(0, number - len(taken)))
-        ]
+        for tenant in config.pools.get(model.name, (None,)):
+            pool = stem(model.name, tenant)
+            taken = sum(stem_of(replica) == pool for replica in seats)
+            number = min(demanded.get(pool, 0), model.most_replicas or 0)
+            run = sorted((r for r in current if stem_of(r) == pool and r not in seats), key=natural)
+            free = (f"{pool}-{n}" for n in count() if f"{pool}-{n}" not in seats and f"{pool}-{n}" not in run)
+            more += [
+                Wanted(name, model.name, int(name.rpartition("-")[2]), profiles=model.accepted_profiles)
+                for name in islice(chain(run, free), max(0, number - taken))
+            ]
     return tuple(more)
 
 

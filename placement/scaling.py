@@ -4,24 +4,66 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
 from model_registry.atomic import write_atomically
 from model_registry.catalogue import load_catalogue
 from model_registry.errors import SlicewayError
+from model_registry.sizing.throughput import THROUGHPUT_FILE, Throughput, ThroughputStore
+from placement.assign import stem_of
 from placement.autoscale import ScaledModel, Scaler, Signals
+from placement.autoscale.capacity import UNKNOWN, Capacity, capacity_on, together
 from placement.autoscale.scaler import scaled_models
 from placement.figures import FRESH_SECONDS, read_figures
 from placement.goals import Goals, PlacementConfig
+from placement.launch import SizedModel
 from placement.partition.select import GpuSelection, selected
+from placement.replicas.parts import Goal
 from placement.reservations import RESERVATIONS_FILE, Reservations
 from placement.slices import Inventory
 from placement.state import StatePaths
 from placement.status import ScalingRow
+from placement.workload.measured import Measured
 
 log = logging.getLogger(__name__)
 
 _INTERVALS = 3
+
+
+Stamp = tuple[int, int] | None
+"""Which state of a file it is: when it was changed, and its size; None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThroughputFile:
+    """What `sliceway bench capacity` has kept; a file that makes no sense is said in the log and counts as empty."""
+
+    path: Path
+
+    @property
+    def stamp(self) -> Stamp:
+        """Which state of the file is there."""
+        try:
+            told = self.path.stat()
+        except OSError:
+            return None
+        return told.st_mtime_ns, told.st_size
+
+    def read(self) -> tuple[Throughput, ...]:
+        """Its records."""
+        try:
+            return ThroughputStore(self.path).all()
+        except (SlicewayError, OSError) as error:
+            log.warning("scaling by estimates alone: %s", error)
+            return ()
+
+
+def _unknown_version(_: Goal) -> str | None:
+    """Nobody knows."""
+    return None
 
 
 class Scaling:
@@ -30,19 +72,35 @@ class Scaling:
     Where `on` is False (a node of a cluster, whose head decides) nothing is ever asked for beyond what is configured.
     """
 
-    def __init__(self, paths: StatePaths, *, on: bool = True) -> None:
+    def __init__(
+        self,
+        paths: StatePaths,
+        *,
+        on: bool = True,
+        versions: Callable[[Goal], str | None] = _unknown_version,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`versions` tells the version of the engine that a goal starts, None where that is not known."""
         self._paths = paths
         self._on = on
         self._scaler = Scaler(_read(paths) if on else None)
         self._models: tuple[ScaledModel, ...] = ()
+        self._throughput = ThroughputFile(paths.root / THROUGHPUT_FILE)
+        self._stamp: Stamp = None
+        self._versions = versions
+        self._now = now
+        self._goals: Goals | None = None
+        self._capacities: Mapping[str, Capacity] = {}
 
     def numbers(self, config: PlacementConfig) -> Mapping[str, int]:
         """How many replicas of each scaled model should run under `config`. Changes nothing: `config` may yet be refused."""
         known = self._scaler.replicas
         return {m.name: m.bounded(known.get(m.name, m.least)) for m in self._scaled(config)}
 
-    def adopt(self, config: PlacementConfig) -> None:
-        """`config` counts from here on."""
+    def adopt(self, config: PlacementConfig, goals: Goals | None = None) -> None:
+        """`config` counts from here on. `goals` are what comes of it: what replicas bear depends on their slices."""
+        self._goals = goals
+        self._measure(stamp=self._throughput.stamp)
         self._models = self._scaled(config)
         self._scaler.follow(self._models)
         self._keep()
@@ -54,6 +112,9 @@ class Scaling:
         """
         if not self._models:
             return False
+        if (stamp := self._throughput.stamp) != self._stamp:
+            self._measure(stamp=stamp)
+            self._models = self._scaled(config)
         policy = config.fleet.autoscale
         fresh_seconds = max(FRESH_SECONDS, _INTERVALS * policy.look_every)
         signals = read_figures(self._paths.figures, wall_seconds, fresh_seconds=fresh_seconds)
@@ -72,18 +133,57 @@ class Scaling:
         rows: dict[str, ScalingRow] = {}
         for model in self._models:
             asked = self._scaler.replicas.get(model.name, model.least)
-            placed = sum(goal.model == model.name for goal in goals.replicas.values())
+            placed = sum(stem_of(name) == model.name for name in goals.replicas)
+            capacity = self._capacities.get(model.name, UNKNOWN)
             rows[model.name] = ScalingRow(
                 replicas=asked,
                 placed=placed,
                 least=model.least,
                 most=model.most,
                 reason=self._scaler.reason(model.name),
+                requests_per_replica=capacity.requests_per_second,
+                capacity_source=capacity.origin,
+                capacity_reason=capacity.reason,
+                ignored=capacity.ignored,
             )
         return rows
 
     def _scaled(self, config: PlacementConfig) -> tuple[ScaledModel, ...]:
-        return scaled_models(config.models, config.seats) if self._on else ()
+        rates = {name: capacity.requests_per_second for name, capacity in self._capacities.items()}
+        return scaled_models(config.models, config.seats, config.pools, rates) if self._on else ()
+
+    def _measure(self, *, stamp: Stamp) -> None:
+        """Work out anew what one replica of each pool bears, where it runs or could."""
+        self._stamp, goals = stamp, self._goals
+        if goals is None or not self._on:
+            return
+        records = self._throughput.read()
+        found: dict[str, Capacity] = {}
+        for model in scaled_models(goals.config.models, None, goals.config.pools):
+            sized = goals.models.get(model.name.partition("@")[0])
+            if sized is not None:
+                found[model.name] = self._capacity(goals, model.name, sized, records)
+        self._capacities = found
+
+    def _capacity(self, goals: Goals, pool: str, sized: SizedModel, records: tuple[Throughput, ...]) -> Capacity:
+        mine = [goal for name, goal in goals.replicas.items() if stem_of(name) == pool]
+        slices = [goal.slice for goal in mine] or goals.fitting(sized.config.name)[:1]
+        version = next((v for goal in mine if (v := self._versions(goal))), None)
+        told = [
+            capacity_on(
+                sized,
+                one,
+                goals.fits[sized.config.name, one.id],
+                Measured(
+                    throughput=tuple(r for r in records if r.simulated == one.simulated),
+                    engine_version=version,
+                    now=self._now(),
+                ),
+            )
+            for one in slices
+            if (sized.config.name, one.id) in goals.fits
+        ]
+        return together(told)
 
     def _keep(self) -> None:
         """For the next controller: it must not begin by stopping what is needed."""

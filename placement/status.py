@@ -70,6 +70,12 @@ class ScalingRow(_Row):
     least: int
     most: int
     reason: str
+    requests_per_replica: float | None = Field(
+        default=None, description="Requests per second that one replica is counted with; unset where nobody knows."
+    )
+    capacity_source: Literal["measured", "estimated", "unknown"] = "unknown"
+    capacity_reason: str = ""
+    ignored: tuple[str, ...] = Field(default=(), description="Measurements that do not count, and why.")
 
     @property
     def short(self) -> int:

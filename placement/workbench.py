@@ -97,6 +97,12 @@ class Workbench:
 
         return await asyncio.to_thread(look)
 
+    def engine_version(self, goal: Goal) -> str | None:
+        """The version of vLLM that `goal` starts; None for another engine, a simulated one, or one found running."""
+        if goal.spec is None or goal.slice.simulated:
+            return None
+        return self._vllm_version(goal.spec.argv)
+
     def _vllm_version(self, arguments: Sequence[str]) -> str | None:
         """The version that these arguments start; None for another engine."""
         if self.engine.command or not arguments:

@@ -32,12 +32,14 @@ class AdmissionPolicy:
     """What a reload replaces. `dedicated` are the tenants with replicas of their own: model -> tenants, in order.
 
     `waking` are the models that sleep without requests: their requests wait for a replica to come, instead of being refused.
+    `named` are those whose replicas say in their names whose they are.
     """
 
     limits: Mapping[str, TenantLimits] = field(default_factory=dict)
     dedicated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     queue: QueueConfig = field(default_factory=QueueConfig)
     waking: frozenset[str] = frozenset()
+    named: frozenset[str] = frozenset()
 
 
 class Ask(NamedTuple):
@@ -239,7 +241,11 @@ class Admission:
         self._adopted = routes
         shares: dict[tuple[str, str | None], tuple[ReplicaRow, ...]] = {}
         for name, model in routes.models.items():
-            owner = owners((row.replica for row in model.replicas), self._policy.dedicated.get(name, ()))
+            owner = owners(
+                (row.replica for row in model.replicas),
+                self._policy.dedicated.get(name, ()),
+                named=name in self._policy.named,
+            )
             for key in {(name, None), *((name, tenant) for tenant in self._policy.dedicated.get(name, ()))}:
                 shares[key] = tuple(row for row in model.ready if owner.get(row.replica) == key[1])
         for key in shares.keys() | self._pools.keys():

@@ -21,7 +21,7 @@ from gateway.cli.output import Json, err, out, print_json
 from gateway.cli.simulate import Simulate
 from gateway.config import Config, load_config
 from gateway.front import Front, Snapshot, read_last_good
-from gateway.layouts import plans_fleet, seats, with_simulation
+from gateway.layouts import placement_config, with_simulation
 from gateway.shutdown import Stopped, stop_everything
 from gateway.starting_layouts import cut_at_start
 from model_registry.errors import ConfigError, SlicewayError
@@ -122,7 +122,14 @@ def controller(
     asyncio.run(Controller(placement_sources(config, simulate), workshop).run())
 
 
-def gateway(config: ConfigPath, listen: Listen = None, state_dir: StateDir = None) -> None:
+def gateway(
+    config: ConfigPath,
+    listen: Listen = None,
+    state_dir: StateDir = None,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Replace the gateway that serves there, without a request lost.")
+    ] = False,
+) -> None:
     """Run the gateway alone: on the routing table, and on models that name `endpoints`."""
     from gateway.wiring import (
         serve_gateway,
@@ -136,7 +143,8 @@ def gateway(config: ConfigPath, listen: Listen = None, state_dir: StateDir = Non
             raise
         err.print(f"the configuration is wrong, going on with the last good one: {escape(str(error))}", highlight=False)
         loaded = last
-    raise typer.Exit(serve_gateway(_with_listen(loaded, listen), config_path=config.absolute()))
+    chosen = _with_listen(loaded, listen)
+    raise typer.Exit(serve_gateway(chosen, config_path=config.absolute(), take_over_running=take_over))
 
 
 def down(config: ConfigPath, as_json: Json = False) -> None:
@@ -155,9 +163,7 @@ def placement_sources(path: Path, simulate: str | None = None) -> Sources:
     """How the controller reads the sections it acts on, anew at every call; on simulated GPUs if `simulate` names some."""
 
     def load() -> PlacementConfig:
-        config = with_simulation(load_config(path), simulate)
-        planned = seats(config).read() if plans_fleet(config) else None
-        return PlacementConfig(fleet=config.fleet, engine=config.engine, models=config.models, seats=planned)
+        return placement_config(with_simulation(load_config(path), simulate))
 
     return Sources(load=load, name=str(path.absolute()))
 

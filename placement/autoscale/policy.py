@@ -20,10 +20,10 @@ _CLOSE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class ScaledModel:
-    """One demand's bounds, and what one replica bears.
+    """One demand's bounds, and what one replica bears. `name` is the model's, or `model@tenant` for a dedicated tenant's part.
 
-    `capacity_per_second` is what the planner counts a replica with (requests per second within its latencies, 70% busy);
-    None where no demand says how long requests are. `max_num_seqs` are the requests that run in it at once.
+    `capacity_per_second` is what the planner counts a replica with (requests per second within its latencies, measured or
+    estimated); None where nobody knows. `max_num_seqs` are the requests that run in it at once.
     """
 
     name: str

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from model_registry.schema import ModelConfig, ReplicaRange
+from placement.assign import Pools, stem, stem_of
 from placement.autoscale.policy import Scaled, ScaledModel, Signals, decide
 from placement.policy import AutoscalePolicy
 
@@ -28,16 +29,23 @@ class Change:
         return f"{self.model}: {self.before} -> {self.after} replicas ({self.reason})"
 
 
-def scaled_models(models: Iterable[ModelConfig], seats: Collection[str] | None = None) -> tuple[ScaledModel, ...]:
-    """The models whose replicas follow demand: those that name a range with room in it.
+def scaled_models(
+    models: Iterable[ModelConfig],
+    seats: Collection[str] | None = None,
+    pools: Pools | None = None,
+    capacities: Mapping[str, float | None] | None = None,
+) -> tuple[ScaledModel, ...]:
+    """The models whose replicas follow demand: those that name a range with room in it, each of their `pools` by itself.
 
-    `seats` are the replicas that a plan has made room for: a model has no fewer than these.
+    `seats` are the replicas that a plan has made room for: a pool has no fewer than these. `capacities` is what one replica
+    of each pool bears, in requests per second.
     """
-    planned = Counter(replica.rpartition("-")[0] for replica in seats or ())
+    planned = Counter(stem_of(replica) for replica in seats or ())
     return tuple(
         ScaledModel(
-            name=model.name,
-            least=min(model.replicas.max, max(model.replicas.min, planned[model.name])),
+            name=(pool := stem(model.name, tenant)),
+            capacity_per_second=(capacities or {}).get(pool),
+            least=min(model.replicas.max, max(model.replicas.min, planned[pool])),
             most=model.replicas.max,
             max_num_seqs=model.max_num_seqs,
             ttft_slo_seconds=model.slo.ttft if model.slo else None,
@@ -45,6 +53,7 @@ def scaled_models(models: Iterable[ModelConfig], seats: Collection[str] | None =
         )
         for model in models
         if model.source and isinstance(model.replicas, ReplicaRange) and model.replicas.min < model.replicas.max
+        for tenant in (pools or {}).get(model.name, (None,))
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from model_registry.errors import SlicewayError
 from model_registry.schema import ModelConfig
+from placement.assign import stem
 from placement.planner.types import Alternative, ModelDemand
 from placement.workload.alternatives import alternatives
 from placement.workload.cards import Card
@@ -133,7 +134,7 @@ def demand_name(model: str, tenant: str | None) -> str:
 
     The gateway reads from it whose a replica is.
     """
-    return model if tenant is None else f"{model}@{tenant}"
+    return stem(model, tenant)
 
 
 def _demand(choice: ModelChoices, tenant: str | None, share: float, desired: Mapping[str, int]) -> ModelDemand:

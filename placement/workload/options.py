@@ -19,7 +19,7 @@ from model_registry.sizing.report import fp8_compute
 from model_registry.sizing.speed import Demand, SpeedEstimate, best_batch, fastest
 from placement.planner.types import WHOLE_GPU, Option
 from placement.workload.cards import Card, Place
-from placement.workload.measured import Measured
+from placement.workload.measured import Judged, Measured, Where
 
 _SIZE_PENALTY = 0.4
 """Of a whole card; below 1, so that nothing that runs is moved for it."""
@@ -64,7 +64,7 @@ class Subject:
 class Candidate:
     """One place for one model. `option` is None where it is out, and `reason` says why, or what it gets there.
 
-    `breaks` is what is in the way: the place is not among those that are `accepted`, `memory` or `speed` is too small, or
+    `measured` is whether what it serves there was measured instead of estimated. `breaks` is what is in the way: the place is not among those that are `accepted`, `memory` or `speed` is too small, or
     the card is `unknown` in one of the two; `mode` where only MIG off would offer it.
     """
 
@@ -74,6 +74,7 @@ class Candidate:
     fit: SliceFit | None = field(default=None, repr=False)
     speed: SpeedEstimate | None = field(default=None, repr=False)
     breaks: Literal["accepted", "memory", "speed", "unknown", "mode"] | None = None
+    measured: bool = False
 
     def as_public(self) -> dict[str, object]:
         """The stable JSON shape."""
@@ -82,6 +83,7 @@ class Candidate:
             "profile": self.place.profile,
             "feasible": self.option is not None,
             "capacity_requests_per_second": self.option.capacity if self.option and self.speed else None,
+            "capacity_source": ("measured" if self.measured else "estimated") if self.option and self.speed else None,
             "ttft_seconds": self.speed.ttft_seconds if self.option and self.speed else None,
             "itl_seconds": self.speed.itl_seconds if self.option and self.speed else None,
             "reason": self.reason,
@@ -150,9 +152,8 @@ def _candidate(subject: Subject, card: Card, place: Place, measured: Measured) -
         return Candidate(place, found.reason, fit=found, breaks="memory")
     if subject.demand is None:
         return Candidate(place, found.reason, _option(place, 1.0), found)
-    return _at_speed(
-        subject, card, place, found, subject.demand, measured.rate(str(subject.config.source), place, subject.demand)
-    )
+    told = measured.judged(str(subject.config.source), Where.of(place), subject.demand)
+    return _at_speed(subject, card, place, found, subject.demand, told)
 
 
 def _is_accepted(place: Place, accepted: tuple[str, ...]) -> bool:
@@ -176,10 +177,9 @@ def fitted(subject: Subject, place: Place, measured: Measured) -> SliceFit:
     return fit(subject.spec, footprint, subject.limits, memory_bytes=memory, product=place.product, profile=profile)
 
 
-def _at_speed(
-    subject: Subject, card: Card, place: Place, found: SliceFit, demand: Demand, rate: float | None
-) -> Candidate:
-    """`rate` is what was measured in such a place; the roofline is asked without."""
+def _at_speed(subject: Subject, card: Card, place: Place, found: SliceFit, demand: Demand, told: Judged) -> Candidate:
+    """`told` is what was measured in such a place; the roofline is asked without."""
+    rate = told.requests_per_second
     asked = demand.prompt_tokens + demand.output_tokens
     if asked > subject.limits.max_model_len:
         reason = f"requests have {asked:,} tokens, max_model_len is {subject.limits.max_model_len:,}"
@@ -188,7 +188,9 @@ def _at_speed(
     speed = best_batch(subject.sized, subject.limits, found, roof, demand) if roof else None
     if rate is not None:
         return _enough(
-            subject.config, Candidate(place, f"{rate:.2f} requests/s (measured)", fit=found, speed=speed), rate
+            subject.config,
+            Candidate(place, f"{rate:.2f} requests/s (measured)", fit=found, speed=speed, measured=True),
+            rate,
         )
     if roof is None:
         reason = (
@@ -199,7 +201,10 @@ def _at_speed(
     if speed is None:
         best = fastest(subject.sized, subject.limits, roof, demand)
         return Candidate(place, _too_slow(best, demand), fit=found, speed=best, breaks="speed")
-    return _enough(subject.config, Candidate(place, _gets(speed), fit=found, speed=speed), speed.requests_per_second)
+    reason = _gets(speed) + "".join(
+        f"; not counted: {why}" for why in told.ignored if f"not on {Where.of(place)}" not in why
+    )
+    return _enough(subject.config, Candidate(place, reason, fit=found, speed=speed), speed.requests_per_second)
 
 
 def _enough(config: ModelConfig, candidate: Candidate, rate: float) -> Candidate:

@@ -22,3 +22,9 @@ def test_replicas_of_a_tenant_that_is_dedicated_no_longer_serve_all() -> None:
 
 def test_elsewhere_each_dedicated_tenant_gets_one_in_order() -> None:
     assert owners(["chat-10", "chat-2"], ["acme", "globex", "last"]) == {"chat-2": "acme", "chat-10": "globex"}
+
+
+def test_where_replicas_follow_demand_the_names_alone_say_whose_they_are() -> None:
+    assert owners(["chat-0"], ["acme"]) == {"chat-0": "acme"}
+    assert owners(["chat-0"], ["acme"], named=True) == {}, "acme's own sleep, and it does not get the others'"
+    assert owners(["chat@acme-0"], ["acme"], named=True) == {"chat@acme-0": "acme"}

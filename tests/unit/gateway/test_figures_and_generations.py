@@ -104,6 +104,31 @@ async def test_a_model_that_is_scaled_no_longer_is_not_told_of(tmp_path: Path) -
     assert await sight.told() is None
 
 
+async def test_a_dedicated_tenants_demand_is_told_apart(tmp_path: Path) -> None:
+    sight = Sight(tmp_path)
+    raw = sight.config.model_dump(mode="json") | {
+        "tenants": [{"name": "acme", "isolation": "dedicated"}, {"name": "t"}],
+    }
+    sight.config = Config.model_validate(raw)
+    sight.admission.configure(admission_policy(sight.config))
+    sight.writer.configure(sight.config)
+    sight.stats.tenant_arrivals["m", "acme"] += 2
+    sight.stats.arrivals["m"] += 2
+    for _ in range(2):
+        claim = sight.admission.claim(Ask("acme", "m", b"{}"), sight.routes.models["m"], sight.clock())
+        sight.admission.place(claim, lambda: None, sight.clock())
+    sight.ask()
+    sight.clock.turn(2)
+    assert await sight.told() == Signals(arrivals_per_second=0.5, queued=1)
+    assert (read_figures(sight.directory, WALL) or {})["m@acme"] == Signals(arrivals_per_second=1.0, queued=2)
+    row = replica_row("m@acme-0", "m", "unix:/1")
+    table = RoutingTable(generation=2, models=(ModelRow(name="m", max_model_len=1000),), replicas=(row,))
+    sight.routes = build_routes(table, sight.config.models, {})
+    sight.admission.follow_routes()
+    assert await sight.told() == Signals(arrivals_per_second=0.5, queued=1), "they wait for a replica of their own"
+    assert (read_figures(sight.directory, WALL) or {})["m@acme"].running == 2
+
+
 # ---- waking
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig
+from model_registry.sizing.throughput import THROUGHPUT_FILE, Throughput, ThroughputKey, ThroughputStore
 from placement.autoscale import Signals
 from placement.figures import FiguresFile, GatewayFigures, ModelFigures, read_figures
 from placement.goals import Goals, PlacementConfig, Workshop, plan_goals
@@ -208,3 +210,102 @@ def test_figures_that_cannot_be_are_refused(tmp_path: Path, field: str) -> None:
     row = {"model": "a", field: -1}
     (tmp_path / "1.json").write_text(json.dumps({"at": NOW, "models": [row]}))
     assert read_figures(tmp_path, NOW) is None
+
+
+# ---- a dedicated tenant's replicas beside everybody else's
+
+
+def apart(**changes: object) -> PlacementConfig:
+    return config(**changes).model_copy(update={"pools": {"a": (None, "acme")}})
+
+
+def test_each_pool_of_a_model_follows_its_own_demand(tmp_path: Path) -> None:
+    paths, scaling = StatePaths(tmp_path), Scaling(StatePaths(tmp_path))
+    scaling.adopt(apart())
+    rows = [ModelFigures(model="a", waiting=1), ModelFigures(model="a@acme", idle_seconds=100)]
+    for second in (1.0, 2.0):
+        FiguresFile(paths.figures, "1").write(GatewayFigures(at=NOW + second, models=tuple(rows)))
+        scaling.look(apart(), now_seconds=second, wall_seconds=NOW + second)
+    assert scaling.numbers(apart()) == {"a": 1, "a@acme": 0}
+    rows[1] = ModelFigures(model="a@acme", waiting=9)
+    FiguresFile(paths.figures, "1").write(GatewayFigures(at=NOW + 3, models=tuple(rows)))
+    scaling.look(apart(), now_seconds=3.0, wall_seconds=NOW + 3)
+    assert scaling.numbers(apart()) == {"a": 1, "a@acme": 3}
+
+
+def pooled(tmp_path: Path, demanded: dict[str, int], current: dict[str, str], **changes: object) -> Goals:
+    made = apart(**changes)
+    return plan_goals(
+        made, Inventory(SLICES), Shelf(), Workshop(StatePaths(tmp_path), {}), current=current, demanded=demanded
+    )
+
+
+def test_replicas_of_a_pool_have_its_name_and_every_pool_its_least(tmp_path: Path) -> None:
+    assert sorted(pooled(tmp_path, {"a": 1, "a@acme": 2}, {}).replicas) == ["a-0", "a@acme-0", "a@acme-1"]
+    least = pooled(tmp_path, {}, {}, replicas={"min": 1, "max": 3})
+    assert sorted(least.replicas) == ["a-0", "a@acme-0"]
+
+
+def test_what_runs_for_demand_goes_on_under_its_own_number(tmp_path: Path) -> None:
+    made = pooled(tmp_path, {"a": 2}, {"a-7": "cpu-2", "a-3": "cpu-0"})
+    assert seats(made) == {"a-7": "cpu-2", "a-3": "cpu-0"}
+    fewer = pooled(tmp_path, {"a": 1}, {"a-7": "cpu-2", "a-3": "cpu-0"})
+    assert seats(fewer) == {"a-3": "cpu-0"}
+
+
+# ---- what one replica bears
+
+
+def record(
+    rate: float, *, cores: int = 1, version: str | None = None, at: str = "2026-11-01T00:00:00+00:00"
+) -> Throughput:
+    key = ThroughputKey("x", "cpu", None, None, cores, 100, 50, {"ttft_seconds": 0.5}, version)
+    return Throughput(key, "a", rate, None, 1.0, 1.0, 0.99, None, None, at)
+
+
+def told(tmp_path: Path, **demand: object) -> tuple[Scaling, Goals]:
+    asked = {"requests_per_second": 10, "prompt_tokens": 100, "output_tokens": 50} | demand
+    made = goals(tmp_path, {"a": 1}, RANGE | {"demand": asked, "slo": {"ttft": "1s"}})
+    scaling = Scaling(StatePaths(tmp_path), versions=lambda _: "0.33.0", now=lambda: datetime(2026, 11, 21, tzinfo=UTC))
+    scaling.adopt(made.config, made)
+    return scaling, made
+
+
+def test_a_measured_capacity_decides_how_many_replicas_a_rate_takes(tmp_path: Path) -> None:
+    scaling, made = told(tmp_path)
+    row = scaling.rows(made)["a"]
+    assert (row.requests_per_replica, row.capacity_source) == (None, "unknown")
+    ThroughputStore(tmp_path / THROUGHPUT_FILE).put(record(2.5, version="0.33.0 (cpu)"))
+    busy = ModelFigures(model="a", arrivals_per_second=7.0)
+    FiguresFile(StatePaths(tmp_path).figures, "1").write(GatewayFigures(at=NOW, models=(busy,)))
+    scaling.look(made.config, now_seconds=1.0, wall_seconds=NOW)
+    row = scaling.rows(made)["a"]
+    assert (row.requests_per_replica, row.capacity_source) == (2.5, "measured")
+    assert row.capacity_reason == "measured on 1 core"
+    assert row.replicas == 3, "7 requests/s at 2.5 each"
+
+
+@pytest.mark.parametrize(
+    ("kept", "demand", "said"),
+    [
+        (record(2.5, cores=4), {}, "on 4 cores, not on 1 core"),
+        (record(2.5, version="0.32.0 (cpu)"), {}, "with vLLM 0.32.0 (cpu), 0.33.0 is used here"),
+        (record(2.5, at="2026-01-01T00:00:00+00:00"), {}, "more than 90 days ago"),
+        (record(2.5, at="long ago"), {}, "more than 90 days ago"),
+        (record(2.5), {"prompt_tokens": 900}, "requests had 100 tokens in"),
+    ],
+)
+def test_a_measurement_of_something_else_is_ignored_and_says_why(
+    tmp_path: Path, kept: Throughput, demand: dict[str, object], said: str
+) -> None:
+    ThroughputStore(tmp_path / THROUGHPUT_FILE).put(kept)
+    scaling, made = told(tmp_path, **demand)
+    row = scaling.rows(made)["a"]
+    assert (row.requests_per_replica, row.capacity_source) == (None, "unknown")
+    assert said in row.ignored[0]
+
+
+def test_a_damaged_list_of_measurements_takes_nothing_down(tmp_path: Path) -> None:
+    (tmp_path / THROUGHPUT_FILE).write_text("{")
+    scaling, made = told(tmp_path)
+    assert scaling.rows(made)["a"].capacity_source == "unknown"
