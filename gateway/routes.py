@@ -86,7 +86,8 @@ def external_replicas(models: Iterable[ModelConfig]) -> tuple[ReplicaRow, ...]:
                     endpoint=endpoint.rstrip("/"),
                     slice=SliceRow(id=f"endpoint-{len(rows)}", kind=EXTERNAL),
                     state=ReplicaState.PENDING,
-                    max_num_seqs=None,
+                    # The default is for engines of ours; of others only the operator knows.
+                    max_num_seqs=model.max_num_seqs if "max_num_seqs" in model.model_fields_set else None,
                 )
             )
     return tuple(rows)

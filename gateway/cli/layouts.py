@@ -1,4 +1,4 @@
-"""`sliceway plan`, `apply`, `assert`, `export` and `import`: how GPUs are cut, against how they are to be."""
+"""`sliceway plan`, `apply`, `assert` and `import`, and `export` of layouts: how GPUs are cut, against how they are to be."""
 
 from __future__ import annotations
 
@@ -58,7 +58,6 @@ def register(app: typer.Typer) -> None:
     app.command("plan")(plan)
     app.command("apply")(apply)
     app.command("assert")(assert_)
-    app.command("export")(export)
     app.command("import")(import_)
 
 
