@@ -77,7 +77,7 @@ class HotHttpProtocol(BoundedHttpProtocol):
             route,
             headers,
             self.path.ids.of(headers.get(b"x-request-id")),
-            keep_alive=self.parser.should_keep_alive(),
+            keep_alive=self.parser.should_keep_alive() and not self.is_last,
             paused=self.flow.write_paused,
         )
         self._hot = hot

@@ -148,6 +148,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.refuse(MalformedRequest(what))
             raise ValueError(what)
         super().on_headers_complete()
+        if self.is_last:
+            self.cycle.keep_alive = False
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the request that is read is the connection's last one, because the server retires."""
+        return getattr(self.server_state, "last", False)
 
     def _doubt(self) -> str | None:
         """What two servers could read differently in this head, and llhttp lets pass (RFC 9112, 3.2; RFC 9110, 5.3)."""

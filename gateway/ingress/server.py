@@ -1,17 +1,21 @@
 """uvicorn as this gateway runs it: its sockets, its signals, and an end that lets streams finish.
 
 SIGTERM or SIGINT begins a drain: `/readyz` says 503, new requests are refused with Retry-After, and the process ends when the
-last one is answered or the drain timeout is over. A second one ends the timeout, a third one the process.
+last one is answered or the drain timeout is over. A second one ends the timeout, a third one the process. A process that another
+one has replaced (`gateway.ingress.handover`) retires: it serves its open connections, each for one more request, and then drains.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
+from collections.abc import Callable
 from types import FrameType
 from typing import Protocol
 
 import uvicorn
+from uvicorn.server import ServerState
 
 from gateway.errors import AddressInUse
 from gateway.ingress.protocol import BoundedHttpProtocol
@@ -35,13 +39,38 @@ class Drainable(Protocol):
         ...
 
 
-class DrainingServer(uvicorn.Server):
-    """See the module."""
+class Connections(ServerState):
+    """What all connections of a server know of it. `last` is whether the request that comes is to be a connection's last one."""
 
-    def __init__(self, config: uvicorn.Config, gateway: Drainable) -> None:
+    last = False
+
+
+class DrainingServer(uvicorn.Server):
+    """See the module. `on_started` is called once it accepts connections."""
+
+    def __init__(
+        self, config: uvicorn.Config, gateway: Drainable, *, on_started: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(config)
+        self.server_state: Connections = Connections()
         self._gateway = gateway
         self._signals = 0
+        self._on_started = on_started
+        self._retired_by: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_started()
+
+    def retire(self) -> None:
+        """Another process accepts the connections from here on."""
+        for server in self.servers:
+            server.close()
+        self.server_state.last = True
+        # Until then every idle connection has been used once more, or was closed for being idle.
+        self._retired_by = asyncio.get_running_loop().time() + self.config.timeout_keep_alive + 1
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second one ends what is left in words, the third one ends."""
@@ -55,8 +84,10 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: close connections whose head does not come, and see whether a drain is over."""
+        now = asyncio.get_running_loop().time()
+        if self._retired_by is not None and (not self.server_state.connections or now > self._retired_by):
+            self._gateway.begin_drain()
         if counter % 5 == 0:
-            now = next(iter(self.servers)).get_loop().time()
             for connection in [c for c in self.server_state.connections if isinstance(c, BoundedHttpProtocol)]:
                 connection.expire(now)
         if self._gateway.drained():
