@@ -12,39 +12,27 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+from drilling import ENGINE, Clients, DrillFailed, Site, Wish, until
 
 from placement.replicas.procfs import proportional_bytes, resident_bytes
-from placement.state import StatePaths
-from placement.status import ControllerStatus, ReplicaStatus, read_status
-from placement.table import ReplicaState
+from placement.status import ReplicaStatus
 
 SLICES = 7
-_AFTER_FAILURE_SECONDS = 0.1
 MODEL = "chat"
-ENGINE = "{python} -m placement.fake_engine --uds {uds} --model {served_name} --max-model-len {max_model_len}"
 TIMING = "--output-tokens 8 --ttft-seconds 0.05 --itl-seconds 0.01"
 CUT = [f"1g.10gb@{i}" for i in range(SLICES)]
 CUT_ANEW = ["1g.10gb@0", "1g.10gb@1", "1g.10gb@2", "1g.10gb@3", "3g.40gb@4"]
-
-
-class DrillFailed(Exception):
-    """Something did not come about; the message holds what was seen last."""
 
 
 @dataclass
@@ -80,28 +68,14 @@ class Report:
         )
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One request's end."""
-
-    at: float
-    replica: str | None
-    problem: str | None
-
-
-class Fleet:
-    """The configuration, the processes that serve it, and what the controller tells of them."""
+class Fleet(Site):
+    """GPUs that the configuration cuts into seven slices each, and some of them otherwise later."""
 
     def __init__(self, directory: Path, gpus: int) -> None:
-        self.paths = StatePaths(directory / "state")
-        self.config = directory / "fleet.yaml"
-        self.log = directory / "up.log"
-        self.simulate = f"h100-sxm:{gpus}"
-        self.port = _free_port()
+        super().__init__(directory, simulate=f"h100-sxm:{gpus}")
         self.gpus = gpus
-        self.up: subprocess.Popen[bytes] | None = None
 
-    def write(self, *anew: int) -> int:
+    def cut(self, *anew: int) -> int:
         """A configuration with the GPUs `anew` cut otherwise. Returns how many replicas it has."""
         layouts: list[dict[str, Any]] = [{"layout": CUT}]
         if anew:
@@ -115,130 +89,15 @@ class Fleet:
             "models": [{"name": MODEL, "source": "simulated", "max_model_len": 4096, "replicas": replicas}],
             "gateway": {"authentication": "none", "listen": f"127.0.0.1:{self.port}"},
         }
-        self.config.write_text(json.dumps(content))  # JSON is YAML
+        self.write(content)
         return replicas
-
-    def sliceway(self, *words: str) -> subprocess.Popen[bytes]:
-        """`sliceway ...`, its words appended to the log."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("SLICEWAY_NVML")}
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "gateway.cli", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,
-            )
-
-    async def run(self, *words: str) -> None:
-        """`sliceway ...` to its end. Raises DrillFailed if it does not end well."""
-        process = self.sliceway(*words)
-        code = await asyncio.to_thread(process.wait, 300)
-        if code:
-            raise DrillFailed(f"sliceway {' '.join(words)} exited with {code}:\n{self.said()}")
-
-    def said(self) -> str:
-        """The end of what everything has written."""
-        texts = [self.log, *sorted(self.paths.logs.glob("c*.log"))[-3:]]
-        return "\n".join(f"== {p.name}\n{p.read_text(errors='replace')[-2000:]}" for p in texts if p.exists())
-
-    def status(self) -> ControllerStatus | None:
-        """What the controller tells."""
-        return read_status(self.paths.controller_status)
-
-    def ready(self) -> dict[str, ReplicaStatus]:
-        """Replicas that serve, by name."""
-        status = self.status()
-        return {r.replica: r for r in (status.replicas if status else ()) if r.state is ReplicaState.READY}
-
-    def engines(self) -> dict[tuple[str, str], int | None]:
-        """The process of each replica that serves, by replica and slice."""
-        return {(r.replica, r.slice.id): r.engine_pid for r in self.ready().values()}
-
-    def users(self) -> Counter[str]:
-        """How many processes the simulated driver shows on each slice."""
-        done = subprocess.run(
-            [sys.executable, "-m", "gateway.cli", "slices", str(self.config), "--simulate", self.simulate, "--json"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return Counter({one["id"]: len(one["users"]) for one in json.loads(done.stdout)["slices"]})
-
-
-async def until(condition: Callable[[], Any], what: str, fleet: Fleet, *, seconds: float = 300.0) -> float:
-    """Wait for `condition`. Returns how long it took; raises DrillFailed if it took too long, or `up` has ended."""
-    began = time.monotonic()
-    while not condition():
-        if fleet.up is not None and fleet.up.poll() is not None:
-            raise DrillFailed(f"up ended with {fleet.up.returncode}:\n{fleet.said()}")
-        if time.monotonic() - began > seconds:
-            raise DrillFailed(f"not within {seconds:g} s: {what}\n{fleet.said()}")
-        await asyncio.sleep(0.05)
-    return time.monotonic() - began
-
-
-class Clients:
-    """Clients that send one request after another, every second one streamed, until they are told to stop."""
-
-    def __init__(self, url: str, count: int) -> None:
-        self._url = url
-        self._count = count
-        self._stop = asyncio.Event()
-        self.answers: list[Answer] = []
-
-    @contextlib.asynccontextmanager
-    async def sending(self) -> AsyncIterator[None]:
-        """For as long as the block runs."""
-        timeout = aiohttp.ClientTimeout(total=60)
-        connector = aiohttp.TCPConnector(limit=self._count)
-        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-            tasks = [asyncio.create_task(self._client(session, i)) for i in range(self._count)]
-            try:
-                yield
-            finally:
-                self._stop.set()
-                await asyncio.gather(*tasks)
-
-    async def more(self, count: int, fleet: Fleet) -> None:
-        """Wait until so many more requests have been answered."""
-        wanted = len(self.answers) + count
-        await until(lambda: len(self.answers) >= wanted, f"{count} more answers", fleet)
-
-    def since(self, at: float) -> list[Answer]:
-        """What was answered after `at`."""
-        return [a for a in self.answers if a.at > at]
-
-    async def _client(self, session: aiohttp.ClientSession, number: int) -> None:
-        turn = number
-        while not self._stop.is_set():
-            turn += 1
-            answer = await self._ask(session, f"{number}-{turn} once upon a time", stream=turn % 2 == 0)
-            self.answers.append(answer)
-            if answer.problem is not None:
-                await asyncio.sleep(_AFTER_FAILURE_SECONDS)
-
-    async def _ask(self, session: aiohttp.ClientSession, words: str, *, stream: bool) -> Answer:
-        """No two ask the same, or all would be sent to where the first one's prefix is cached."""
-        body = {"model": MODEL, "messages": [{"role": "user", "content": words}], "stream": stream}
-        replica = None
-        try:
-            async with session.post(f"{self._url}/v1/chat/completions", json=body) as response:
-                replica = response.headers.get("x-sliceway-replica")
-                text = await response.text()
-                whole = response.status == 200 and ("data: [DONE]" in text if stream else "choices" in text)
-                problem = None if whole and '"error"' not in text else f"{response.status}: {text[-200:]}"
-        except (aiohttp.ClientError, TimeoutError) as error:
-            problem = repr(error)
-        return Answer(time.monotonic(), replica, problem)
 
 
 async def drill(fleet: Fleet, clients: Clients, report: Report) -> None:
     """Everything that happens, in order, with the clients sending all along."""
-    wanted = fleet.write()
-    fleet.up = fleet.sliceway("up", str(fleet.config), "--simulate", fleet.simulate)
-    try:
+    wanted = fleet.cut()
+    with fleet.guarded():
+        await fleet.start()
         report.seconds_to_all_ready = await until(
             lambda: len(fleet.ready()) == wanted, f"{wanted} replicas ready", fleet
         )
@@ -250,16 +109,14 @@ async def drill(fleet: Fleet, clients: Clients, report: Report) -> None:
             await _drain_one(fleet, clients, report)
             await _cut_anew(fleet, clients, report)
         _count(clients, killed, report)
-    finally:
-        fleet.up.send_signal(signal.SIGINT)
-        await asyncio.to_thread(fleet.up.wait, 120)
+        await fleet.stop()
 
 
 async def _look(fleet: Fleet, report: Report) -> None:
     """Is every replica on a slice of its own, by the driver's word and by the proof?"""
     ready = fleet.ready()
     report.replicas = len(ready)
-    users = await asyncio.to_thread(fleet.users)
+    users = Counter({one["id"]: len(one["users"]) for one in await fleet.slices()})
     taken = Counter(r.slice.id for r in ready.values())
     report.pinned = sum(taken[r.slice.id] == 1 and users[r.slice.id] == 1 for r in ready.values())
     report.proven = sum(_proven(r) for r in ready.values())
@@ -305,9 +162,9 @@ async def _drain_one(fleet: Fleet, clients: Clients, report: Report) -> None:
 async def _cut_anew(fleet: Fleet, clients: Clients, report: Report) -> None:
     anew = (fleet.gpus - 2, fleet.gpus - 1)
     before = fleet.engines()
-    wanted = fleet.write(*anew)
+    wanted = fleet.cut(*anew)
     began = time.monotonic()
-    await fleet.run("apply", str(fleet.config), "--drain", "--simulate", fleet.simulate)
+    await fleet.run("apply", str(fleet.config), "--drain", *fleet.simulated)
     await until(lambda: len(fleet.ready()) == wanted, f"{wanted} replicas on the new slices", fleet)
     report.seconds_to_cut_two_gpus = time.monotonic() - began
     after = fleet.engines()
@@ -326,15 +183,9 @@ def _count(clients: Clients, killed: str, report: Report) -> None:
     report.failures = [f"{a.replica}: {a.problem}" for a in bad][:10]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 async def _run(gpus: int, clients: int, directory: Path) -> Report:
     fleet, report = Fleet(directory, gpus), Report(gpus)
-    await drill(fleet, Clients(f"http://127.0.0.1:{fleet.port}", clients), report)
+    await drill(fleet, Clients(fleet.url, clients, lambda _: Wish(MODEL)), report)
     return report
 
 

@@ -3,16 +3,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from placement.locks import holder
@@ -21,6 +20,7 @@ from placement.state import StatePaths
 from placement.status import ControllerStatus, ReplicaStatus, read_status
 from placement.table import ReplicaState, RoutingTable, read
 
+SENTINEL = Path(__file__).parents[3] / "scripts" / "sentinel.py"
 SCRIPT_ENGINE = Path(__file__).with_name("script_engine.py")
 SCRIPT = ["{python}", str(SCRIPT_ENGINE), "{uds}"]
 FAST = {"first_delay_seconds": 0.1, "max_delay_seconds": 0.4, "max_fast_failures": 3, "fast_failure_seconds": 0.05}
@@ -49,6 +49,24 @@ async def until_async(condition: Callable[[], Any], what: str, *, seconds: float
     pytest.fail(f"not within {seconds:g} s: {what}")
 
 
+class Marked:
+    """An environment whose processes, and theirs, end with the test at the latest, also if the test is killed."""
+
+    def __init__(self) -> None:
+        mark = uuid.uuid4().hex
+        self._sentinel = subprocess.Popen(
+            [sys.executable, "-S", str(SENTINEL), mark], stdin=subprocess.PIPE, start_new_session=True
+        )
+        plain = {k: v for k, v in os.environ.items() if not k.startswith("SLICEWAY_NVML")}
+        self.environment = plain | {"DRILL_MARK": mark}
+
+    def end(self) -> None:
+        """Kill what is left."""
+        assert self._sentinel.stdin is not None
+        self._sentinel.stdin.close()
+        assert self._sentinel.wait(30) == 0, "something that was started here could not be ended"
+
+
 class Site:
     """A configuration, its state directory, and the processes that serve it."""
 
@@ -57,6 +75,7 @@ class Site:
         self.config = directory / "config.yaml"
         self.log = directory / "out.log"
         self.running: list[subprocess.Popen[bytes]] = []
+        self._marked = Marked()
 
     def write(
         self,
@@ -89,10 +108,16 @@ class Site:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=self.environment,
                 start_new_session=True,
             )
         self.running.append(process)
         return process
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """This process's, without its simulators, and with the mark by which everything is found again."""
+        return self._marked.environment
 
     def controller(self) -> subprocess.Popen[bytes]:
         """A controller, working."""
@@ -151,26 +176,9 @@ class Site:
 
     def close(self) -> None:
         """End everything that this site has started, however it was left."""
-        for entry in Journal(self.paths).entries():
-            for process in _family(entry.shim_pid):
-                process.kill()
+        self._marked.end()
         for started in self.running:
-            if started.poll() is None:
-                started.send_signal(signal.SIGKILL)
-            started.wait()
-        record = self.paths.up_record
-        if record.exists():
-            for row in json.loads(record.read_text())["processes"].values():
-                for process in _family(row["pid"]):
-                    process.kill()
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        first = psutil.Process(pid)
-        return [first, *first.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+            started.wait(30)
 
 
 @pytest.fixture
@@ -180,6 +188,16 @@ def site(tmp_path: Path) -> Iterator[Site]:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture
+def marked() -> Iterator[dict[str, str]]:
+    """The environment for a process that is to end with the test."""
+    made = Marked()
+    try:
+        yield made.environment
+    finally:
+        made.end()
 
 
 @pytest.fixture

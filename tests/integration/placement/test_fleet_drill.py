@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,15 +15,16 @@ DRILL = Path(__file__).parents[3] / "scripts" / "fleet_drill.py"
 
 
 @pytest.mark.timeout(420)
-def test_two_gpus_are_cut_anew_under_load_and_only_a_killed_engine_may_lose_what_it_held() -> None:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLICEWAY_NVML")}
+def test_two_gpus_are_cut_anew_under_load_and_only_a_killed_engine_may_lose_what_it_held(
+    marked: dict[str, str],
+) -> None:
     done = subprocess.run(
         [sys.executable, str(DRILL), "--gpus", "2", "--clients", "4", "--json"],
         capture_output=True,
         text=True,
         check=False,
         timeout=400,
-        env=environment,
+        env=marked,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -45,14 +44,9 @@ def command(site: Site, *words: str) -> list[str]:
     return [sys.executable, "-m", "gateway.cli", *words, str(site.config), "--json"]
 
 
-def environment() -> dict[str, str]:
-    """Without the environment of this process's simulators."""
-    return {k: v for k, v in os.environ.items() if not k.startswith("SLICEWAY_NVML")}
-
-
 def sliceway(site: Site, *words: str) -> Any:
     done = subprocess.run(
-        command(site, *words), capture_output=True, text=True, check=False, env=environment(), timeout=100
+        command(site, *words), capture_output=True, text=True, check=False, env=site.environment, timeout=100
     )
     assert done.returncode == 0, done.stdout + done.stderr + site.said()
     return json.loads(done.stdout)
@@ -102,7 +96,7 @@ def test_an_apply_that_is_killed_is_finished_by_the_next_one(site: Site, eventua
 
     write(site, small=(3, "1g.10gb"), large=(2, "3g.40gb"))
     process = subprocess.Popen(
-        command(site, "apply"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+        command(site, "apply"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=site.environment
     )
     try:
         eventually(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,13 +39,12 @@ def write(site: Site, layout: list[str], **models: list[str]) -> None:
 
 def sliceway(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own, without the environment of this one's simulators."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SLICEWAY_NVML")}
     return subprocess.run(
         [sys.executable, "-m", "gateway.cli", *words, str(site.config), "--json"],
         capture_output=True,
         text=True,
         check=False,
-        env=environment,
+        env=site.environment,
         timeout=60,
     )
 
