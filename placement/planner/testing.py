@@ -70,13 +70,15 @@ def _options(chance: Random, products: Sequence[Product], size: int) -> Iterator
                 yield Option(product.name, profile.name, capacity=round(speed, 2))
 
 
-def changed(chance: Random, problem: Problem, gpus: Sequence[FleetGpu], *, share: float = 0.2) -> Problem:
-    """The same fleet with these GPUs' instances, and a share of the demands up or down by up to a tenth."""
+def changed(
+    chance: Random, problem: Problem, gpus: Sequence[FleetGpu], *, share: float = 0.2, by: float = 0.1
+) -> Problem:
+    """The same fleet with these GPUs' instances, and a share of the demands up or down by up to a tenth, or `by`."""
 
     def one(demand: ModelDemand) -> ModelDemand:
         if chance.random() >= share:
             return demand
-        factor = chance.uniform(0.9, 1.1)
+        factor = chance.uniform(1 - by, 1 + by)
         if demand.rate is not None:
             return replace(demand, rate=round(demand.rate * factor, 2))
         return replace(demand, replicas=max(0, round((demand.replicas or 0) * factor)))
