@@ -21,6 +21,7 @@ from placement.clock import Clock
 from placement.cluster.errors import NodeMismatch, SliceHeld
 from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions
 from placement.cluster.merge import merge_tables, reasons
+from placement.cluster.rollout import Rollout
 from placement.cluster.seating import FitOn, seat_replicas
 from placement.table import ModelRow, ReplicaState, RoutingTable
 
@@ -102,6 +103,7 @@ class _Member:
     seen_at: float
     problem: str | None = None
     ordered: NodeOrder | None = field(default=None, repr=False)
+    frozen: bool = False
 
 
 class Head:
@@ -120,6 +122,7 @@ class Head:
         self._began_at = clock.monotonic()
         self._table = RoutingTable(generation=0)
         self._broadcast = Broadcast(table=self._table, head=uuid4().hex)
+        self._rollout = Rollout()
         self._news = asyncio.Condition()
 
     # ---- what it is told
@@ -164,19 +167,30 @@ class Head:
         await self._look()
         if self._awaits_nodes():
             return
-        reports = {node: member.report for node, member in self._members.items() if member.problem is None}
+        reports = self._reports()
         held = await self._nodes.held()
         current = self._current(reports, held)
         seating = seat_replicas(self._goal.models, reports, self._goal.fit_on, current)
         self._unplaced = reasons(seating.unplaced)
         await self._remember(seating.seats)
         owners, waiting = await self._hold(seating.seats, held)
+        frozen = {node for node, member in self._members.items() if member.frozen}
+        self._rollout.look({n: r for n, r in reports.items() if n not in frozen}, seating.seats)
         await self._order(seating.seats, owners)
         # Gateways take no table that is older than theirs; a journal that was lost may have been of any generation.
         newest = max((report.generation for report in reports.values()), default=0)
         if newest > self._table.generation:
             self._table = self._table.model_copy(update={"generation": newest})
-        table = merge_tables(self._goal.rows, reports, seating.seats, waiting, self._table, secret=self._journal.secret)
+        table = merge_tables(
+            self._goal.rows,
+            reports,
+            seating.seats,
+            waiting,
+            self._table,
+            secret=self._journal.secret,
+            leaving=self._rollout.leaving,
+        )
+        self._rollout.told(table.generation)
         if table != self._table:
             await self._remember(seating.seats, generation=table.generation)
             await self._tell(table)
@@ -216,15 +230,28 @@ class Head:
         for node in sorted(self._members):
             member = self._members[node]
             member.problem = self._problem(member.report, offered)
+            member.frozen = member.problem is not None and bool(self._versions.differences(member.report.versions))
             if member.problem is not None:
                 self._refused[node] = member.problem
+
+    def _reports(self) -> dict[str, NodeReport]:
+        """Of everybody who takes part. A node of another version goes on with what it has, and gets nothing new."""
+        seated: dict[str, set[str]] = {}
+        for seat in self._journal.seats.values():
+            seated.setdefault(seat.node, set()).add(seat.slice_id)
+        reports = {node: member.report for node, member in self._members.items() if member.problem is None}
+        for node, member in self._members.items():
+            if member.frozen and node in seated:
+                kept = tuple(s for s in member.report.slices if s.id in seated[node])
+                reports[node] = member.report.model_copy(update={"slices": kept})
+        return reports
 
     def _problem(self, report: NodeReport, offered: dict[str, str]) -> str | None:
         if differences := self._versions.differences(report.versions):
             return str(
                 NodeMismatch(
                     f"node {report.node!r} runs other versions than the head: {'; '.join(differences)}",
-                    remedy="Install the same versions on every node and join again.",
+                    remedy="It goes on with what it runs and gets nothing new. Install the same versions on every node and join again.",
                 )
             )
         # Core sets of two machines have equal names and are different slices; a GPU's UUID is its own everywhere.
@@ -291,6 +318,7 @@ class Head:
                 config=self._goal.config,
                 seats=mine,
                 owners={replica: owners[replica] for replica in mine},
+                turns=tuple(r for r in self._rollout.turns if r in mine),
                 secret=self._journal.secret,
             )
             if member.problem is None and _differs(order, member.ordered):

@@ -57,6 +57,7 @@ class NodeReport(_Row):
     table: RoutingTable = RoutingTable(generation=0)
     running: Mapping[str, str] = Field(default_factory=dict)
     waiting: Mapping[str, str] = Field(default_factory=dict, description="Why replicas that it was given do not run.")
+    outdated: tuple[str, ...] = Field(default=(), description="Replicas that run by an earlier configuration.")
     notes: tuple[str, ...] = ()
     simulated: bool = False
     generation: int = Field(default=0, description="Of the newest table that its gateways have seen.")
@@ -72,6 +73,7 @@ class NodeOrder(_Row):
     config: str = Field(description="The whole configuration as JSON.")
     seats: Mapping[str, str] = Field(default_factory=dict, description="Slice ids by replica.")
     owners: Mapping[str, Owner] = Field(default_factory=dict, description="By replica.")
+    turns: tuple[str, ...] = Field(default=(), description="Outdated replicas that are to be replaced now.")
     secret: str = Field(default="", repr=False, description="What gateways show the engines of this node.")
     orphan_seconds: float = 600.0
 

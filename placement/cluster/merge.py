@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from model_registry.errors import SlicewayError
 from placement.cluster.members import NodeReport, Seat, slice_key
@@ -19,18 +19,20 @@ def merge_tables(
     previous: RoutingTable,
     *,
     secret: str = "",
+    leaving: Container[str] = (),
 ) -> RoutingTable:
     """The table after `previous`: equal to it if nothing in it has changed, else of the next generation.
 
     A node's rows count for the replicas that have their seat there; what it still runs of others drains. `waiting` says
     of replicas that have a seat and no engine yet what they wait for. `secret` is what engines on other machines ask for.
+    Replicas that are `leaving` get no new requests, whatever their nodes say.
     """
     rows: dict[str, ReplicaRow] = {}
     for node in sorted(reports):
         for row in reports[node].table.replicas:
             seat = seats.get(row.replica)
             if seat is not None and seat.node == node and row.slice.id == seat.slice_id:
-                rows[row.replica] = _at_node(node, row, secret)
+                rows[row.replica] = _at_node(node, row, secret, leaving=row.replica in leaving)
     for replica, seat in seats.items():
         if replica not in rows:
             rows[replica] = _not_yet(seat, reports, _reason(seat, reports, waiting))
@@ -49,9 +51,10 @@ def merge_tables(
     return table if table == previous else table.model_copy(update={"generation": previous.generation + 1})
 
 
-def _at_node(node: str, row: ReplicaRow, secret: str) -> ReplicaRow:
+def _at_node(node: str, row: ReplicaRow, secret: str, *, leaving: bool) -> ReplicaRow:
     there = row.slice.model_copy(update={"id": slice_key(node, row.slice.id)})
-    return row.model_copy(update={"slice": there, "secret": secret or None})
+    state = ReplicaState.DRAINING if leaving and row.state is ReplicaState.READY else row.state
+    return row.model_copy(update={"slice": there, "secret": secret or None, "state": state})
 
 
 def _reason(seat: Seat, reports: Mapping[str, NodeReport], waiting: Mapping[str, str]) -> str:

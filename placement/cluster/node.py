@@ -24,7 +24,7 @@ from placement.errors import TableUnreadable
 from placement.replicas.journal import Journal
 from placement.slices import Inventory
 from placement.state import StatePaths
-from placement.status import read_status
+from placement.status import ControllerStatus, read_status
 from placement.table import RoutingTable, publish, read
 
 log = logging.getLogger(__name__)
@@ -127,6 +127,7 @@ class NodeAgent:
         if self._inventory is None or time.monotonic() - self._observed_at > OBSERVE_SECONDS:
             self._inventory = await asyncio.to_thread(self._observe)
             self._observed_at = time.monotonic()
+        status = read_status(self._paths.engines.controller_status)
         return NodeReport(
             node=self.settings.name,
             address=self.settings.address,
@@ -135,7 +136,8 @@ class NodeAgent:
             slices=self._inventory.slices,
             table=self._table(),
             running=self._running(),
-            waiting=self._waiting(),
+            waiting=_waiting(status) if status else {},
+            outdated=tuple(r.replica for r in status.replicas if r.outdated) if status else (),
             notes=self._inventory.notes,
             simulated=self.settings.simulated,
             generation=max(0, self._known_generation()),
@@ -146,7 +148,7 @@ class NodeAgent:
         paths = self._paths
         write_atomically(paths.secret, order.secret.encode(), mode=0o600)
         seats = {r: SeatRow(slice_id=s, owner=order.owners[r]) for r, s in order.seats.items()}
-        write_seats(paths.seats, SeatsFile(seats=seats, orphan_seconds=order.orphan_seconds))
+        write_seats(paths.seats, SeatsFile(seats=seats, turns=order.turns, orphan_seconds=order.orphan_seconds))
         if _replace(paths.controller_config, self._controller_config(order)):
             self._processes.reload_controller()
         self._processes.ensure_controller(paths.controller_config, paths.seats)
@@ -177,15 +179,6 @@ class NodeAgent:
     def _running(self) -> Mapping[str, str]:
         entries = Journal(self._paths.engines).entries()
         return {entry.replica: entry.slice_id for entry in entries if entry.shim.alive}
-
-    def _waiting(self) -> Mapping[str, str]:
-        status = read_status(self._paths.engines.controller_status)
-        if status is None:
-            return {}
-        waiting = {replica: f"{row.message} {row.remedy or ''}".strip() for replica, row in status.unplaced.items()}
-        if status.refused is not None:
-            waiting |= {r.replica: status.refused.error.message for r in status.replicas if r.replica not in waiting}
-        return waiting
 
     # ---- what it asks the head
 
@@ -228,6 +221,13 @@ class NodeAgent:
         config["fleet"] = {"discover": "none"}
         config.setdefault("gateway", {})["listen"] = self.settings.listen
         return json.dumps(config, indent=1).encode()
+
+
+def _waiting(status: ControllerStatus) -> Mapping[str, str]:
+    waiting = {replica: f"{row.message} {row.remedy or ''}".strip() for replica, row in status.unplaced.items()}
+    if status.refused is not None:
+        waiting |= {r.replica: status.refused.error.message for r in status.replicas if r.replica not in waiting}
+    return waiting
 
 
 def _replace(path: Path, content: bytes) -> bool:

@@ -40,6 +40,7 @@ class SeatsFile(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     seats: Mapping[str, SeatRow] = {}
+    turns: tuple[str, ...] = ()
     orphan_seconds: float = 600.0
 
 
@@ -74,7 +75,7 @@ async def run_seats(path: Path, sources: Sources, workshop: Workshop) -> None:
 
     def load() -> PlacementConfig:
         keeper.look()
-        return sources.load().model_copy(update={"seats": dict(keeper.seats)})
+        return sources.load().model_copy(update={"seats": dict(keeper.seats), "turns": keeper.turns})
 
     controller = Controller(replace(sources, load=load, scales=False), workshop)
 
@@ -103,6 +104,12 @@ class SeatKeeper:
         self._file = read_seats(path) or SeatsFile()
         self._dead_since: dict[str, float] = {}
         self._counted = self._count()
+        self._turns = self._file.turns
+
+    @property
+    def turns(self) -> tuple[str, ...]:
+        """Replicas of an earlier configuration whose turn to be replaced it is."""
+        return self._turns
 
     @property
     def seats(self) -> Mapping[str, str]:
@@ -113,8 +120,8 @@ class SeatKeeper:
         """Read the file and look at the owners. A file that makes no sense changes nothing."""
         self._file = read_seats(self._path) or self._file
         counted = self._count()
-        changed = counted != self._counted
-        self._counted = counted
+        changed = (counted, self._file.turns) != (self._counted, self._turns)
+        self._counted, self._turns = counted, self._file.turns
         return changed
 
     def _count(self) -> dict[str, str]:

@@ -39,6 +39,10 @@ class FakeNode:
     orders: list[NodeOrder] = field(default_factory=list)
     generation: int = 0
     ended: list[str] = field(default_factory=list)
+    runs_by: dict[str, str] = field(default_factory=dict)
+    starting: set[str] = field(default_factory=set)
+    broken: frozenset[str] = frozenset()  # configurations by which nothing starts
+    replaced: list[str] = field(default_factory=list)
 
     def obey(self) -> None:
         """As a controller does: run the seats, end the rest."""
@@ -46,6 +50,23 @@ class FakeNode:
             seats = dict(self.orders[-1].seats)
             self.ended += [replica for replica in self.running if replica not in seats]
             self.running = seats
+            self._start_what_is_due(self.orders[-1])
+
+    def _start_what_is_due(self, order: NodeOrder) -> None:
+        self.starting.clear()
+        due = [replica for replica in self.outdated() if replica in order.turns]
+        self.replaced += due
+        self.starting.update(due)
+        self.runs_by |= {r: order.config for r in self.running if r not in self.runs_by or r in due}
+
+    def outdated(self) -> tuple[str, ...]:
+        known = self.orders[-1].config if self.orders else ""
+        return tuple(r for r in self.running if self.runs_by.get(r, known) != known)
+
+    def state(self, replica: str) -> ReplicaState:
+        if replica in self.starting:
+            return ReplicaState.STARTING
+        return ReplicaState.FAILED if self.runs_by.get(replica) in self.broken else ReplicaState.READY
 
     def table(self) -> RoutingTable:
         return RoutingTable(
@@ -57,7 +78,7 @@ class FakeNode:
                     engine_model="m",
                     endpoint="http://10.0.0.1:1",
                     slice=SliceRow(id=slice_id, kind="cpu"),
-                    state=ReplicaState.READY,
+                    state=self.state(replica),
                 )
                 for replica, slice_id in self.running.items()
             ),
@@ -86,6 +107,7 @@ class FakeNodes:
             slices=known.slices,
             table=known.table(),
             running=known.running,
+            outdated=known.outdated(),
             generation=known.generation,
         )
 
@@ -123,7 +145,7 @@ class FakeStore:
         self.journal = journal
 
 
-def goal(**replicas: int | tuple[int, int]) -> ClusterGoal:
+def goal(config: str = "{}", **replicas: int | tuple[int, int]) -> ClusterGoal:
     """Models with so many replicas, or (replicas, priority)."""
     models = []
     for name, asked in replicas.items():
@@ -133,7 +155,7 @@ def goal(**replicas: int | tuple[int, int]) -> ClusterGoal:
     def fit_on(_: str, target: Slice) -> SliceFit:
         return SliceFit(True, "fits", target.memory_bytes, 0, 0, 0, 8192, GIB)
 
-    return ClusterGoal("{}", models, tuple(ModelRow(name=m.name) for m in models), fit_on)
+    return ClusterGoal(config, models, tuple(ModelRow(name=m.name) for m in models), fit_on)
 
 
 @dataclass
@@ -360,3 +382,95 @@ async def test_a_journal_that_makes_no_sense_is_not_used(journal: bytes) -> None
     cluster.head.aim(goal(chat=1))
     await cluster.rounds()
     assert await cluster.states() == {"chat-0": "ready"}
+
+
+# ---- upgrades
+
+
+async def upgraded(cluster: Cluster, rounds: int, *, deaf: str | None = None) -> list[RoutingTable]:
+    """Rounds in which every node but `deaf` hears of each table; the tables that there were."""
+    tables = []
+    for _ in range(rounds):
+        await cluster.rounds(1)
+        tables.append(await cluster.table())
+        for name, node in cluster.nodes.nodes.items():
+            if name != deaf:
+                node.generation = tables[-1].generation
+    return tables
+
+
+def replaced(cluster: Cluster) -> list[str]:
+    return sorted(r for node in cluster.nodes.nodes.values() for r in node.replaced)
+
+
+async def test_an_upgrade_replaces_one_replica_of_the_cluster_after_another() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal("old", chat=3, embed=1))
+    await upgraded(cluster, 3)
+    cluster.head.aim(goal("new", chat=3, embed=1))
+    tables = await upgraded(cluster, 40)
+    assert replaced(cluster) == ["chat-0", "chat-1", "chat-2", "embed-0"]
+    assert all(len(table.ready("chat")) >= 2 for table in tables)
+    assert all(sum(row.state != "ready" for row in table.replicas) <= 1 for table in tables)
+    assert await cluster.states() == dict.fromkeys(replaced(cluster), "ready")
+
+
+async def test_a_replica_is_replaced_only_when_every_gateway_has_been_told() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal("old", chat=4))
+    await upgraded(cluster, 3)
+    cluster.head.aim(goal("new", chat=4))
+    tables = await upgraded(cluster, 10, deaf="b")
+    assert replaced(cluster) == []
+    assert [row.state.value for row in tables[-1].replicas].count("draining") == 1, "told, and not yet begun"
+    await upgraded(cluster, 40)
+    assert len(replaced(cluster)) == 4
+
+
+async def test_an_upgrade_that_does_not_start_costs_one_replica() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal("old", chat=4))
+    await upgraded(cluster, 3)
+    for node in cluster.nodes.nodes.values():
+        node.broken = frozenset({"bad"})
+    cluster.head.aim(goal("bad", chat=4))
+    await upgraded(cluster, 20)
+    assert len(replaced(cluster)) == 1
+    assert sorted((await cluster.states()).values()) == ["failed", "ready", "ready", "ready"]
+
+
+async def test_another_head_goes_on_with_an_upgrade() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal("old", chat=4))
+    await upgraded(cluster, 3)
+    cluster.head.aim(goal("new", chat=4))
+    await upgraded(cluster, 5)
+    assert 0 < len(replaced(cluster)) < 4
+    cluster.new_head()
+    await cluster.head.restore()
+    cluster.head.aim(goal("new", chat=4))
+    tables = await upgraded(cluster, 40)
+    assert replaced(cluster) == ["chat-0", "chat-1", "chat-2", "chat-3"]
+    assert all(len(table.ready("chat")) >= 3 for table in tables)
+
+
+async def test_a_node_of_another_version_goes_on_with_what_it_runs() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal("old", chat=3))
+    await cluster.rounds()
+    before = await cluster.table()
+    node = cluster.nodes.nodes["a"]
+    orders = len(node.orders)
+    node.versions = VERSIONS.model_copy(update={"sliceway": "0"})
+    cluster.head.aim(goal("new", chat=4))
+    await upgraded(cluster, 20)
+    after = await cluster.table()
+    assert {row.replica: row.slice.id for row in before.replicas}.items() <= {
+        row.replica: row.slice.id for row in after.replicas
+    }.items()
+    assert len(node.orders) == orders, "it is told nothing new"
+    assert not set(node.replaced)
+    node.versions = VERSIONS
+    await upgraded(cluster, 20)
+    assert set((await cluster.states()).values()) == {"ready"}
+    assert not node.outdated()
