@@ -22,7 +22,7 @@ from placement.cluster.errors import NodeMismatch, SliceHeld
 from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions
 from placement.cluster.merge import merge_tables, reasons
 from placement.cluster.rollout import Rollout
-from placement.cluster.seating import FitOn, seat_replicas
+from placement.cluster.seating import FitOn, SeatingBook
 from placement.table import ModelRow, ReplicaState, RoutingTable
 
 log = logging.getLogger(__name__)
@@ -123,6 +123,7 @@ class Head:
         self._table = RoutingTable(generation=0)
         self._broadcast = Broadcast(table=self._table, head=uuid4().hex)
         self._rollout = Rollout()
+        self._seating = SeatingBook()
         self._news = asyncio.Condition()
 
     # ---- what it is told
@@ -170,7 +171,7 @@ class Head:
         reports = self._reports()
         held = await self._nodes.held()
         current = self._current(reports, held)
-        seating = seat_replicas(self._goal.models, reports, self._goal.fit_on, current)
+        seating = self._seating.seat(self._goal.models, reports, self._goal.fit_on, current)
         self._unplaced = reasons(seating.unplaced)
         await self._remember(seating.seats)
         owners, waiting = await self._hold(seating.seats, held)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from model_registry.errors import SlicewayError
 from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig
-from placement.assign import Fits, Wanted, assign, wanted_replicas
+from placement.assign import Assignment, Fits, Wanted, assign, wanted_replicas
 from placement.cluster.members import NodeReport, Seat, in_cluster
 from placement.slices import Inventory, Slice
 
@@ -44,7 +44,7 @@ def seat_replicas(
     wanted = _by_priority(models)
     fits = _fits({w.model for w in wanted}, inventory, fit_on)
     here = {replica: seat.key for replica, seat in current.items() if seat.key in homes}
-    found = assign(wanted, fits, inventory, current=here)
+    found = _seated(wanted, fits, inventory, here)
     unplaced: dict[str, SlicewayError] = dict(found.unplaced)
     if unplaced:
         chosen = _most_important(wanted, fits, inventory)
@@ -56,6 +56,45 @@ def seat_replicas(
         for replica, key in sorted(found.slices.items())
     }
     return Seating(seats, unplaced)
+
+
+class SeatingBook:
+    """`seat_replicas`, which is asked in every round, worked out only where something that counts is another than last time."""
+
+    def __init__(self) -> None:
+        self._asked: object = None
+        self._found = Seating({})
+
+    def seat(
+        self,
+        models: Sequence[ModelConfig],
+        reports: Mapping[str, NodeReport],
+        fit_on: FitOn,
+        current: Mapping[str, Seat],
+    ) -> Seating:
+        """As `seat_replicas`. `fit_on` is taken for another one only where it is another object."""
+        asked = (models, {node: report.slices for node, report in reports.items()}, fit_on, dict(current))
+        if asked != self._asked:
+            self._found = seat_replicas(models, reports, fit_on, current)
+            self._asked = asked
+        return self._found
+
+
+def _seated(wanted: Sequence[Wanted], fits: Fits, inventory: Inventory, here: Mapping[str, str]) -> Assignment:
+    """As `assign` has it. Whoever runs stays unless another one could not run at all, so mostly only the others have to be seated."""
+    by_id = inventory.by_id
+    kept: dict[str, str] = {}
+    taken: set[str] = set()
+    for one in sorted(wanted, key=lambda w: (w.model, w.ordinal, w.replica)):
+        place = here.get(one.replica)
+        if place is not None and place not in taken and _accepts(one, by_id[place], fits):
+            kept[one.replica] = place
+            taken.add(place)
+    free = Inventory(tuple(s for s in inventory.slices if s.id not in taken))
+    found = assign([w for w in wanted if w.replica not in kept], fits, free)
+    if found.unplaced:
+        return assign(wanted, fits, inventory, current=here)
+    return Assignment({**kept, **found.slices})
 
 
 def _by_priority(models: Sequence[ModelConfig]) -> tuple[Wanted, ...]:
