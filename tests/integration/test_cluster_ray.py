@@ -56,13 +56,21 @@ class Cluster:
         self.ports = free_port(), free_port()
         cores = sorted(os.sched_getaffinity(0))
         self.core = str(cores[-1])
+        self.configure()
+        self.up: subprocess.Popen[bytes] | None = None
+        self.member: subprocess.Popen[bytes] | None = None
+        self._key = ""
+
+    def configure(self, *more: str) -> None:
+        """Write the configuration, with engines that are started with these arguments as well."""
+        cores = sorted(os.sched_getaffinity(0))
         engine = [*("{python}", "-m", "placement.fake_engine"), *("--host", "{host}", "--port", "{port}")]
         YAML().dump(
             {
                 "version": "v1",
                 "state_dir": str(self.state),
                 "fleet": {"slices": [{"kind": "cpu", "id": "cpu-0", "cores": str(cores[0]), "memory": "2GiB"}]},
-                "engine": {"command": [*engine, "--model", "{served_name}"], "transport": "tcp"},
+                "engine": {"command": [*engine, "--model", "{served_name}", *more], "transport": "tcp"},
                 "models": [
                     {"name": "chat", "source": "org/chat", "task": "generate", "replicas": 2, "max_model_len": 4096}
                 ],
@@ -71,9 +79,6 @@ class Cluster:
             },
             self.config,
         )
-        self.up: subprocess.Popen[bytes] | None = None
-        self.member: subprocess.Popen[bytes] | None = None
-        self._key = ""
 
     def _run(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.directory / f"{name}.log").open("ab") as log:
@@ -289,6 +294,17 @@ def test_the_loss_of_the_head_is_noticed_by_nobody(cluster: Cluster) -> None:
         until(lambda: cluster.ready(0) == cluster.ready(1) == {"chat-0", "chat-1"}, what="the table as before")
     assert first.failed == second.failed == []
     assert cluster.engines() == engines
+
+
+def test_an_engine_upgrade_replaces_one_node_after_another_and_no_request_fails(cluster: Cluster) -> None:
+    before = cluster.engines()
+    cluster.configure(*("--output-tokens", "4"))
+    assert cluster.up is not None
+    with Asking(cluster, 0) as first, Asking(cluster, 1) as second:
+        cluster.up.send_signal(signal.SIGHUP)
+        until(lambda: len(cluster.engines().items() - before.items()) == 2, what="two new engines")
+        until(lambda: cluster.ready(0) == cluster.ready(1) == {"chat-0", "chat-1"}, what="both in both tables")
+    assert first.failed == second.failed == []
 
 
 def test_a_lost_node_is_told_and_served_around_and_taken_in_again(cluster: Cluster) -> None:
