@@ -96,13 +96,13 @@ class EngineWire(Wire):
         fate = self._chance.random()
         parts: tuple[bytes, ...] = _STREAM if stream else _ANSWER
         self._dies_after = -1
-        if fate < 0.0005:
+        if fate < 0.0002:
             return  # it hangs
-        if fate < 0.01:
+        if fate < 0.002:
             self._dies_after = self._chance.randrange(3)
-        elif fate < 0.011:
+        elif fate < 0.0022:
             parts = _NOT_HTTP
-        elif fate < 0.02:
+        elif fate < 0.01:
             parts = _REFUSAL
         self._parts = iter(parts)
         self._later()

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 import uvloop
+from rich.markup import escape
 from rich.table import Table
 
 from gateway.bench import BenchError
@@ -61,13 +62,35 @@ def overhead(
     output_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 16,
     prompt_words: Annotated[int, typer.Option(min=1, help="Words of each prompt.")] = 64,
     seed: Annotated[int, typer.Option(help="The same seed sends at the same moments.")] = 1,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="Every figure of docs/performance.md: latencies at 500 requests/s and 10,000 events/s, 2,000 streams held, "
+            "CPU beside other gateways, isolation. Up to 15 minutes; needs a C compiler.",
+        ),
+    ] = False,
+    peers: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --full: an environment with vllm-router, sglang-router and litellm in it (python -m venv DIR; "
+            'DIR/bin/pip install vllm-router sglang-router "litellm[proxy]"); nginx is taken from the path. Who is not there is left out.'
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="With --full: rounds of every comparison.")] = 6,
+    markdown_path: Annotated[
+        Path | None, typer.Option("--markdown", help="With --full: write the tables there as well.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What the gateway adds: TTFT, ITL and whole answers through it and past it, in pairs, with 95% intervals.
 
     Requests arrive at random moments (open loop); the two of a pair follow one another in random order. Exit status 1
-    if an answer was wrong.
+    if an answer was wrong. With --full, everything else that it costs, too.
     """
+    if full:
+        _everything(config_path, peers, rounds, markdown_path, as_json=as_json)
+        return
     generator = random.Random(seed)
     with _set_up(config_path, model, tenant) as setup:
         kinds: dict[str, Any] = {}
@@ -87,6 +110,32 @@ def overhead(
     print_json(report) if as_json else _show(report)
     if errors:
         raise typer.Exit(1)
+
+
+def _everything(
+    config_path: Path | None, peers: Path | None, rounds: int, markdown_path: Path | None, *, as_json: bool
+) -> None:
+    from gateway.overhead.everything import Effort, measure_everything
+    from gateway.overhead.words import markdown
+
+    if config_path is not None:
+        raise BenchError(
+            "--full measures the gateway before an engine of its own, not a configuration", remedy="Leave CONFIG out."
+        )
+    if peers is not None and not (peers / "bin").is_dir():
+        raise BenchError(
+            "there is no environment",
+            where=str(peers),
+            remedy=f"python -m venv {peers}; see --help for what goes into it.",
+        )
+    report = measure_everything(peers, Effort(cost_rounds=rounds, neighbour_rounds=rounds), _tell)
+    if markdown_path is not None:
+        markdown_path.write_text(markdown(report), encoding="utf-8")
+    print_json(report) if as_json else out.print(markdown(report), markup=False, highlight=False)
+
+
+def _tell(line: str) -> None:
+    err.print(f"[dim]{escape(line)}[/]")
 
 
 def _report(setup: Setup, kinds: dict[str, Any], errors: Counter[str], lags: list[float]) -> dict[str, Any]:

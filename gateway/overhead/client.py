@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from time import perf_counter
 from urllib.parse import urlsplit
 
-from gateway.overhead.pairs import Arrival, Pair, Timing
+from gateway.overhead.pairs import Arrival, Pair, Run, Timing
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _OWN = re.compile(rb"\r\nx-sliceway-overhead-ms: *([\d.]+)", re.IGNORECASE)
@@ -65,15 +64,6 @@ class Target:
         for _, writer in self._idle:
             writer.close()
         self._idle.clear()
-
-
-@dataclass
-class Run:
-    """What came of a plan. `lag_seconds` is how late requests were sent: by it one sees whether the client kept up."""
-
-    pairs: list[Pair] = field(default_factory=list)
-    errors: Counter[str] = field(default_factory=Counter)
-    lag_seconds: list[float] = field(default_factory=list)
 
 
 async def run_pairs(direct: Target, through: Target, plan: Sequence[Arrival], *, stream: bool) -> Run:

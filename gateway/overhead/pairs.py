@@ -8,12 +8,15 @@ for each pair, so that whatever else the machine does falls on both alike. Inter
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
 RESAMPLES = 400
+LEAST_RESAMPLES = 60
+_RESAMPLED = 4_000_000  # samples in all: more of them per pair means fewer resamples
 CONFIDENCE = 0.95
 
 
@@ -42,6 +45,15 @@ class Arrival:
     at: float
     pair: int
     through: bool
+
+
+@dataclass
+class Run:
+    """What came of a plan. `lag_seconds` is how late requests were sent: by it one sees whether the client kept up."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
+    lag_seconds: list[float] = field(default_factory=list)
 
 
 def arrivals(pairs: int, rate_per_second: float, generator: random.Random) -> list[Arrival]:
@@ -82,7 +94,7 @@ def compare(
     through = [samples(pair.through) for pair in pairs]
     differences = sorted(sum(t) / len(t) - sum(d) / len(d) for d, t in zip(direct, through, strict=True) if d and t)
     resampled: dict[str, list[float]] = {"p50": [], "p99": [], "median": []}
-    for _ in range(RESAMPLES):
+    for _ in range(_resamples(sum(map(len, through)))):
         drawn = generator.choices(range(len(pairs)), k=len(pairs))
         ours, theirs = _figures([through[i] for i in drawn]), _figures([direct[i] for i in drawn])
         for name in ("p50", "p99"):
@@ -101,6 +113,10 @@ def compare(
         f"{name}_ms": {"value": _ms(value), "low": _ms(low), "high": _ms(high)}
         for name, (value, (low, high)) in ((n, (v, _interval(r))) for n, (v, r) in added.items())
     }
+
+
+def _resamples(samples: int) -> int:
+    return max(LEAST_RESAMPLES, min(RESAMPLES, _RESAMPLED // max(1, samples)))
 
 
 def summarize(pairs: Sequence[Pair], *, stream: bool, generator: random.Random) -> dict[str, Any]:
