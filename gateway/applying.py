@@ -60,47 +60,75 @@ def apply_plan(
 async def _apply(
     config: Config, machine: Machine, allow_dip: bool, allow_mode_change: bool, watch: Watch
 ) -> AppliedPlan:
-    paths, clock = StatePaths(config.state), SystemClock()
-    recut = config.fleet.partition == "planned"
-
-    def planned(gpus: Sequence[GpuState]) -> Sequence[FleetGpu]:
-        return observed(config, plan_layouts(gpus, config.fleet.layouts), recut=recut)
-
-    status = running_controller(config)
-    seats(config).begin({r.replica: r.slice.id for r in status.replicas} if status is not None else {})
-    fleet = LocalFleet(
-        machine.driver,
-        planned,
-        engines_of(paths, config.engine, clock),
-        seats(config),
-        reservations(config),
-        allow_mode_change=allow_mode_change,
+    works = Works.of(
+        config, machine, recut=config.fleet.partition == "planned", allow_mode_change=allow_mode_change, watch=watch
     )
-    journal = TransitionJournal(config.state / JOURNAL_FILE)
-    executor = Executor(fleet, journal, clock, watch=watch)
-    resumed = await _finished(fleet, journal, executor)
+    resumed = await works.finished()
     if resumed is not None and not resumed.ok:
         return AppliedPlan(resumed)
-    gpus = await asyncio.to_thread(machine.driver.observe)
-    there = {f"{g.uuid}/{i.name}" for g in gpus for i in g.instances}
-    reservations(config).keep(there)
-    found = await asyncio.to_thread(answer, config, plan_layouts(gpus, config.fleet.layouts), allow_dip=allow_dip)
+    plans = plan_layouts(await works.gpus(), config.fleet.layouts)
+    found = await asyncio.to_thread(answer, config, plans, allow_dip=allow_dip)
     if found.transition is None:
         assert found.blocked is not None
         raise found.blocked
-    return AppliedPlan(await executor.begin(found.transition), found)
+    return AppliedPlan(await works.executor.begin(found.transition), found)
 
 
-async def _finished(fleet: LocalFleet, journal: TransitionJournal, executor: Executor) -> Outcome | None:
-    """Go on with a transition that was killed. One that has failed, or whose GPUs are gone, is given up: what is planned
-    next starts from what there is, and perhaps from a configuration that was mended meanwhile.
-    """
-    record = journal.read()
-    if record is None:
+@dataclass(frozen=True, slots=True)
+class Works:
+    """Everything that a transition of this machine is carried out with: the fleet, the journal, and who takes the steps."""
+
+    config: Config
+    machine: Machine
+    fleet: LocalFleet
+    journal: TransitionJournal
+    executor: Executor
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        machine: Machine,
+        *,
+        recut: bool,
+        allow_mode_change: bool = False,
+        watch: Watch = unwatched,
+    ) -> Works:
+        """`recut` is whether GPUs may be cut that no layout names. Who runs what is written down as seats, if nobody has yet."""
+        paths, clock = StatePaths(config.state), SystemClock()
+
+        def planned(gpus: Sequence[GpuState]) -> Sequence[FleetGpu]:
+            return observed(config, plan_layouts(gpus, config.fleet.layouts), recut=recut)
+
+        status = running_controller(config)
+        seats(config).begin({r.replica: r.slice.id for r in status.replicas} if status is not None else {})
+        fleet = LocalFleet(
+            machine.driver,
+            planned,
+            engines_of(paths, config.engine, clock),
+            seats(config),
+            reservations(config),
+            allow_mode_change=allow_mode_change,
+        )
+        journal = TransitionJournal(config.state / JOURNAL_FILE)
+        return cls(config, machine, fleet, journal, Executor(fleet, journal, clock, watch=watch))
+
+    async def gpus(self) -> Sequence[GpuState]:
+        """The GPUs as they are; reservations of slices that are gone are forgotten."""
+        gpus = await asyncio.to_thread(self.machine.driver.observe)
+        reservations(self.config).keep({f"{g.uuid}/{i.name}" for g in gpus for i in g.instances})
+        return gpus
+
+    async def finished(self) -> Outcome | None:
+        """Go on with a transition that was killed. One that has failed, or whose GPUs are gone, is given up: what is planned
+        next starts from what there is, and perhaps from a configuration that was mended meanwhile.
+        """
+        record = self.journal.read()
+        if record is None:
+            return None
+        if record.failed is None:
+            with contextlib.suppress(StalePlan):
+                return await self.executor.resume()
+        await self.fleet.abandon(record.left)
+        self.journal.clear()
         return None
-    if record.failed is None:
-        with contextlib.suppress(StalePlan):
-            return await executor.resume()
-    await fleet.abandon(record.left)
-    journal.clear()
-    return None

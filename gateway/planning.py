@@ -6,16 +6,19 @@ The machine is read, models' metadata is read, and from there on everything is a
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from math import ceil
 
 from gateway.config import Config, TenantConfig
 from gateway.layouts import running_controller, seats
 from model_registry.catalogue import load_catalogue
 from model_registry.sizing.calibration import CalibrationStore
 from model_registry.sizing.throughput import THROUGHPUT_FILE, ThroughputStore
-from placement.autoscale.repartition import Repartition, rescale
+from placement.assign import stem_of
+from placement.autoscale.repartition import Repartition, Rescale, rescale
 from placement.core_shares import share_cores
 from placement.cores import format_cores
 from placement.errors import InventoryError, TransitionBlocked
@@ -27,6 +30,7 @@ from placement.partition.select import selected
 from placement.planner.plan import plan
 from placement.planner.types import Constraints, FleetGpu, FleetPlan, ModelDemand, Problem
 from placement.registry import ModelRegistry, installed_vllm
+from placement.repartitioning import Wish
 from placement.reservations import RESERVATIONS_FILE, Reservations
 from placement.schema import SimulatedFleet
 from placement.slices import Inventory
@@ -53,7 +57,7 @@ class FleetAnswer:
     """What a configuration makes of a fleet.
 
     `transition` is None where no order of steps keeps every promise (`blocked` says why). `proposal` is what cutting GPUs
-    anew would add where the configuration does not let the plan cut them.
+    anew would add where the configuration does not let the plan cut them, or where demand asks for more at this moment.
     """
 
     workload: Workload
@@ -141,7 +145,46 @@ def answer(
     fleet = observed(config, gpus, recut=recut)
     check_pins(config.models, fleet)
     anew = None if recut else observed(config, gpus, recut=True)
-    return _answered(config, work, fleet, constraints(config.fleet, states), anew=anew, allow_dip=allow_dip)
+    found = _answered(config, work, fleet, constraints(config.fleet, states), anew=anew, allow_dip=allow_dip)
+    wish = unmet_wish(config) if desired is None and found.proposal is None else None
+    if wish is None:
+        return found
+    return replace(found, proposal=for_demand(config, gpus, wish, unseated(config)).proposal)
+
+
+def unmet_wish(config: Config) -> Wish | None:
+    """What demand asks for at this moment, as the controller tells, where it finds no slices; None where it does."""
+    status = running_controller(config)
+    if status is None or not any(row.short for row in status.scaling.values()):
+        return None
+    rows = status.scaling
+    return Wish(
+        {name: row.replicas for name, row in rows.items()},
+        {name: row.arrivals_per_second for name, row in rows.items()},
+        {name: row.running for name, row in rows.items()},
+    )
+
+
+def for_demand(
+    config: Config,
+    gpus: Sequence[GpuPlan],
+    wish: Wish,
+    extras: Mapping[str, str] | None = None,
+) -> Rescale:
+    """What `wish` would take: slices that are there, or else cutting GPUs anew, weighed. Reads models' metadata.
+
+    GPUs that `fleet.layouts` names stay as they are. `extras` are slice ids of replicas that run for demand and that no
+    plan has seated. Raises as `answer`.
+    """
+    mine = _not_shared(config, gpus)
+    states = [p.gpu for p in mine]
+    work = demanded(config, cards_of(states), desired=wish.replicas)
+    loads = {name: running for name, running in wish.running.items() if running}
+    fixed, anew = (observed(config, gpus, recut=recut, extras=extras, running=loads) for recut in (False, True))
+    check_pins(config.models, anew)
+    problem = Problem(fixed, work.demands, constraints(config.fleet, states))
+    rates = wish.arrivals_per_second
+    return rescale(problem, replace(problem, gpus=anew), config.fleet.autoscale, rates=rates)
 
 
 def what_if(config: Config, products: Mapping[str, int]) -> FleetAnswer:
@@ -224,23 +267,53 @@ def _not_shared(config: Config, gpus: Sequence[GpuPlan]) -> list[GpuPlan]:
     return [p for p in gpus if p.gpu.uuid not in shared]
 
 
-def observed(config: Config, gpus: Sequence[GpuPlan], *, recut: bool) -> tuple[FleetGpu, ...]:
-    """The fleet as plans are made from it: what the driver shows, and who has which slice."""
+def observed(
+    config: Config,
+    gpus: Sequence[GpuPlan],
+    *,
+    recut: bool,
+    extras: Mapping[str, str] | None = None,
+    running: Mapping[str, int] | None = None,
+) -> tuple[FleetGpu, ...]:
+    """The fleet as plans are made from it: what the driver shows, and who has which slice. `running` are requests by demand."""
     mine = _not_shared(config, gpus)
-    return observed_fleet(mine, config.fleet, _occupancy(config, [p.gpu for p in mine]), recut=recut)
+    occupancy = _occupancy(config, [p.gpu for p in mine], extras or {}, running or {})
+    return observed_fleet(mine, config.fleet, occupancy, recut=recut)
 
 
-def _occupancy(config: Config, gpus: Sequence[GpuState]) -> Occupancy:
-    """Seats count as soon as there are any: they are what the controller is to run. Before, what it happens to run."""
+def unseated(config: Config) -> dict[str, str]:
+    """Slice ids of replicas that run for demand, without a seat that a plan has given them. Sleeping ones give way."""
+    status, seated = running_controller(config), seats(config).read()
+    if status is None or seated is None:
+        return {}
+    return {
+        r.replica: r.slice.id
+        for r in status.replicas
+        if r.replica not in seated and r.slice.id not in seated.values() and stem_of(r.replica) in status.scaling
+    }
+
+
+def _occupancy(
+    config: Config, gpus: Sequence[GpuState], extras: Mapping[str, str], running: Mapping[str, int]
+) -> Occupancy:
+    """Seats count as soon as there are any: they are what the controller is to run. Before, what it happens to run.
+
+    The requests of a demand are divided equally among its replicas.
+    """
     planned = seats(config).read()
     if planned is None:
         status = running_controller(config)
         planned = {r.replica: r.slice.id for r in status.replicas} if status is not None else {}
-    running = {slice_id: Running(r, r.rpartition("-")[0]) for r, slice_id in planned.items()}
+    planned |= extras
+    replicas = Counter(map(stem_of, planned))
+    there = {
+        slice_id: Running(r, stem_of(r), ceil(running.get(stem_of(r), 0) / replicas[stem_of(r)]))
+        for r, slice_id in planned.items()
+    }
     pinned = {slice_id: m.name for m in config.models for slice_id in m.slices}
-    there = {f"{g.uuid}/{i.name}" for g in gpus for i in g.instances}
-    reserved = {s: note for s, note in reservations(config).read().items() if s in there}
-    return Occupancy(running, reserved, pinned)
+    instances = {f"{g.uuid}/{i.name}" for g in gpus for i in g.instances}
+    reserved = {s: note for s, note in reservations(config).read().items() if s in instances}
+    return Occupancy(there, reserved, pinned)
 
 
 def _transition(

@@ -18,10 +18,12 @@ from pydantic import ValidationError
 
 from model_registry.atomic import write_atomically
 from model_registry.errors import RegistryError, SlicewayError
+from placement.demand_slices import OpenToDemand, for_demand
 from placement.errors import EngineMissing
 from placement.goals import Goals, PlacementConfig, Workshop, plan_goals
 from placement.locks import exclusive
 from placement.orders import Orders, read_orders
+from placement.repartitioning import Repartitioning
 from placement.replicas.diagnose import diagnose
 from placement.replicas.ending import end_process, first_of
 from placement.replicas.journal import Journal, JournalEntry
@@ -29,7 +31,7 @@ from placement.replicas.memory import Usage, measure
 from placement.replicas.parts import Goal
 from placement.replicas.process import EngineProcess, LocalLauncher, kill_session
 from placement.replicas.replica import Replica
-from placement.scaling import Scaling, barred
+from placement.scaling import Scaling
 from placement.slices import SliceKind
 from placement.sources import Sources, calibrated_registry
 from placement.table import ReplicaState
@@ -72,6 +74,7 @@ class Controller:
         self._scaling = Scaling(
             workshop.paths, on=sources.scales, versions=self._bench.engine_version, now=sources.clock.now
         )
+        self._repartitioning = Repartitioning(workshop.paths, sources.repartitioner, sources.clock, self._changed.set)
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._rescale = asyncio.Event()
@@ -147,6 +150,7 @@ class Controller:
 
         def plan() -> Goals:
             inventory = without(self._sources.observe(config.fleet), withheld(self._paths))
+            open_to_demand = for_demand(config, inventory, self._paths) if demanded else OpenToDemand()
             registry = calibrated_registry(self._sources, self._workshop, config, inventory)
             self._bench.registry = registry
             return plan_goals(
@@ -157,7 +161,8 @@ class Controller:
                 current=current,
                 orders=self._orders,
                 demanded=demanded,
-                barred=barred(config, inventory, self._paths) if demanded else (),
+                barred=open_to_demand.barred,
+                closed=open_to_demand.closed,
             )
 
         return await asyncio.to_thread(plan)
@@ -329,6 +334,8 @@ class Controller:
             if self._scaling.look(self._goals.config, now_seconds=now, wall_seconds=wall):
                 self._rescale.set()
                 self._changed.set()
+            policy, short = self._goals.config.fleet.autoscale, self._scaling.short(self._goals)
+            self._repartitioning.look(policy, short, self._scaling.wish)
 
     async def _take_new_numbers(self) -> None:
         """Start and stop replicas as demand asks. Nobody waits for those that finish their requests."""
@@ -348,6 +355,7 @@ class Controller:
     async def _end(self) -> None:
         self._state = "stopping"
         self._stop.clear()
+        await self._repartitioning.stop()
         for task in self._launching.values():
             task.cancel()
         stops = [asyncio.create_task(self._retire(r, gone=True)) for r in list(self._replicas.values())]
@@ -387,6 +395,7 @@ class Controller:
             self._replicas.values(),
             orders=self._carried_out,
             scaling=self._scaling.rows(self._goals),
+            repartition=self._repartitioning.status(self._goals.config.fleet.autoscale),
             used_bytes=self._used,
             outdated=self._turns.outdated(self._goals),
             notes=(*self._goals.inventory.notes, *self._turns.notes(self._goals)),

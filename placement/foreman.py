@@ -162,10 +162,15 @@ class Foreman:
         return status
 
     def _signal(self) -> None:
-        pid = holder(self._paths.controller_lock)
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGHUP)
+        notify(self._paths)
+
+
+def notify(paths: StatePaths) -> None:
+    """Have the controller of this state directory, if one runs, look at configuration, seats and orders again."""
+    pid = holder(paths.controller_lock)
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGHUP)
 
 
 _LOOK = "`sliceway status` shows what it does, and where its log is."

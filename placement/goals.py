@@ -112,13 +112,14 @@ def plan_goals(
     orders: Orders | None = None,
     demanded: Mapping[str, int] | None = None,
     barred: Collection[str] = (),
+    closed: Collection[str] = (),
 ) -> Goals:
     """Seat every replica and say how it is started.
 
     `current` are slice ids of replicas that run; they stay where they are if they can. Replicas that `orders` stop keep
     their seats but have no goal; those that they seat may have that slice only. `demanded` are numbers of replicas that
     demand asks for, by model or `model@tenant`: those beyond what is configured take slices that nobody else needs and that are not
-    `barred` (or are theirs already), and are left out where there is none. A model that cannot be read, or
+    `barred` (or are theirs already) or `closed` (even if they are), and are left out where there is none. A model that cannot be read, or
     that fits nowhere, is told in `unplaced` and takes nothing from the others.
     """
     models, unreadable = _describe(config, registry)
@@ -133,7 +134,7 @@ def plan_goals(
     free = Inventory(tuple(s for s in inventory.slices if s.id not in held), notes=inventory.notes)
     wanted = tuple(w for w in wanted if w.model in models)
     more = tuple(w for w in _more_replicas(config, wanted, demanded or {}, current) if w.model in models)
-    barred = set(barred) - {current.get(w.replica) for w in more}
+    barred = (set(barred) - {current.get(w.replica) for w in more}) | set(closed)
     assignment = _seat_all(wanted, more, fits, free, current, barred)
     unplaced |= assignment.unplaced
     goals: dict[str, Goal] = {}

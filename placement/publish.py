@@ -12,7 +12,7 @@ from placement.cores import format_cores
 from placement.goals import Goals
 from placement.replicas.parts import Goal, View
 from placement.slices import Slice
-from placement.status import ControllerStatus, ErrorRow, Refusal, ReplicaStatus, ScalingRow
+from placement.status import ControllerStatus, ErrorRow, Refusal, RepartitionStatus, ReplicaStatus, ScalingRow
 from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow
 
 Seen = tuple[Goal, View]
@@ -90,6 +90,7 @@ def controller_status(
     orders: int = 0,
     notes: Sequence[str] = (),
     scaling: Mapping[str, ScalingRow] | None = None,
+    repartition: RepartitionStatus | None = None,
 ) -> ControllerStatus:
     """The whole status."""
     return ControllerStatus(
@@ -105,6 +106,7 @@ def controller_status(
         orders=orders,
         notes=tuple(notes),
         scaling=dict(scaling or {}),
+        repartition=repartition or RepartitionStatus(),
     )
 
 

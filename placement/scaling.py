@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from model_registry.atomic import write_atomically
-from model_registry.catalogue import load_catalogue
 from model_registry.errors import SlicewayError
 from model_registry.sizing.throughput import THROUGHPUT_FILE, Throughput, ThroughputStore
 from placement.assign import stem_of
@@ -20,12 +19,11 @@ from placement.autoscale.scaler import scaled_models
 from placement.figures import FRESH_SECONDS, read_figures
 from placement.goals import Goals, PlacementConfig
 from placement.launch import SizedModel
-from placement.partition.select import GpuSelection, selected
+from placement.repartitioning import Wish
 from placement.replicas.parts import Goal
-from placement.reservations import RESERVATIONS_FILE, Reservations
-from placement.slices import Inventory
 from placement.state import StatePaths
 from placement.status import ScalingRow
+from placement.transition.journal import JOURNAL_FILE
 from placement.workload.measured import Measured
 
 log = logging.getLogger(__name__)
@@ -90,7 +88,9 @@ class Scaling:
         self._versions = versions
         self._now = now
         self._goals: Goals | None = None
+        self._window = 60.0
         self._capacities: Mapping[str, Capacity] = {}
+        self._signals: Mapping[str, Signals] = {}
 
     def numbers(self, config: PlacementConfig) -> Mapping[str, int]:
         """How many replicas of each scaled model should run under `config`. Changes nothing: `config` may yet be refused."""
@@ -100,6 +100,7 @@ class Scaling:
     def adopt(self, config: PlacementConfig, goals: Goals | None = None) -> None:
         """`config` counts from here on. `goals` are what comes of it: what replicas bear depends on their slices."""
         self._goals = goals
+        self._window = config.fleet.autoscale.window
         self._measure(stamp=self._throughput.stamp)
         self._models = self._scaled(config)
         self._scaler.follow(self._models)
@@ -108,9 +109,10 @@ class Scaling:
     def look(self, config: PlacementConfig, *, now_seconds: float, wall_seconds: float) -> bool:
         """Look at the gateways' figures and decide; True if a number has changed. Reads files.
 
-        `now_seconds` is monotonic, `wall_seconds` since 1970. Without a gateway that tells anything, nothing changes.
+        `now_seconds` is monotonic, `wall_seconds` since 1970. Without a gateway that tells anything, nothing changes, and
+        neither does it while a transition is under way: what it starts and stops for a while is nobody's decision.
         """
-        if not self._models:
+        if not self._models or self._held:
             return False
         if (stamp := self._throughput.stamp) != self._stamp:
             self._measure(stamp=stamp)
@@ -120,6 +122,7 @@ class Scaling:
         signals = read_figures(self._paths.figures, wall_seconds, fresh_seconds=fresh_seconds)
         if signals is None:
             return False
+        self._signals = signals
         told = {m.name: signals.get(m.name, Signals()) for m in self._models if m.name in signals}
         changes = self._scaler.look(policy, self._models, told, now_seconds)
         for change in changes:
@@ -128,9 +131,29 @@ class Scaling:
             self._keep()
         return bool(changes)
 
+    @property
+    def _held(self) -> bool:
+        return (self._paths.root / JOURNAL_FILE).exists()
+
+    def wish(self) -> Wish:
+        """What demand asks for at this moment, as it is weighed against what cutting GPUs anew would disturb."""
+        numbers = {m.name: self._scaler.replicas.get(m.name, m.least) for m in self._models}
+        seen = {name: self._signals.get(name, Signals()) for name in numbers}
+        window = self._window
+        return Wish(
+            replicas=numbers,
+            arrivals_per_second={n: s.arrivals_per_second + s.queued / window for n, s in seen.items()},
+            running={n: s.running for n, s in seen.items()},
+        )
+
+    def short(self, goals: Goals) -> bool:
+        """Whether replicas that demand asks for have no slice."""
+        return any(row.short for row in self.rows(goals).values())
+
     def rows(self, goals: Goals) -> dict[str, ScalingRow]:
         """What was decided, model by model, and what of it has a slice."""
         rows: dict[str, ScalingRow] = {}
+        wish = self.wish()
         for model in self._models:
             asked = self._scaler.replicas.get(model.name, model.least)
             placed = sum(stem_of(name) == model.name for name in goals.replicas)
@@ -141,6 +164,8 @@ class Scaling:
                 least=model.least,
                 most=model.most,
                 reason=self._scaler.reason(model.name),
+                arrivals_per_second=wish.arrivals_per_second.get(model.name, 0.0),
+                running=wish.running.get(model.name, 0),
                 requests_per_replica=capacity.requests_per_second,
                 capacity_source=capacity.origin,
                 capacity_reason=capacity.reason,
@@ -150,7 +175,9 @@ class Scaling:
 
     def _scaled(self, config: PlacementConfig) -> tuple[ScaledModel, ...]:
         rates = {name: capacity.requests_per_second for name, capacity in self._capacities.items()}
-        return scaled_models(config.models, config.seats, config.pools, rates) if self._on else ()
+        # In the middle of a transition seats tell what moves, not what was planned.
+        seats = None if self._held else config.seats
+        return scaled_models(config.models, seats, config.pools, rates) if self._on else ()
 
     def _measure(self, *, stamp: Stamp) -> None:
         """Work out anew what one replica of each pool bears, where it runs or could."""
@@ -193,24 +220,6 @@ class Scaling:
             write_atomically(self._paths.autoscale, json.dumps({"replicas": dict(self._scaler.replicas)}).encode())
         except OSError as error:
             log.error("what autoscaling decided on cannot be written down: %s", error)
-
-
-def barred(config: PlacementConfig, inventory: Inventory, paths: StatePaths) -> frozenset[str]:
-    """The slices that demand gets nothing of: reserved for other work, or on a cordoned GPU. All, where nobody can tell."""
-    try:
-        reserved: Collection[str] = Reservations(paths.root / RESERVATIONS_FILE).read()
-        cordoned = _cordoned(config, inventory)
-    except SlicewayError as error:
-        log.warning("no replica is added for demand: %s", error)
-        return frozenset(inventory.by_id)
-    return frozenset(s.id for s in inventory.slices if s.id in reserved or (s.gpu and s.gpu.uuid in cordoned))
-
-
-def _cordoned(config: PlacementConfig, inventory: Inventory) -> Sequence[str]:
-    if not config.fleet.cordon:
-        return ()
-    rule = GpuSelection(gpus=config.fleet.cordon)
-    return [g.uuid for g in selected(inventory.gpus, rule, "fleet.cordon", load_catalogue())]
 
 
 def _read(paths: StatePaths) -> dict[str, int]:

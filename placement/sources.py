@@ -13,6 +13,7 @@ from placement.engines import EngineKind
 from placement.goals import Goals, PlacementConfig, Registry, Workshop, plan_goals
 from placement.inventory import observe
 from placement.registry import ModelRegistry, installed_vllm
+from placement.repartitioning import Repartitioner
 from placement.schema import EngineConfig, FleetConfig
 from placement.slices import Inventory, SliceKind
 
@@ -27,7 +28,8 @@ def make_registry(engine: EngineConfig, inventory: Inventory) -> Registry:
 class Sources:
     """Where the controller gets what it compares. `load` reads the configuration anew at every call.
 
-    `scales` is whether replicas follow demand here; on a node of a cluster the head decides.
+    `scales` is whether replicas follow demand here; on a node of a cluster the head decides. `repartitioner` cuts GPUs anew
+    where demand asks for it and the configuration allows it.
     """
 
     load: Callable[[], PlacementConfig]
@@ -37,6 +39,7 @@ class Sources:
     clock: Clock = field(default_factory=SystemClock)
     jitter: Callable[[], float] = random.random
     scales: bool = True
+    repartitioner: Repartitioner | None = None
 
 
 def calibrated_registry(

@@ -70,6 +70,8 @@ class ScalingRow(_Row):
     least: int
     most: int
     reason: str
+    arrivals_per_second: float = Field(default=0.0, description="With what waits, made up for within the window.")
+    running: int = Field(default=0, description="Requests that its engines have.")
     requests_per_replica: float | None = Field(
         default=None, description="Requests per second that one replica is counted with; unset where nobody knows."
     )
@@ -81,6 +83,26 @@ class ScalingRow(_Row):
     def short(self) -> int:
         """Replicas that no free slice could be found for."""
         return max(0, self.replicas - self.placed)
+
+
+class RepartitionEvent(_Row):
+    """How one attempt to cut GPUs anew for demand ended; `steps` are those that were done."""
+
+    at: datetime
+    result: Literal["done", "unchanged", "busy", "failed"]
+    reason: str
+    steps: tuple[str, ...] = ()
+
+
+class RepartitionStatus(_Row):
+    """Cutting GPUs anew for demand: what is done at the moment, when it is tried again, and how it ended before."""
+
+    mode: Literal["propose", "automatic"] = "propose"
+    running: bool = False
+    step: str | None = None
+    next_in_seconds: float | None = Field(default=None, description="Until then nothing is tried.")
+    counts: dict[str, int] = Field(default_factory=dict, description="Attempts by result, since the controller began.")
+    events: tuple[RepartitionEvent, ...] = ()
 
 
 class ControllerStatus(_Row):
@@ -101,6 +123,7 @@ class ControllerStatus(_Row):
     orders: int = Field(default=0, description="Number of the last orders that were taken over; see placement.orders.")
     notes: tuple[str, ...] = ()
     scaling: dict[str, ScalingRow] = Field(default_factory=dict, description="Models whose replicas follow demand.")
+    repartition: RepartitionStatus = RepartitionStatus()
 
     @property
     def settled(self) -> bool:

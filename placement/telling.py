@@ -13,7 +13,7 @@ from placement.goals import Goals
 from placement.publish import controller_status, error_row, replica_status, routing_table
 from placement.replicas.replica import Replica
 from placement.state import StatePaths
-from placement.status import Refusal, ScalingRow, write_status
+from placement.status import Refusal, RepartitionStatus, ScalingRow, write_status
 from placement.table import RoutingTable, publish, read
 
 State = Literal["starting", "running", "stopping"]
@@ -55,6 +55,7 @@ class Teller:
         *,
         orders: int,
         scaling: Mapping[str, ScalingRow],
+        repartition: RepartitionStatus,
         used_bytes: Callable[[int | None], int | None],
         outdated: Container[str] = (),
         notes: Sequence[str] = (),
@@ -91,5 +92,6 @@ class Teller:
             orders=orders,
             notes=notes,
             scaling=scaling,
+            repartition=repartition,
         )
         write_status(status, self._paths.controller_status)

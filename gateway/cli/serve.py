@@ -17,11 +17,13 @@ from rich.markup import escape
 
 from gateway.cli.cluster import up_on_ray
 from gateway.cli.live import JsonView, PlainView, TerminalView, View
+from gateway.cli.locate import ConfigArgument, config_path
 from gateway.cli.output import Json, err, out, print_json
 from gateway.cli.simulate import Simulate
 from gateway.config import Config, load_config
 from gateway.front import Front, Snapshot, read_last_good
 from gateway.layouts import placement_config, with_simulation
+from gateway.repartitioning import repartitioner
 from gateway.shutdown import Stopped, stop_everything
 from gateway.starting_layouts import cut_at_start
 from model_registry.errors import ConfigError, SlicewayError
@@ -34,7 +36,6 @@ from placement.simulate import enter
 from placement.sources import Sources, preflight
 from placement.state import StatePaths
 
-ConfigPath = Annotated[Path, typer.Argument(help="The configuration file.", exists=False, dir_okay=False)]
 Listen = Annotated[
     str | None, typer.Option("--listen", help="Another address than `gateway.listen`, like 127.0.0.1:8081.")
 ]
@@ -53,7 +54,7 @@ def register(app: typer.Typer) -> None:
 
 
 def up(
-    config: ConfigPath,
+    config: ConfigArgument = None,
     listen: Listen = None,
     once: Annotated[
         bool, typer.Option("--once", help="Stop again when everything is ready: a test of the configuration.")
@@ -73,9 +74,10 @@ def up(
     Everything is checked before anything starts. SIGHUP reads the configuration again; a wrong one changes nothing.
     If this process is killed, engines and gateway go on, and the next `up` finds them.
     """
-    loaded = with_simulation(_with_listen(load_config(config), listen), simulate)
+    path = config_path(config)
+    loaded = with_simulation(_with_listen(load_config(path), listen), simulate)
     if ray is not None:
-        up_on_ray(config, loaded, ray, listen=listen)
+        up_on_ray(path, loaded, ray, listen=listen)
         return
     view = _view(as_json=as_json)
     enter(loaded.fleet, loaded.state)
@@ -83,21 +85,21 @@ def up(
     workshop.paths.prepare(workshop.environ)
     remedy = "Use that one, or stop it: `sliceway down CONFIG`, or kill {pid}."
     with exclusive(workshop.paths.up_lock, what="`sliceway up`", remedy=remedy):
-        layouts = cut_at_start(loaded, config)
+        layouts = cut_at_start(loaded, path)
         for line in layouts.said:
             view.say(line)
         try:
-            goals = preflight(placement_sources(config, simulate), workshop, partial=partial)
+            goals = preflight(placement_sources(path, simulate), workshop, partial=partial)
         except SlicewayError as error:
             raise layouts.explain(error) from None
         for line in _before(goals):
             view.say(line)
-        code = asyncio.run(_serve(Front(loaded, config, listen=listen, simulate=simulate), view, once=once))
+        code = asyncio.run(_serve(Front(loaded, path, listen=listen, simulate=simulate), view, once=once))
     raise typer.Exit(code)
 
 
 def controller(
-    config: ConfigPath,
+    config: ConfigArgument = None,
     simulate: Simulate = None,
     state_dir: StateDir = None,
     seats: Annotated[
@@ -106,8 +108,9 @@ def controller(
     ] = None,
 ) -> None:
     """Run the placement controller alone: engines on slices, and the routing table."""
+    path = config_path(config)
     try:
-        loaded = with_simulation(load_config(config), simulate)
+        loaded = with_simulation(load_config(path), simulate)
         enter(loaded.fleet, loaded.state)
         paths = StatePaths(loaded.state)
     except ConfigError:
@@ -117,13 +120,13 @@ def controller(
     _log_to_stderr()
     workshop = Workshop(paths, dict(os.environ))
     if seats is not None:
-        asyncio.run(run_seats(seats, placement_sources(config, simulate), workshop))
+        asyncio.run(run_seats(seats, placement_sources(path, simulate), workshop))
         return
-    asyncio.run(Controller(placement_sources(config, simulate), workshop).run())
+    asyncio.run(Controller(placement_sources(path, simulate), workshop).run())
 
 
 def gateway(
-    config: ConfigPath,
+    config: ConfigArgument = None,
     listen: Listen = None,
     state_dir: StateDir = None,
     take_over: Annotated[
@@ -135,8 +138,9 @@ def gateway(
         serve_gateway,
     )  # the web stack takes half a second to import, which no other command needs
 
+    path = config_path(config)
     try:
-        loaded = load_config(config)
+        loaded = load_config(path)
     except ConfigError as error:
         last = read_last_good(StatePaths(state_dir)) if state_dir else None
         if last is None:
@@ -144,12 +148,12 @@ def gateway(
         err.print(f"the configuration is wrong, going on with the last good one: {escape(str(error))}", highlight=False)
         loaded = last
     chosen = _with_listen(loaded, listen)
-    raise typer.Exit(serve_gateway(chosen, config_path=config.absolute(), take_over_running=take_over))
+    raise typer.Exit(serve_gateway(chosen, config_path=path.absolute(), take_over_running=take_over))
 
 
-def down(config: ConfigPath, as_json: Json = False) -> None:
+def down(config: ConfigArgument = None, as_json: Json = False) -> None:
     """Stop whatever runs for this configuration: `up`, gateway, controller and engines. Requests may finish."""
-    loaded = load_config(config)
+    loaded = load_config(config_path(config))
     status = contextlib.nullcontext() if as_json else err.status("stopping; requests may finish")
     with status:
         stopped = asyncio.run(stop_everything(loaded))
@@ -165,7 +169,10 @@ def placement_sources(path: Path, simulate: str | None = None) -> Sources:
     def load() -> PlacementConfig:
         return placement_config(with_simulation(load_config(path), simulate))
 
-    return Sources(load=load, name=str(path.absolute()))
+    def whole() -> Config:
+        return with_simulation(load_config(path), simulate)
+
+    return Sources(load=load, name=str(path.absolute()), repartitioner=repartitioner(whole))
 
 
 async def _serve(front: Front, view: View, *, once: bool) -> int:

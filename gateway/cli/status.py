@@ -82,6 +82,7 @@ def look(config: Config) -> dict[str, Any]:
         "scaling": {n: r.model_dump() | {"short": r.short} for n, r in controller.scaling.items()}
         if controller
         else {},
+        "repartition": controller.repartition.model_dump(mode="json") if controller and alive else None,
     }
     rows = slices if isinstance(slices, list) else _rows_without_gateway(controller)
     return {
@@ -189,6 +190,7 @@ def _heads(seen: dict[str, Any]) -> RenderableType:
         for name, error in controller["unplaced"].items()
     ]
     lines += [_scaled(name, row) for name, row in controller.get("scaling", {}).items()]
+    lines += _repartition(controller.get("repartition"))
     if controller["refused"]:
         lines.append(f"[red]refused[/]    a new configuration: {escape(controller['refused']['error']['message'])}")
     return Text.from_markup("\n".join(lines))
@@ -199,6 +201,17 @@ def _scaled(model: str, row: dict[str, Any]) -> str:
     bounds = f"{row['replicas']} replicas of {row['least']} to {row['most']}"
     short = f" [yellow]{row['short']} find no free slice[/]" if row["short"] else ""
     return f"demand     {escape(model)}: {bounds}: {escape(row['reason'])}{short}"
+
+
+def _repartition(told: dict[str, Any] | None) -> list[str]:
+    """Cutting GPUs anew for demand: what is done at the moment, else how it ended last."""
+    if told is None or not (told["running"] or told["events"]):
+        return []
+    if told["running"]:
+        return [f"[yellow]cutting[/]    GPUs anew for demand: {escape(told['step'] or 'weighing it')}"]
+    last = told["events"][-1]
+    again = f"; tried again in {told['next_in_seconds']:.0f} s at the earliest" if told["next_in_seconds"] else ""
+    return [f"cutting    GPUs anew for demand: {last['result']}: {escape(last['reason'])}{again}"]
 
 
 def _slices(seen: dict[str, Any], window: str, tenants: bool) -> RenderableType:

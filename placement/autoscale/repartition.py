@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from placement.errors import TransitionBlocked
 from placement.planner.plan import plan
@@ -52,52 +52,59 @@ class Rescale:
     proposal: Repartition | None = None
 
 
-def rescale(fixed: Problem, recut: Problem, policy: AutoscalePolicy, timings: Timings | None = None) -> Rescale:
-    """Plan `fixed` (no GPU is cut), and, if that leaves something unmet, `recut` (GPUs may be) as a proposal."""
+def rescale(
+    fixed: Problem,
+    recut: Problem,
+    policy: AutoscalePolicy,
+    timings: Timings | None = None,
+    *,
+    rates: Mapping[str, float] | None = None,
+) -> Rescale:
+    """Plan `fixed` (no GPU is cut), and, if that leaves something unmet, `recut` (GPUs may be) as a proposal.
+
+    `rates` are the requests per second that arrive for demands whose number of replicas follows them: that is what
+    replicas of these serve, in equal parts.
+    """
+    weigh = _Weigh({d.name: d for d in recut.demands}, policy, timings, rates or {})
     here = plan(fixed)
     if not here.unmet:
         return Rescale(here)
     then = plan(recut)
-    demands = {d.name: d for d in recut.demands}
     try:
         transition = plan_transition(then, recut.demands)
     except TransitionBlocked:
-        return Rescale(here, _blocked(then, demands, policy, here, timings))
-    return Rescale(here, _weighed(then, transition, demands, policy, here, timings))
+        return Rescale(here, _blocked(then, here, weigh))
+    return Rescale(here, _weighed(then, here, transition, weigh))
 
 
-def _blocked(
-    then: FleetPlan,
-    demands: Mapping[str, ModelDemand],
-    policy: AutoscalePolicy,
-    here: FleetPlan,
-    timings: Timings | None,
-) -> Repartition | None:
+@dataclass(frozen=True, slots=True)
+class _Weigh:
+    """What gain and disturbance are weighed by."""
+
+    demands: Mapping[str, ModelDemand]
+    policy: AutoscalePolicy
+    timings: Timings | None
+    rates: Mapping[str, float]
+
+
+def _blocked(then: FleetPlan, here: FleetPlan, weigh: _Weigh) -> Repartition | None:
     """What can only be had by breaking a promise for a while is shown, and never done unasked."""
-    transition = plan_transition(then, demands.values(), allow_dip=True)
-    weighed = _weighed(then, transition, demands, policy, here, timings)
+    transition = plan_transition(then, weigh.demands.values(), allow_dip=True)
+    weighed = _weighed(then, here, transition, weigh)
     if weighed is None:
         return None
     names = ", ".join(d.demand for d in transition.dips)
     reason = f"{weighed.reason}; {names} would fall below what is guaranteed for a while"
-    return Repartition(
-        then, transition, weighed.outlook, weighed.gained, weighed.disturbed, weighed.worthwhile, False, reason
-    )
+    return replace(weighed, automatic=False, reason=reason)
 
 
-def _weighed(
-    then: FleetPlan,
-    transition: Transition,
-    demands: Mapping[str, ModelDemand],
-    policy: AutoscalePolicy,
-    here: FleetPlan,
-    timings: Timings | None,
-) -> Repartition | None:
+def _weighed(then: FleetPlan, here: FleetPlan, transition: Transition, weigh: _Weigh) -> Repartition | None:
     """None where cutting anew serves nobody better."""
-    more = _served(then, demands) - _served(here, demands)
+    policy = weigh.policy
+    more = _served(then, weigh) - _served(here, weigh)
     if more <= 1e-9 or not transition.steps:
         return None
-    outlook = forecast(transition, then, demands, timings)
+    outlook = forecast(transition, then, weigh.demands, weigh.timings)
     lost = sum((m.before - m.lowest) * m.dip_seconds for m in outlook.models)
     drained = _running_requests(then, transition)
     gained = more * max(0.0, policy.repartition_horizon - outlook.seconds)
@@ -111,11 +118,14 @@ def _weighed(
     return Repartition(then, transition, outlook, gained, disturbed, worthwhile, automatic, reason)
 
 
-def _served(plan: FleetPlan, demands: Mapping[str, ModelDemand]) -> float:
+def _served(plan: FleetPlan, weigh: _Weigh) -> float:
     """Requests per second that count: what each demand gets, up to what it asks for."""
     total = 0.0
-    for name, demand in demands.items():
+    for name, demand in weigh.demands.items():
         keys = [(g.gpu.product, s.placement.profile) for g in plan.gpus for s in g.slices if s.demand == name]
+        if name in weigh.rates and demand.replicas:
+            total += weigh.rates[name] * min(1.0, len(keys) / demand.replicas)
+            continue
         served = demand.served_by(keys)
         asked = demand.rate if demand.rate is not None else served
         total += min(served, asked)

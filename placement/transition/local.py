@@ -7,16 +7,13 @@ to wait for: seats are written down, and the controller that starts next finds t
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Protocol
 
 from placement.clock import Clock
 from placement.errors import ModeChangeNeeded, NotCarriedOut, PartitionError
-from placement.foreman import Foreman
+from placement.foreman import Foreman, notify
 from placement.gpus import GpuInstance, GpuState
 from placement.locks import holder
 from placement.orders import read_orders, write_orders
@@ -51,6 +48,9 @@ class Engines(Protocol):
 
     async def gone(self, replica: str) -> None:
         """Return when the replica, whose seat was taken away, has ended."""
+
+    async def vacated(self, slice_id: str) -> None:
+        """Return when no engine is on the slice, which is about to go: those that have no seat give way."""
 
     async def ready(self, replica: str, slice_id: str) -> None:
         """Return when the replica, which was given a seat, serves there."""
@@ -125,7 +125,8 @@ class LocalFleet:
             self._reservations.add(place.slice_id, step.reserved)
 
     async def destroy(self, step: Step) -> None:
-        """Take the instance away."""
+        """Take the instance away, once whoever was put there for demand has left."""
+        await self._engines.vacated(step.place.slice_id)
         if step.place.placement == WHOLE:
             await self._mode(step.place.gpu, on=True)
             return
@@ -192,6 +193,9 @@ class NoEngines:
     async def gone(self, replica: str) -> None:
         """Nothing runs."""
 
+    async def vacated(self, slice_id: str) -> None:
+        """Nothing runs."""
+
     async def ready(self, replica: str, slice_id: str) -> None:
         """It will be started there."""
 
@@ -228,6 +232,17 @@ class ControlledEngines:
         patience = self._engine.drain_timeout_seconds + self._engine.stop_timeout_seconds
         await self._until(lambda: self._row(replica) is None, f"{replica} has not ended", patience)
         await self.resume(replica)
+
+    async def vacated(self, slice_id: str) -> None:
+        """Raises NotCarriedOut if it does not leave in the time that engines are given."""
+
+        def there() -> list[str]:
+            return [r.replica for r in self._status().replicas if r.slice.id == slice_id]
+
+        if names := there():
+            self._signal()
+            patience = self._engine.drain_timeout_seconds + self._engine.stop_timeout_seconds
+            await self._until(lambda: not there(), f"{', '.join(names)} does not leave {slice_id}", patience)
 
     async def ready(self, replica: str, slice_id: str) -> None:
         """Raises NotCarriedOut with the reason where it fails, has no place, or the configuration is refused."""
@@ -284,10 +299,7 @@ class ControlledEngines:
         return next((r for r in self._status().replicas if r.replica == replica), None)
 
     def _signal(self) -> None:
-        pid = holder(self._paths.controller_lock)
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGHUP)
+        notify(self._paths)
 
 
 def engines_of(paths: StatePaths, engine: EngineConfig, clock: Clock) -> Engines:

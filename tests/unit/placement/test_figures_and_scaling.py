@@ -14,11 +14,12 @@ from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig
 from model_registry.sizing.throughput import THROUGHPUT_FILE, Throughput, ThroughputKey, ThroughputStore
 from placement.autoscale import Signals
+from placement.demand_slices import barred
 from placement.figures import FiguresFile, GatewayFigures, ModelFigures, read_figures
 from placement.goals import Goals, PlacementConfig, Workshop, plan_goals
 from placement.launch import SizedModel
 from placement.reservations import RESERVATIONS_FILE, Reservations
-from placement.scaling import Scaling, barred
+from placement.scaling import Scaling
 from placement.slices import Inventory, Slice, SliceKind
 from placement.state import StatePaths
 

@@ -40,6 +40,9 @@ class Engines:
     async def drain(self, replica: str) -> None:
         self.asked.append(("drain", replica))
 
+    async def vacated(self, slice_id: str) -> None:
+        self.asked.append(("vacated", slice_id))
+
     async def gone(self, replica: str) -> None:
         self.asked.append(("gone", replica))
         self.states_by_replica.pop(replica, None)
@@ -114,6 +117,7 @@ async def test_an_engine_comes_and_goes_with_its_slice_and_its_seat(machine: Mac
         ("check", "chat-0"),
         ("drain", "chat-0"),
         ("gone", "chat-0"),
+        ("vacated", slice_id),
     ]
 
 
