@@ -84,7 +84,7 @@ class Errand(Protocol):
 
 
 class Gateway:
-    """The running gateway. `exchanges`, `metrics_page`, `figures` and, where there are any, `admin` and `sharing` are set once by the wiring, before `start`.
+    """The running gateway. `exchanges`, `metrics_page`, `figures` and, where there are any, `admin`, `sharing` (of limits) and `rooms` (of replicas) are set once by the wiring, before `start`.
 
     Its making raises OverlayError or OperatorError where the configuration and what operators changed do not go together, and
     TlsError where the certificate cannot be used.
@@ -95,6 +95,7 @@ class Gateway:
     figures: FiguresWriter
     admin: Errand | None = None
     sharing: Sharing | None = None
+    rooms: Sharing | None = None
 
     def __init__(self, config: Config, parts: Parts, *, config_path: Path | None) -> None:
         parts.overlay.poll()
@@ -209,8 +210,7 @@ class Gateway:
         served = any(model.ready or self.admission.wakes(name, model) for name, model in routes.models.items())
         ready = not self.draining and served
         problems = [str(watched.problem) for watched in self._watched() if watched.problem is not None]
-        if self.sharing is not None and self.sharing.problem is not None:
-            problems.append(self.sharing.problem)
+        problems += [sharing.problem for sharing in self._shared() if sharing.problem is not None]
         return ready, {
             "ready": ready,
             "draining": self.draining,
@@ -230,9 +230,9 @@ class Gateway:
         self.follow_files()
         self._tasks = [asyncio.create_task(self._every(seconds, step)) for seconds, step in self._chores()]
         self._tasks.append(asyncio.create_task(self._tell_figures()))
-        if self.sharing is not None:
-            await self.sharing.sync()
-            self._tasks.append(asyncio.create_task(self.sharing.run(self._config.gateway.shared_limits.sync_seconds)))
+        for sharing in self._shared():
+            await sharing.sync()
+            self._tasks.append(asyncio.create_task(sharing.run(self._config.gateway.shared_limits.sync_seconds)))
 
     async def stop(self) -> None:
         """End what `start` began, and close the connections to engines."""
@@ -243,9 +243,13 @@ class Gateway:
             await self.admin.stop()
         await self._parts.key_uses.write()
         self.figures.stop()
-        if self.sharing is not None:
-            await self.sharing.leave()
+        for sharing in self._shared():
+            await sharing.leave()
         await self._parts.engines.close()
+
+    def _shared(self) -> tuple[Sharing, ...]:
+        """What this process has shares of, with other gateways."""
+        return tuple(sharing for sharing in (self.sharing, self.rooms) if sharing is not None)
 
     def _chores(self) -> tuple[tuple[float, Callable[[], Awaitable[None]]], ...]:
         return (

@@ -22,7 +22,8 @@ from gateway.admin import Operations, Overlay, OverlayStore
 from gateway.admin.access import Access
 from gateway.admin.listener import AdminListener, console_access
 from gateway.admission import CacheSalts, Loads
-from gateway.admission.sharing import LimitStore, Sharing
+from gateway.admission.sharing import LimitShares, LimitStore, RoomShares, Sharing
+from gateway.admission.sharing.known_gateways import KnownGateways
 from gateway.admission.sharing.local_store import LocalStore
 from gateway.batches.service import BatchService
 from gateway.batches.surroundings import surroundings
@@ -127,7 +128,8 @@ def create_gateway(
     )
     gateway.figures = FiguresWriter(config, gateway.routes, gateway.admission, parts.stats, parts.book, clock, wall)
     gateway.admin = _admin_listener(gateway, config_path, wall)
-    gateway.sharing = _sharing(config, gateway, clock, wall)
+    gateway.sharing = _shared_limits(config, gateway, clock, wall)
+    gateway.rooms = _shared_rooms(config, gateway, clock, wall)
     relay = AsgiRelay(gateway.exchanges, parts.engines)
     hot = dict.fromkeys(ROUTES, relay)
     batches = BatchService(config.batches, state, surroundings(gateway, relay, config, wall))
@@ -147,9 +149,9 @@ def create_gateway(
     return gateway, app
 
 
-def _sharing(config: Config, gateway: Gateway, clock: Clock, wall: WallClock) -> Sharing:
+def _shared_limits(config: Config, gateway: Gateway, clock: Clock, wall: WallClock) -> Sharing:
     """The shares of limits that this process has. Raises SecretUnavailable where the store's address is not to be had."""
-    shared = config.gateway.shared_limits
+    shared, known = config.gateway.shared_limits, KnownGateways(config.state, clock)
     store: LimitStore
     if shared.store == "redis":
         assert shared.url is not None
@@ -159,7 +161,24 @@ def _sharing(config: Config, gateway: Gateway, clock: Clock, wall: WallClock) ->
         store = RedisStore(url)
     else:
         store = LocalStore(StatePaths(config.state).limits, wall)
-    return Sharing(gateway.admission, store, clock, process=secrets.token_hex(8), lease_seconds=shared.lease_seconds)
+    return Sharing(
+        LimitShares(gateway.admission),
+        store,
+        clock,
+        process=secrets.token_hex(8),
+        lease_seconds=shared.lease_seconds,
+        expected=max(shared.gateways, known.read()),
+        remember=known.told,
+    )
+
+
+def _shared_rooms(config: Config, gateway: Gateway, clock: Clock, wall: WallClock) -> Sharing:
+    """The shares of replicas that this process has: their gateways are those that read the same routing table."""
+    store = LocalStore(StatePaths(config.state).rooms, wall)
+    lease_seconds = config.gateway.shared_limits.lease_seconds
+    return Sharing(
+        RoomShares(gateway.admission), store, clock, process=secrets.token_hex(8), lease_seconds=lease_seconds
+    )
 
 
 def _admin_listener(gateway: Gateway, config_path: Path | None, wall: WallClock) -> AdminListener:

@@ -89,6 +89,11 @@ class StatePaths:
         return self.root / "limits.sqlite3"
 
     @property
+    def rooms(self) -> Path:
+        """Which gateway process holds how much of each replica; see `gateway.admission.sharing`."""
+        return self.root / "rooms.sqlite3"
+
+    @property
     def withheld(self) -> Path:
         """Slices that the controller is to leave; see `placement.withheld`."""
         return self.root / "withheld.json"

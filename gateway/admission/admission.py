@@ -24,7 +24,9 @@ from gateway.routes import ModelRoute, Routes
 from placement.table import ModelRow, ReplicaRow
 
 LEAST_ANSWER_TOKENS = 128  # an answer is not cut shorter than this to make it fit into a limit
-SYNCS_TO_WAIT = 3  # how often the store is asked for a share before a request is refused
+SYNCS_TO_WAIT = (
+    8  # how often the store is asked for a share before a request is refused: others hear of it within a second
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Admission:
         self.shares_until = float("inf")  # after this, the store may have given this process's shares to others
         self.ask_store: Callable[[], None] = lambda: None
         self.shares_lapsed: Callable[[], None] = lambda: None
+        self.ask_room: Callable[[], None] = lambda: None  # other gateways may have room left on a replica
 
     # ---- requests
 
@@ -138,9 +141,12 @@ class Admission:
                     claim.on_placed = on_placed
                     return None
                 raise
-        if self.pool(claim.model, claim.tenant).place(claim, now):
+        pool = self.pool(claim.model, claim.tenant)
+        if pool.place(claim, now):
             return claim.load.row  # type: ignore[union-attr]
         claim.on_placed = on_placed
+        if self.loads.shared and pool.partial:
+            self.ask_room()
         return None
 
     def abandon(self, claim: Claim) -> None:
@@ -256,6 +262,8 @@ class Admission:
                 load.trial = load.row.replica in routes.on_trial
             pool.wakes = self.wakes(key[0], route)
             pool.follow(loads, route.why_not_ready(), route.retry_after_seconds(), now)
+            if self.loads.shared and pool.partial:
+                self.ask_room()
         self.loads.retain(row.replica for row in routes.replicas())
         for key in [key for key in self._pools if key[0] not in routes.models and not self._pools[key].waiting]:
             del self._pools[key]

@@ -7,7 +7,7 @@ what runs on a replica stays counted whatever the table says of it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from placement.table import ReplicaRow
 
@@ -17,22 +17,31 @@ _NO_BOUND = sys.maxsize
 
 
 class Load:
-    """One replica: its room and what is taken of it. `requests`, `sequences` and `kv_tokens` are zero when nothing runs."""
+    """One replica: its room and what this process has taken of it. `requests`, `sequences` and `kv_tokens` are zero when nothing runs.
+
+    `seats` and `kv_room` are what the replica has, `seat_share` and `kv_share` what this process may use of it, which is less where
+    other gateways hold the rest; `sharers` is how many gateways there are.
+    """
 
     __slots__ = (
         "busy_seconds",
         "ended",
         "kv_room",
+        "kv_share",
         "kv_tokens",
         "requests",
         "row",
+        "seat_share",
         "seats",
         "sequences",
+        "sharers",
         "trial",
         "work_tokens",
     )
 
     def __init__(self, row: ReplicaRow, bound: int) -> None:
+        self.sharers = 1
+        self.seat_share = self.kv_share = self.seats = self.kv_room = _NO_BOUND
         self.requests = 0
         self.sequences = 0
         self.kv_tokens = 0
@@ -44,17 +53,36 @@ class Load:
 
     def seen_as(self, row: ReplicaRow, bound: int) -> None:
         """The replica's row is now `row`. `bound` is the most requests where the engine told no `max_num_seqs`."""
+        whole = not self.partial
         self.row = row
         self.seats = min(row.max_num_seqs or bound, bound)
         self.kv_room = row.kv_cache_tokens or _NO_BOUND
+        self.seat_share = self.seats if whole else min(self.seat_share, self.seats)
+        self.kv_share = self.kv_room if whole or row.kv_cache_tokens is None else min(self.kv_share, self.kv_room)
 
     def has_room(self, sequences: int, kv_tokens: int) -> bool:
-        """Whether a request fits. One that fits nowhere may run alone: the engine then decides."""
-        if not self.sequences:
-            return True
-        if self.trial:
-            return False
-        return self.sequences + sequences <= self.seats and self.kv_tokens + kv_tokens <= self.kv_room
+        """Whether a request fits. One that fits nowhere may run alone: the engine then decides.
+
+        With several gateways it runs as the only one of a gateway that holds its fair part: more cannot be had while the others are busy.
+        """
+        if self.sequences + sequences <= self.seat_share and self.kv_tokens + kv_tokens <= self.kv_share:
+            return not (self.trial and self.sequences)
+        return not self.sequences and self._has_fair_part()
+
+    def _has_fair_part(self) -> bool:
+        sharers = self.sharers
+        return self.seat_share >= max(1, self.seats // sharers) and self.kv_share >= self.kv_room // sharers
+
+    def hold_nothing(self) -> None:
+        """Have no share until one is granted."""
+        self.seat_share = 0
+        if self.row.kv_cache_tokens is not None:
+            self.kv_share = 0
+
+    @property
+    def partial(self) -> bool:
+        """Whether this process may use less than the replica has."""
+        return self.seat_share < self.seats or self.kv_share < self.kv_room
 
     def take(self, sequences: int, kv_tokens: int) -> None:
         """Count one more request."""
@@ -86,15 +114,27 @@ class Loads:
     def __init__(self, *, bound: int) -> None:
         self._bound = bound
         self._loads: dict[str, Load] = {}
+        self.shared = False  # whether other gateways send requests to the same replicas, or might
 
     def of(self, row: ReplicaRow) -> Load:
         """The load of the replica of this row."""
         load = self._loads.get(row.replica)
         if load is None:
             load = self._loads[row.replica] = Load(row, self._bound)
+            if self.shared:
+                load.hold_nothing()
         elif load.row is not row:
             load.seen_as(row, self._bound)
         return load
+
+    def share(self) -> None:
+        """Hold nothing of any replica, known or new, but what is granted."""
+        self.shared = True
+        for load in self._loads.values():
+            load.hold_nothing()
+
+    def __iter__(self) -> Iterator[Load]:
+        return iter(self._loads.values())
 
     def retain(self, replicas: Iterable[str]) -> None:
         """Forget the others, as soon as nothing runs on them."""

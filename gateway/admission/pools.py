@@ -6,7 +6,7 @@ the routes, seats as many as fit. The request whose turn it is waits until it fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.admission.affinity import home_of
@@ -159,8 +159,20 @@ class Pool:
 
     @property
     def seats(self) -> int:
-        """Requests that the ready replicas run at once."""
-        return sum(load.seats for load in self.loads)
+        """Requests that the ready replicas run at once for this gateway."""
+        return sum(max(1, load.seat_share) for load in self.loads)
+
+    def next_ones(self, now: float) -> Iterator[Claim]:
+        """Whose turn it is, and those that stand aside."""
+        yield from self._bound
+        first = self.queue.first(now)
+        if first is not None:
+            yield first
+
+    @property
+    def partial(self) -> bool:
+        """Whether other gateways hold room of its replicas."""
+        return any(load.partial for load in self.loads)
 
     def waiting_by_tenant(self) -> dict[str, int]:
         """Requests that wait, by tenant; those of tenants that have none are left out."""

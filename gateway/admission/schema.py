@@ -74,6 +74,13 @@ class SharedLimitsConfig(Section):
         default=5.0, ge=1, le=600, description="How long budget stays with a gateway that says nothing more."
     )
 
+    gateways: int = Field(
+        default=1,
+        ge=1,
+        le=10_000,
+        description="How many gateways share the limits, at least: what each reckons with while the store has never answered it.",
+    )
+
     @model_validator(mode="after")
     def _url_fits(self) -> SharedLimitsConfig:
         if (self.store == "redis") is not (self.url is not None):

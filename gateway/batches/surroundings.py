@@ -22,7 +22,7 @@ def surroundings(gateway: Gateway, relay: AsgiApp, config: Config, wall: WallClo
         if model not in gateway.routes().models:
             return None
         pool = gateway.exchanges.admission.pool(model, tenant)
-        return Standing(len(pool.queue), tuple((load.seats, load.sequences) for load in pool.loads))
+        return Standing(len(pool.queue), tuple((load.seat_share, load.sequences) for load in pool.loads))
 
     return Surroundings(
         relay=relay,

@@ -69,6 +69,7 @@ class State:
     """What the engine counts; `/fake/state` shows it."""
 
     running: int = 0
+    most_running: int = 0
     waiting: int = 0
     started: int = 0
     served: int = 0
@@ -328,6 +329,7 @@ class FakeEngine:
         finally:
             state.waiting -= 1
         state.running += 1
+        state.most_running = max(state.most_running, state.running)
         state.started += 1
         state.prompt_tokens += prompt_tokens
         try:

@@ -221,3 +221,17 @@ def test_when_a_key_was_last_used_survives_the_gateway(relay: str, tmp_path: Pat
     assert set(used) == {acme.id}
     assert used[acme.id] > acme.created
     assert idle.id not in used
+
+
+def test_two_gateways_give_a_replica_no_more_than_its_seats(relay: str, tmp_path: Path) -> None:
+    """The replica would take sixteen; `max_in_flight_per_replica` says four, for all gateways together."""
+    with house(tmp_path, relay, {"name": "acme"}, gateways=2, max_in_flight_per_replica=4) as one:
+        engine = one.start("m@0", ttft_seconds=0.02, output_tokens=4)
+        rooms = [gateway.gateway.rooms for gateway in one.gateways]
+        wait_until(
+            lambda: all(room is not None and room.peers == 2 for room in rooms), what="the gateways know of each other"
+        )
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda n: one.ask("acme", at=n % 2, max_tokens=4).status_code, range(32)))
+        assert answers == [200] * 32
+        assert engine.state.most_running <= 4

@@ -65,8 +65,10 @@ async def test_shares_never_add_up_to_more(store: LimitStore) -> None:
     grants, living = await store.sync("b", [report(5, unmet=5)], LEASE, 1)
     (grant,) = grants.values()
     assert (grant.share, grant.spare, living) == (3, 7, 2)
+    grants, _ = await store.sync("a", [report(7, used=1)], LEASE, 1)
+    assert next(iter(grants.values())).wanted_by_others == 2, "it lacks what it was not granted"
     grants, _ = await store.sync("a", [report(5, used=1)], LEASE, 2)
-    assert next(iter(grants.values())).wanted_by_others == 5
+    assert next(iter(grants.values())).wanted_by_others == 0, "what nobody holds it takes by itself"
     assert await share(store, "b", report(5)) == 5
 
 

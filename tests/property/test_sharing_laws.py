@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -12,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from gateway.admission import Admission, AdmissionPolicy, Loads
 from gateway.admission.limits import Need
 from gateway.admission.schema import TenantLimits
-from gateway.admission.sharing import LimitStore, Report, Sharing, settle
+from gateway.admission.sharing import LimitShares, LimitStore, Report, Sharing, settle
+from gateway.admission.sharing.known_gateways import FEWER_SECONDS, KnownGateways
 from gateway.admission.sharing.ledger import Grant, State
 from gateway.errors import RateLimited, StoreUnavailable
 from gateway.routes import Routes
@@ -60,10 +63,12 @@ def step(coroutine: Any) -> None:
 
 
 class Process:
-    def __init__(self, world: Any, store: LimitStore, name: str) -> None:
+    def __init__(self, world: Any, store: LimitStore, name: str, expected: int = 1) -> None:
         policy = AdmissionPolicy(limits={"t": TenantLimits(requests_per_minute=LIMIT)})
         self.admission = Admission(lambda: Routes(), Loads(bound=1), lambda: world.now, policy)
-        self.sharing = Sharing(self.admission, store, lambda: world.now, process=name, lease_seconds=LEASE)
+        self.sharing = Sharing(
+            LimitShares(self.admission), store, lambda: world.now, process=name, lease_seconds=LEASE, expected=expected
+        )
         step(self.sharing.sync())
 
     def admits(self, now: float) -> bool:
@@ -155,3 +160,71 @@ class Fleet(RuleBasedStateMachine):
 
 TestFleet = Fleet.TestCase
 TestFleet.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+class World:
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.store = MemoryStore(self)
+
+    def rounds(self, processes: list[Process], seconds: float) -> None:
+        end = self.now + seconds
+        while self.now < end:
+            self.now += 0.25
+            for process in processes:
+                step(process.sharing.sync())
+
+    def admitted(self, process: Process) -> int:
+        return sum(process.admits(self.now) for _ in range(LIMIT + 5))
+
+
+def test_an_idle_process_does_not_keep_a_limit_from_one_that_has_just_come() -> None:
+    world = World()
+    idle = Process(world, world.store, "idle")
+    world.rounds([idle], 60.0)
+    fresh = Process(world, world.store, "fresh")
+    got = 0
+    for _ in range(40):
+        got += world.admitted(fresh)
+        world.rounds([idle, fresh], 0.25)
+    assert got == LIMIT
+
+
+def test_where_the_store_is_away_from_the_start_each_has_its_fair_part(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    world.store.mute = True
+    with caplog.at_level("INFO"):
+        processes = [Process(world, world.store, name, expected=4) for name in "abcd"]
+        world.rounds(processes, 2.0)
+        assert [world.admitted(process) for process in processes] == [LIMIT // 4] * 4
+        assert all(process.sharing.problem for process in processes)
+        told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+        assert len(told) == len(processes), "each says it once"
+        assert all("1/4 of each" in message for message in told)
+        world.store.mute = False
+        world.rounds(processes, 70.0)
+    assert [process.sharing.problem for process in processes] == [None] * 4
+    assert processes[0].sharing.peers == 4
+    assert 0 < sum(world.admitted(process) for process in processes) <= LIMIT
+    world.rounds(processes, 70.0)
+    got = 0
+    for _ in range(40):
+        got += world.admitted(processes[0])
+        world.rounds(processes, 0.25)
+    assert got == LIMIT, "what the others leave can be had again"
+
+
+def test_how_many_gateways_there_were_is_known_at_the_next_start(tmp_path: Path) -> None:
+    now = [0.0]
+    known = KnownGateways(tmp_path, lambda: now[0])
+    assert known.read() == 1
+    for gateways in (1, 2, 4, 3, 2, 1):
+        known.told(gateways)
+    assert KnownGateways(tmp_path, lambda: 0.0).read() == 4, (
+        "gateways that stop one after the other are no smaller fleet"
+    )
+    now[0] = FEWER_SECONDS
+    known.told(1)
+    assert known.read() == 1
+    (tmp_path / "limits.gateways").write_bytes(b"many")
+    assert known.read() == 1

@@ -35,7 +35,7 @@ class Report(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """What a process may use of a limit, what the others lack of it, and what they or the store have left over."""
+    """What a process may use of a limit, what the others lack beyond what nobody holds, and what they or the store have left over."""
 
     share: int
     wanted_by_others: int
@@ -72,10 +72,12 @@ def settle(
     if report.leaving:
         ghosts += [[until, units, ""] for until, units in used]
     else:
-        held[process] = [share, report.unmet, used]
+        held[process] = [share, min(report.unmet, max(0, report.want - share)), used]
     others = [h for name, h in held.items() if name != process]
-    spare = max(0, free - share) + sum(max(0, h[0] - sum(u for t, u in h[2] if t > now)) for h in others)
-    return {"h": held, "g": ghosts, "b": born}, Grant(share, sum(h[1] for h in others), spare)
+    left = max(0, free - share)
+    lacking = max(0, sum(h[1] for h in others) - left)  # of what is left they take by themselves
+    spare = left + sum(max(0, h[0] - sum(u for t, u in h[2] if t > now)) for h in others)
+    return {"h": held, "g": ghosts, "b": born}, Grant(share, lacking, spare)
 
 
 def _left_by(process: str, held: list[Any], until: float, seconds: float, now: float) -> list[list[Any]]:

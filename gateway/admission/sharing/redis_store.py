@@ -68,11 +68,12 @@ local function settle(key, r, process, leases, now, lease_seconds, peers)
   if r.leaving then
     for _, e in ipairs(used) do ghosts[#ghosts + 1] = {e[1], e[2], ''} end
   else
-    held[process] = {share, r.unmet, used}
+    held[process] = {share, math.min(r.unmet, math.max(0, r.want - share)), used}
   end
   local encoded = cjson.encode({h = held, g = ghosts, b = state.b})
   redis.call('SET', key, encoded, 'PX', 2 * 86400 * 1000)
-  return {share, others_want, math.max(0, free - share) + others_spare}
+  local left = math.max(0, free - share)
+  return {share, math.max(0, others_want - left), left + others_spare}
 end
 
 local time = redis.call('TIME')
