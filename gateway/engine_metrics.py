@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.errors import EngineError
 from gateway.exchange import Clock
 from gateway.routes import Routes
+from gateway.slice_metrics import slice_labels
 from gateway.upstream import Engines
 from placement.table import ReplicaRow, ReplicaState
 
@@ -49,7 +50,6 @@ FAMILIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 _HISTOGRAM_PARTS = ("_bucket", "_sum", "_count")
 _LINE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)(?: \d+)?$")
 _LE = re.compile(r'(?:^|,)le="([^"]*)"')
-_SLICE = re.compile(r"/(?P<profile>[^/@#]+)@\d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +63,29 @@ class _Page:
 class EngineMetrics:
     """The page, for any number of scrapes."""
 
-    def __init__(self, routes: Callable[[], Routes], engines: Engines, clock: Clock) -> None:
+    def __init__(
+        self,
+        routes: Callable[[], Routes],
+        engines: Engines,
+        clock: Clock,
+        slices: Callable[[], Awaitable[str]] | None = None,
+    ) -> None:
         self._routes = routes
         self._engines = engines
         self._clock = clock
+        self._slices = slices
         self._lock = asyncio.Lock()
         self._page = b""
         self._taken_at = float("-inf")
 
     async def render(self) -> bytes:
-        """Every engine's figures; at most CACHE_SECONDS old."""
+        """Every engine's figures, and what `slices` tells of their slices; at most CACHE_SECONDS old."""
         async with self._lock:
             if self._clock() - self._taken_at >= CACHE_SECONDS:
                 ready = [r for r in self._routes().replicas() if r.state is ReplicaState.READY]
+                of_slices = asyncio.ensure_future(self._slices()) if self._slices else None
                 pages = await asyncio.gather(*(self._ask(replica) for replica in ready))
-                self._page = "".join(lines(pages)).encode()
+                self._page = ("".join(lines(pages)) + (await of_slices if of_slices else "")).encode()
                 self._taken_at = self._clock()
             return self._page
 
@@ -141,18 +149,4 @@ def _family(name: str, kind: str, names: Iterable[str], labels: str, samples: Sa
 
 
 def _labels(replica: ReplicaRow) -> str:
-    """Ours, and those of DCGM's exporter (`UUID`, `GPU_I_PROFILE`), so that slice metrics can be joined to them."""
-    one = replica.slice
-    profile = one.profile or (found["profile"] if (found := _SLICE.search(one.id)) else "")
-    values = {
-        "replica": replica.replica,
-        "model": replica.model,
-        "slice": one.id,
-        "UUID": one.gpu or "",
-        "GPU_I_PROFILE": profile,
-    }
-    return ",".join(f'{name}="{_escaped(value)}"' for name, value in values.items())
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    return slice_labels(replica.slice, replica.replica, replica.model)

@@ -49,6 +49,7 @@ from gateway.request import ROUTES
 from gateway.router import Router
 from gateway.secret_values import fetch
 from gateway.service import Gateway, Parts
+from gateway.slice_metrics import SliceMetrics
 from gateway.stats import Stats
 from gateway.stored_responses import ResponseIds, secret_in
 from gateway.table_watch import Watched
@@ -137,7 +138,7 @@ def create_gateway(
     console = partial(
         add_console, backstage=gateway, access=lambda: console_access(gateway.file_config()), state=state.root
     )
-    engine_metrics = EngineMetrics(gateway.routes, parts.engines, clock).render
+    engine_metrics = EngineMetrics(gateway.routes, parts.engines, clock, SliceMetrics(gateway.routes).page).render
     cold = cold_app(gateway, version=_version(), batches=batches, console=console, engine_metrics=engine_metrics)
     app = Ingress(
         hot=hot,

@@ -8,7 +8,8 @@ privileged user"). Its MIG devices, with their memory and processes, it gives to
 from __future__ import annotations
 
 from placement.nvml.access import profile_name
+from placement.nvml.activity import SliceActivity, read_activity
 from placement.nvml.read import NvidiaState, read_nvidia
 from placement.nvml.use import read_use
 
-__all__ = ["NvidiaState", "profile_name", "read_nvidia", "read_use"]
+__all__ = ["NvidiaState", "SliceActivity", "profile_name", "read_activity", "read_nvidia", "read_use"]

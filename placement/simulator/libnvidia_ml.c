@@ -1220,6 +1220,84 @@ API ret_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, utilization_t *rate
     return end(OK);
 }
 
+/* ---------------------------------------------------------------- NVML: activity (GPM), from Hopper on
+ *
+ * A device on which anything runs is half busy, as in nvmlDeviceGetUtilizationRates: nothing is computed here. */
+
+enum { ARCHITECTURE_HOPPER = 9, GPM_VERSION = 1 };
+enum { GPM_GRAPHICS = 1, GPM_SM = 2, GPM_OCCUPANCY = 3, GPM_TENSOR = 5, GPM_DRAM = 10 };
+struct gpm_sample { int taken; unsigned gpu, gi; double busy_percent; };
+typedef struct gpm_sample *nvmlGpmSample_t;
+typedef struct { const char *short_name, *long_name, *unit; } gpm_info;
+typedef struct { unsigned id; int result; double value; gpm_info info; } gpm_metric;
+typedef struct { unsigned version, count; nvmlGpmSample_t sample1, sample2; gpm_metric metrics[]; } gpm_metrics;
+typedef struct { unsigned version, supported; } gpm_support;
+
+API ret_t nvmlGpmQueryDeviceSupport(nvmlDevice_t device, gpm_support *support)
+{
+    BEGIN(device, GPU_ONLY);
+    REQUIRE(support, INVALID_ARGUMENT);
+    REQUIRE(support->version == GPM_VERSION, ARGUMENT_VERSION_MISMATCH);
+    support->supported = t.product->architecture >= ARCHITECTURE_HOPPER;
+    return end(OK);
+}
+
+API ret_t nvmlGpmSampleAlloc(nvmlGpmSample_t *sample)
+{
+    ret_t result = begin_system(__func__, -1);
+    if (result != OK)
+        return result;
+    REQUIRE(sample, INVALID_ARGUMENT);
+    *sample = calloc(1, sizeof(struct gpm_sample));
+    REQUIRE(*sample, UNKNOWN);
+    return end(OK);
+}
+
+API ret_t nvmlGpmSampleFree(nvmlGpmSample_t sample)
+{
+    free(sample);
+    return OK;
+}
+
+API ret_t nvmlGpmSampleGet(nvmlDevice_t device, nvmlGpmSample_t sample)
+{
+    BEGIN(device, GPU_ONLY);
+    REQUIRE(sample, INVALID_ARGUMENT);
+    REQUIRE(t.product->architecture >= ARCHITECTURE_HOPPER, NOT_SUPPORTED);
+    *sample = (struct gpm_sample){1, gpu_number(t.gpu), NO_INSTANCE, count_on(&t, 0) ? 50 : 0};
+    return end(OK);
+}
+
+API ret_t nvmlGpmMigSampleGet(nvmlDevice_t device, unsigned gi, nvmlGpmSample_t sample)
+{
+    BEGIN(device, GPU_ONLY);
+    REQUIRE(sample, INVALID_ARGUMENT);
+    REQUIRE(t.product->architecture >= ARCHITECTURE_HOPPER, NOT_SUPPORTED);
+    t.gi = gi_by_id(t.gpu, gi);
+    REQUIRE(t.gi, INVALID_ARGUMENT);
+    *sample = (struct gpm_sample){1, gpu_number(t.gpu), gi, count_on(&t, 0) ? 50 : 0};
+    return end(OK);
+}
+
+API ret_t nvmlGpmMetricsGet(gpm_metrics *asked)
+{
+    ret_t result = begin_system(__func__, -1);
+    if (result != OK)
+        return result;
+    REQUIRE(asked && asked->sample1 && asked->sample2, INVALID_ARGUMENT);
+    REQUIRE(asked->version == GPM_VERSION, ARGUMENT_VERSION_MISMATCH);
+    const struct gpm_sample *first = asked->sample1, *second = asked->sample2;
+    REQUIRE(first->taken && second->taken && first->gpu == second->gpu && first->gi == second->gi, INVALID_ARGUMENT);
+    for (unsigned i = 0; i < asked->count; i++) {
+        gpm_metric *one = &asked->metrics[i];
+        int known = one->id == GPM_GRAPHICS || one->id == GPM_SM || one->id == GPM_OCCUPANCY || one->id == GPM_TENSOR || one->id == GPM_DRAM;
+        one->result = known ? OK : NOT_SUPPORTED;
+        one->value = known ? second->busy_percent : 0;
+        one->info = (gpm_info){"simulated", "simulated", "%"};
+    }
+    return end(OK);
+}
+
 /* ---------------------------------------------------------------- NVML: memory and processes */
 
 API ret_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, memory_v1 *memory)

@@ -11,7 +11,7 @@ import pytest
 
 from model_registry.geometry import Layout
 from placement.exports import export_config, export_labels, export_mig_parted
-from placement.nvml import read_nvidia
+from placement.nvml import read_activity, read_nvidia
 from placement.nvml.partition import NvmlPartitioner
 from placement.partition import LayoutRule, apply, plan
 from placement.slices import SliceKind
@@ -109,3 +109,11 @@ def test_every_export_can_be_written(n: Any) -> None:
 def test_a_simulated_gpu_says_so_and_a_real_one_does_not(n: Any) -> None:
     simulated = hasattr(n, "machine") and "sliceway" in str(getattr(n.nvmlLib, "_name", ""))
     assert {g.simulated for g in read_nvidia(n).gpus} == {simulated}
+
+
+def test_every_slice_tells_its_memory_and_shares_of_one(n: Any) -> None:
+    found = {one.uuid: one for one in read_activity(n, pause=lambda _: None)}
+    assert {one.uuid for one in read_nvidia(n).slices} <= set(found)
+    for one in found.values():
+        assert 0 <= one.used_bytes <= one.total_bytes
+        assert all(0 <= share <= 1 for share in one.busy.values())

@@ -26,7 +26,9 @@ _STRINGS = re.compile(r'"[^"]*"')
 def exported() -> set[str]:
     """Sample names, from the source: a running gateway shows a family only when it has something to say."""
     source = (ROOT / "gateway" / "metrics.py").read_text()
+    of_slices = (ROOT / "gateway" / "slice_metrics.py").read_text()
     names = set(re.findall(r'"(sliceway_[a-z_]+)"', source))
+    names |= set(re.findall(r"# TYPE (sliceway_slice_[a-z_]+)", of_slices))
     names |= {f"sliceway_{name}_total" for name in re.findall(r'_counter\(\s*"([a-z_]+)"', source)}
     names |= {f"{name}_total" for name in re.findall(r'CounterMetricFamily\(\s*"(sliceway_[a-z_]+)"', source)}
     histograms = [f"sliceway_{metric}" for metric in METRICS]
