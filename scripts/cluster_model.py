@@ -4,7 +4,7 @@
 Every unit cost is measured here and now on the functions that a cluster runs, in seconds of one core, on made-up nodes of eight GPUs
 (one replica on each, or seven with `--slices 56`). What they add up to is a model: a head is one thread, and everything that it
 does in a round has to fit into the round, or the round takes longer and a change reaches gateways later. Crossing the
-network costs `--rpc-seconds` of the head's thread for each call (measured by `scripts/cluster_drill.py`).
+network costs `--rpc-seconds` of the head's process for each call; `--ray` measures that on actors on this machine.
 
 Prints one row for each size: seconds of work, the head's load (work in a round over the round's length), the time until a
 change is in every gateway, and the table's size; with `--json` the numbers alone.
@@ -27,7 +27,7 @@ from model_registry.schema import ModelConfig
 from placement.cluster.head import LOST_AFTER_SECONDS, STEP_SECONDS
 from placement.cluster.members import Broadcast, NodeReport, Seat, Versions
 from placement.cluster.merge import merge_tables
-from placement.cluster.seating import seat_replicas
+from placement.cluster.seating import SeatingBook, seat_replicas
 from placement.slices import Slice, SliceKind
 from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow
 
@@ -44,8 +44,9 @@ class Costs:
     replicas: int
     table_bytes: int
     report: float  # of one node: its JSON becomes values
-    seat: float  # every replica keeps the seat that it has
+    seat: float  # nothing that counts has changed, which has to be found out
     seat_lost: float  # one node's replicas are seated anew
+    seat_first: float  # none has a seat yet (up to 3,000 replicas; else not measured)
     merge: float  # the table, and whether it is another one
     encode: float  # the table as JSON, once
     fan_out: float  # the same bytes for one more node
@@ -134,6 +135,8 @@ def measure(nodes: int, slices: int) -> Costs:
     broadcast = Broadcast(head="h", table=table, sequence=1)
     text = broadcast.model_dump_json().encode()
     file = table.model_dump_json().encode()
+    book, again = SeatingBook(), reports(nodes, slices)
+    book.seat(models, known, _fits, seats)
     left = dict(list(known.items())[1:])
     fewer = [ModelConfig(name="chat", source="org/x", replicas=(nodes - 1) * slices)]
     return Costs(
@@ -141,8 +144,9 @@ def measure(nodes: int, slices: int) -> Costs:
         nodes * slices,
         len(text),
         report=seconds(lambda: [NodeReport.model_validate_json(one) for one in texts]) / len(texts),
-        seat=seconds(lambda: seat_replicas(models, known, _fits, seats)),
+        seat=seconds(lambda: book.seat(models, again, _fits, dict(seats))),
         seat_lost=seconds(lambda: seat_replicas(fewer, left, _fits, seats)),
+        seat_first=seconds(lambda: seat_replicas(models, known, _fits, {})) if nodes * slices <= 3000 else float("nan"),
         merge=seconds(lambda: merge_tables(rows, known, seats, {}, table, secret="s")),
         encode=seconds(broadcast.model_dump_json),
         fan_out=seconds(lambda: bytes(bytearray(text))),
@@ -169,6 +173,38 @@ def load(costs: Costs, *, rpc_seconds: float, changes_per_second: float) -> Load
     return Load(length, head, change, LOST_AFTER_SECONDS + length + costs.seat_lost + told, gateway)
 
 
+def rpc_cost(calls: int = 300) -> tuple[float, float]:
+    """Seconds of the caller's process for one call of an actor that answers with a node's report: by name, and by a kept handle."""
+    import asyncio
+
+    import ray
+
+    text = next(iter(reports(1, 8).values())).model_dump_json()
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+
+        class Agent:
+            async def report(self) -> str:
+                return text
+
+        remote: Any = ray.remote
+        agent = remote(Agent).options(name="agent", num_cpus=0).remote()
+        ray.get(agent.report.remote())
+
+        async def ask(named: bool) -> None:
+            handle = await asyncio.to_thread(ray.get_actor, "agent") if named else agent
+            await handle.report.remote()
+
+        async def ask_all(named: bool) -> float:
+            began = time.process_time()
+            await asyncio.gather(*(ask(named) for _ in range(calls)))
+            return (time.process_time() - began) / calls
+
+        return asyncio.run(ask_all(True)), asyncio.run(ask_all(False))
+    finally:
+        ray.shutdown()
+
+
 def main() -> int:
     """Measure every size and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -176,12 +212,17 @@ def main() -> int:
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="numbers of nodes")
     parser.add_argument("--rpc-seconds", type=float, default=0.0005, help="of the head's thread, for each call")
     parser.add_argument("--changes", type=float, default=0.2, help="changes of the table per second")
+    parser.add_argument("--ray", action="store_true", help="measure the cost of a call, print it, and go by it")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     out = sys.stdout
+    if chosen.ray:
+        named, kept = rpc_cost()
+        out.write(f"a call costs its caller {named * 1e3:.2f} ms by name, {kept * 1e3:.2f} ms by a kept handle\n")
+        chosen.rpc_seconds = kept
     if not chosen.json:
         out.write(
-            f"{'nodes':>6} {'replicas':>8} {'table':>9} | {'reports':>8} {'seat':>8} {'merge':>8} {'encode':>8} | "
+            f"{'nodes':>6} {'replicas':>8} {'table':>9} | {'reports':>8} {'seat':>8} {'anew':>8} {'first':>8} {'merge':>8} {'encode':>8} | "
             f"{'round':>7} {'head':>5} {'change':>7} {'lost':>6} {'gateway':>7}\n"
         )
     for size in chosen.sizes:
@@ -192,7 +233,7 @@ def main() -> int:
         else:
             out.write(
                 f"{size:>6} {costs.replicas:>8} {costs.table_bytes / 2**20:>6.2f} MB | {size * costs.report:>8.3f} "
-                f"{costs.seat:>8.3f} {costs.merge:>8.3f} {costs.encode:>8.3f} | {found.round_seconds:>6.2f}s "
+                f"{costs.seat:>8.3f} {costs.seat_lost:>8.3f} {costs.seat_first:>8.3f} {costs.merge:>8.3f} {costs.encode:>8.3f} | {found.round_seconds:>6.2f}s "
                 f"{found.head:>5.0%} {found.change_seconds:>6.2f}s {found.notice_seconds:>5.1f}s {found.gateway:>7.0%}\n"
             )
         out.flush()

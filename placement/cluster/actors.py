@@ -68,6 +68,7 @@ class RayNodes:
 
     def __init__(self) -> None:
         self._asked: dict[str, tuple[Seat, ActorHandle[Any], Any]] = {}
+        self._agents: dict[str, ActorHandle[Any]] = {}
         self._books: Mapping[str, Seat] = {}  # as last looked at: the head does, once in every round
 
     async def names(self) -> Sequence[str]:
@@ -120,10 +121,13 @@ class RayNodes:
         return seat, holder, holder.owner.remote()
 
     async def _agent(self, node: str, call: Callable[[ActorHandle[Any]], Any]) -> Any:
+        """Ask it by the handle that is known: looking one up by name is a question to Ray's own head each time."""
         try:
-            agent = await asyncio.to_thread(ray.get_actor, AGENT + node, namespace=NAMESPACE)
-            return await call(agent)
+            if node not in self._agents:
+                self._agents[node] = await asyncio.to_thread(ray.get_actor, AGENT + node, namespace=NAMESPACE)
+            return await call(self._agents[node])
         except (ValueError, RayActorError) as error:
+            self._agents.pop(node, None)  # another one of its name may be there already
             raise NodeLost(f"node {node!r} does not answer: {error}", where=node) from error
 
 
@@ -159,6 +163,7 @@ class HeadActor:
         logging.basicConfig(level=logging.INFO)
         self._head = Head(RayNodes(), RayStore(), SystemClock(), Versions.model_validate_json(versions), secret=secret)
         self._created = created
+        self._told: tuple[Broadcast, str] | None = None
         self._begin = asyncio.Lock()
         self._rounds: asyncio.Task[None] | None = None
 
@@ -176,7 +181,13 @@ class HeadActor:
         """As `Head.next_broadcast`, as JSON."""
         await self._begun()
         news = await self._head.next_broadcast(head, after, timeout_seconds=timeout_seconds)
-        return news.model_dump_json() if news else None
+        return self._as_json(news) if news else None
+
+    def _as_json(self, news: Broadcast) -> str:
+        """The same text for every node that asks."""
+        if self._told is None or self._told[0] is not news:
+            self._told = news, news.model_dump_json()
+        return self._told[1]
 
     async def status(self) -> dict[str, object]:
         """As `Head.status`."""
