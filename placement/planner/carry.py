@@ -32,6 +32,23 @@ def carried(
     return dict(chosen)
 
 
+def same_shapes(
+    single: Sequence[GpuClass], answer: Answer, classes: Sequence[GpuClass]
+) -> dict[tuple[int, int], int] | None:
+    """The shapes of `answer` by the numbers of other classes of the same GPUs; None if one of them is not there."""
+    home = {gpu.id: d for d, group in enumerate(classes) for gpu in group.members}
+    chosen: Counter[tuple[int, int]] = Counter()
+    for (c, s), count in answer.shapes.items():
+        if not single[c].members:
+            return None
+        shape, d = single[c].shapes[s], home[single[c].members[0].id]
+        like = next((t for t, o in enumerate(classes[d].shapes) if (o.slots, o.own) == (shape.slots, shape.own)), None)
+        if like is None:
+            return None
+        chosen[d, like] += count
+    return dict(chosen)
+
+
 def _match(
     targets: Sequence[Shape],
     wanted: list[int],

@@ -15,8 +15,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from model_registry.geometry import Placement
+from placement.planner.places import Places, add_places
 from placement.planner.shapes import GpuClass, Shape
-from placement.planner.solver import INFINITY, Limits, Program, Solved, common_step
+from placement.planner.solver import INFINITY, Limits, Program, Solved
 from placement.planner.types import Constraints, Level, Objective
 from placement.planner.wants import Want
 
@@ -25,12 +27,6 @@ MOVE = 1000
 
 Terms = dict[int, float]
 _FEW_NODES = 500
-_EXACT = 1e8
-"""Sums up to here are told apart by one: the solver's tolerances are relative to them."""
-
-_APART = 1000.0
-"""Weights go up in such powers: well apart, searches were found to end several times sooner than with the least that do."""
-
 _NOTHING_MISSING = Level(Objective.DEMAND, 0.0, 0.0)
 
 
@@ -42,17 +38,22 @@ class Answer:
     replicas: Mapping[tuple[str, str, str], int]
     levels: tuple[Level, ...]
     missing: Mapping[str, float]
+    places: Mapping[int, tuple[Placement, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Master:
-    """One program, and the terms of every objective in it. `running` is the number of replicas that run by want."""
+    """One program, and the terms of every objective in it. `running` is the number of replicas that run by want.
+
+    With `slack` slots may stay empty, which is enough for what does not depend on them: demand, price, number of replicas.
+    """
 
     classes: Sequence[GpuClass]
     wants: Sequence[Want]
     constraints: Constraints
     running: Mapping[str, int] = field(default_factory=dict)
     keep: bool = True
+    slack: bool = False
     program: Program = field(default_factory=Program)
     _y: dict[tuple[int, int], int] = field(default_factory=dict)
     _x: dict[tuple[str, str, str], int] = field(default_factory=dict)
@@ -62,6 +63,7 @@ class Master:
     _economical: bool = False
     _found: bool = False
     _product: dict[str, str] = field(default_factory=dict)
+    _places: dict[int, Places] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._product.update((c.group, c.product) for c in self.classes)
@@ -72,7 +74,7 @@ class Master:
             self._add_want(want)
             self._add_spread(want)
         if (limit := self.constraints.max_layout_changes) is not None:
-            self.program.row(self._sum(lambda shape: shape.changes), upper=limit)
+            self.program.row(self._changes(), upper=limit)
 
     def hold(self, terms: Mapping[int, float], value: float) -> None:
         """Keep an objective at `value` or below from here on."""
@@ -89,7 +91,7 @@ class Master:
             level = self._level(objective, self._disturbance(), limits, base=base, unit=MOVE)
             self._economical = level is not None
             return level
-        if (economy := self._economy()) and self._level(objective, economy, limits) is None:
+        if self.economise(limits) is None:
             return None
         return self._level(objective, self._sum(lambda shape: shape.fragmentation), limits)
 
@@ -100,7 +102,7 @@ class Master:
         price = self.price()
         # Where even fractions of replicas cannot meet everything, this tells at once.
         relaxed = self.program.relaxed().minimise(price, limits)
-        if relaxed is not None and (near := self._near(relaxed, limits)) is not None:
+        if relaxed is not None and limits.gap_ratio and (near := self._near(relaxed, limits)) is not None:
             self._last = near
             if near.objective <= relaxed.objective / (1 - limits.gap_ratio):
                 self.hold(price, near.objective)
@@ -111,65 +113,47 @@ class Master:
             return None
         return _NOTHING_MISSING, level
 
-    def meet_at_once(self, limits: Limits) -> tuple[Level, ...] | None:
-        """Demand, price, disturbance and fragmentation in one search, for a small fleet on which nothing runs.
+    def count(self, limits: Limits) -> Level | None:
+        """The fewest replicas: on an empty fleet every one of them is an instance to create."""
+        level = self._level(Objective.DISTURBANCE, dict.fromkeys(self._x.values(), 1.0), limits, unit=MOVE)
+        self._economical = level is not None
+        return level
 
-        Each weighs more than all that come after it together, so the least sum is the best in this order. None where
-        something must be missing, where the weights would be too large for exact arithmetic, or without a proof.
-        """
-        assert not self.running, "what runs has to be counted in"
-        mark = self.program.rows
-        self.miss_nothing()
-        parts = [self.price(), self._disturbance(), self._penalties(), self._sum(lambda shape: shape.fragmentation)]
-        found = self._weighed(parts, limits)
-        if found is None:
-            self.program.drop_rows(mark)
-            return None
-        self._last = found
-        price, changes, _, lost = (sum(cost * found.values[v] for v, cost in terms.items()) for terms in parts)
-        ranked = ((Objective.PRICE, price), (Objective.DISTURBANCE, changes / MOVE), (Objective.FRAGMENTATION, lost))
-        return _NOTHING_MISSING, *(Level(objective, value, value) for objective, value in ranked)
+    def economise(self, limits: Limits) -> float | None:
+        """Make the penalties of the options taken, and where it is open their number, as small as can be; None in vain."""
+        if not (economy := self._economy()):
+            return 0.0
+        level = self._level(Objective.FRAGMENTATION, economy, limits)
+        return None if level is None else level.value
 
-    def _weighed(self, parts: Sequence[Terms], limits: Limits) -> Solved | None:
-        """The least of the first part, of these the least of the second, and so on; None without a proof."""
-        sums: Terms = {}
-        total = 1.0
-        for terms in reversed(parts):
-            if not terms:
-                continue
-            step = common_step(terms.values())
-            if not step:
-                return None
-            for v, cost in terms.items():
-                sums[v] = sums.get(v, 0.0) + total * round(cost / step)
-            span = 1.0 + self._most(terms) / step
-            if total * span > _EXACT:
-                return None
-            total *= _APART ** math.ceil(math.log(span, _APART))
-        if self.program.relaxed().minimise(sums, limits) is None:
-            return None
-        brief = replace(limits, seconds=limits.seconds / 5, nodes=_FEW_NODES, gap_ratio=0.0)
-        found = self.program.minimise(sums, brief, step=1.0)
-        return found if found is not None and found.lower_bound > found.objective - 0.5 else None
+    def hold_economy(self, value: float) -> None:
+        """Keep what `economise` came to in a program that settled the same before."""
+        self._economical = True
+        self.hold(self._economy(), value)
 
-    def _most(self, terms: Terms) -> float:
-        """No answer has more of this: every GPU takes its costliest shape, every other variable its upper bound."""
-        highest: dict[int, float] = defaultdict(float)
-        for (c, _), v in self._y.items():
-            highest[c] = max(highest[c], terms.get(v, 0.0) * self.program.upper(v))
-        return sum(highest.values()) + sum(
-            cost * self.program.upper(v) for v, cost in terms.items() if v in self._x.values()
-        )
+    def hold_disturbance(self, value: float) -> None:
+        """Keep disturbance, in layout changes, at this."""
+        self.hold(self._disturbance(), value - MOVE * sum(self.running.values()))
+
+    def hold_changes(self, count: float) -> None:
+        """Keep the instances created and destroyed at so many."""
+        self.hold(self._changes(), count)
+
+    def fix_replicas(self, replicas: Mapping[tuple[str, str, str], int]) -> None:
+        """Allow nothing but these, by pool, want and profile."""
+        for key, v in self._x.items():
+            self.program.row({v: 1.0}, replicas.get(key, 0), replicas.get(key, 0))
 
     def _disturbance(self) -> Terms:
         """Layout changes, less what every replica that stays is worth."""
-        return {v: -float(MOVE) for v in self._k.values()} | self._sum(lambda shape: shape.changes)
+        return {v: -float(MOVE) for v in self._k.values()} | self._changes()
 
-    def _penalties(self) -> Terms:
-        """Penalties of the options taken."""
-        by_name = {w.name: w for w in self.wants}
-        options = {key: by_name[key[1]].option(self._product[key[0]], key[2]) for key in self._x}
-        return {self._x[key]: o.penalty * MOVE for key, o in options.items() if o is not None and o.penalty}
+    def _changes(self) -> Terms:
+        """Instances created and destroyed."""
+        terms = self._sum(lambda shape: shape.changes)
+        for places in self._places.values():
+            terms |= places.changes()
+        return terms
 
     def _near(self, relaxed: Solved, limits: Limits) -> Solved | None:
         """The best answer close to the relaxation; None if there is none.
@@ -266,6 +250,7 @@ class Master:
             {key: n for key, v in self._x.items() if (n := solved.count(v))},
             tuple(levels),
             {name: solved.values[v] for name, v in self._s.items() if solved.values[v] > 1e-6},
+            {c: places.taken(v for v in places.used.values() if solved.count(v)) for c, places in self._places.items()},
         )
 
     def shortfall(self, priority: int | None = None) -> Terms:
@@ -278,7 +263,10 @@ class Master:
 
     def price(self) -> Terms:
         """Price per hour of the GPUs in use."""
-        return {v: p for (c, s), v in self._y.items() if self._shape(c, s).on and (p := self.classes[c].price_per_hour)}
+        terms = {
+            v: p for (c, s), v in self._y.items() if self._shape(c, s).on and (p := self.classes[c].price_per_hour)
+        }
+        return terms | {at.on: p for at in self._places.values() if (p := at.gpu.price_per_hour)}
 
     def _economy(self) -> Terms:
         """Penalties of the options taken, and no more replicas than a rate needs where that has not been seen to."""
@@ -295,12 +283,20 @@ class Master:
 
     def _add_shapes(self) -> None:
         for c, group in enumerate(self.classes):
+            if not group.shapes:
+                self._places[c] = self._add_places(group)
+                continue
             count = len(group.members) or sum(len(self.classes[v].members) for v in group.vacated_by)
             for s in range(len(group.shapes)):
                 self._y[c, s] = self.program.variable(count)
             mine = {self._y[c, s]: 1.0 for s in range(len(group.shapes))}
             vacated = {self._y[v, s]: -1.0 for v in group.vacated_by for s in self._vacating(v)}
             self.program.row(mine | vacated, len(group.members), len(group.members))
+
+    def _add_places(self, group: GpuClass) -> Places:
+        (gpu,) = group.members
+        profiles = {o.profile for w in self.wants for o in w.options if o.product == gpu.product}
+        return add_places(self.program, gpu, profiles, frozenset(w.name for w in self.wants))
 
     def _vacating(self, c: int) -> Iterator[int]:
         return (s for s, shape in enumerate(self.classes[c].shapes) if shape.vacated)
@@ -313,14 +309,7 @@ class Master:
 
     def _add_pool(self, group: str, members: Sequence[int]) -> None:
         """Slots of one pool: who may have them, and that each in use has somebody."""
-        slots: dict[str, Terms] = defaultdict(dict)
-        own: dict[tuple[str, str], Terms] = defaultdict(dict)
-        for c in members:
-            for s, shape in enumerate(self.classes[c].shapes):
-                for profile, n in shape.slots:
-                    slots[profile][self._y[c, s]] = n
-                for key, n in shape.own:
-                    own[key][self._y[c, s]] = n
+        slots, own = self._supplied(members)
         closed = self.classes[members[0]].closed
         product = self.classes[members[0]].product
         for profile, supply in sorted(slots.items()):
@@ -331,9 +320,26 @@ class Master:
                 )
             row = {self._x[group, w.name, profile]: -1.0 for w in takers} | supply
             # On a closed GPU a slot whose replica is stopped stays empty.
-            self.program.row(row, 0.0, INFINITY if closed else 0.0)
+            self.program.row(row, 0.0, INFINITY if closed or self.slack else 0.0)
         for (name, profile), mine in sorted(own.items()):
             self._add_kept((group, name, profile), mine, closed=closed)
+
+    def _supplied(self, members: Sequence[int]) -> tuple[dict[str, Terms], dict[tuple[str, str], Terms]]:
+        """What these classes give: slots by profile, and by (want, profile) those on which a replica of it runs."""
+        slots: dict[str, Terms] = defaultdict(dict)
+        own: dict[tuple[str, str], Terms] = defaultdict(dict)
+        for c in members:
+            for s, shape in enumerate(self.classes[c].shapes):
+                for profile, n in shape.slots:
+                    slots[profile][self._y[c, s]] = n
+                for key, n in shape.own:
+                    own[key][self._y[c, s]] = n
+            if (places := self._places.get(c)) is not None:
+                for placement, v in places.used.items():
+                    slots[placement.profile][v] = 1
+                for key, variables in places.own({w.name for w in self.wants}).items():
+                    own[key] |= dict.fromkeys(variables, 1.0)
+        return slots, own
 
     def _add_kept(self, key: tuple[str, str, str], mine: Terms, *, closed: bool) -> None:
         if key not in self._x:
@@ -383,7 +389,15 @@ class Master:
                 fitting = sum(n for profile, n in shape.slots if want.option(self.classes[c].product, profile))
                 if fitting:
                     terms[self._y[c, s]] = -float(min(fitting, want.max_per_gpu or fitting))
+            if (places := self._places.get(c)) is not None:
+                terms |= self._reach_of(want, places)
         return terms
+
+    def _reach_of(self, want: Want, places: Places) -> Terms:
+        fitting = {v: -1.0 for p, v in places.used.items() if want.option(places.gpu.product, p.profile)}
+        reach = self.program.variable(want.max_per_gpu or len(fitting))
+        self.program.row(fitting | {reach: 1.0}, upper=0.0)
+        return {reach: -1.0}
 
     def _of(self, want: Want) -> dict[tuple[str, str, str], int]:
         return {key: v for key, v in self._x.items() if key[1] == want.name}

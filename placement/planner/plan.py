@@ -14,14 +14,15 @@ from dataclasses import dataclass, replace
 
 from placement.errors import PlanError
 from placement.planner.adjusted import adjusted, disturbance
-from placement.planner.carry import carried
+from placement.planner.carry import carried, same_shapes
 from placement.planner.explain import unmet
 from placement.planner.master import MOVE, Answer, Master
+from placement.planner.places import placed, realised
 from placement.planner.seats import Seating, seat
 from placement.planner.shapes import GpuClass, Shaper
 from placement.planner.solver import Limits
 from placement.planner.staying import Standing, by_priority, standing
-from placement.planner.types import DEFAULT_ORDER, FleetPlan, Level, Objective, Problem
+from placement.planner.types import FleetPlan, Level, Objective, Problem
 from placement.planner.wants import Want, bound_to_stop, wants_of
 from placement.planner.written import decisions, planned_gpus
 
@@ -77,11 +78,11 @@ def _search(problem: Problem, wants: Sequence[Want], limits: Limits) -> _Found:
         wants, surplus=[name for name, count in leaving.items() if count], tidy_first=_tidy_first(problem.order)
     )
     reached = None
-    if (new := _at_once(problem, wants, shaper, limits)) is not None:
-        return new
     if first:
-        coarse = Master(shaper.coarse(problem.gpus), wants, problem.constraints, keep=False)
-        reached = _Reached(coarse.classes, coarse.answer(_settled(coarse, first, limits)))
+        small = len(problem.gpus) <= _SMALL and not limits.gap_ratio
+        classes = shaper.coarse(problem.gpus, maximal=small)
+        coarse = Master(classes, wants, problem.constraints, keep=False, slack=small)
+        reached = _Reached(coarse, coarse.answer(_settled(coarse, first, limits)))
         if stay and rest[:1] == (Objective.DISTURBANCE,) and _as_good(stay, reached.answer, wants, limits):
             return _stayed(problem, wants, shaper, stay, reached.answer.levels, bound=0.0)
         large = len(problem.gpus) > _TINY and _runs(problem)
@@ -91,30 +92,17 @@ def _search(problem: Problem, wants: Sequence[Want], limits: Limits) -> _Found:
                 bound = float(sum(leaving.values()))
                 return _stayed(problem, wants, shaper, moving_few, reached.answer.levels, bound=bound)
     detail = _Detail(problem, wants, shaper, sum(leaving.values()), limits)
-    found = detail.search(reached, rest)
+    found = (detail.few(reached, rest) if reached and reached.few.slack else None) or detail.search(reached, rest)
     if found.seating.unseated and len(problem.gpus) <= _SMALL:
         found = detail.search(None, problem.order, by_gpu=True)
     return found
 
 
-def _at_once(problem: Problem, wants: Sequence[Want], shaper: Shaper, limits: Limits) -> _Found | None:
-    """All objectives in one search, where the fleet is small and nobody is there to be disturbed; None if that fails."""
-    there = any(i.reserved is None for g in problem.gpus for i in g.instances)
-    if there or len(problem.gpus) > _TINY or problem.order != DEFAULT_ORDER or limits.gap_ratio:
-        return None
-    master = Master(shaper.detailed(problem.gpus), wants, problem.constraints)
-    levels = master.meet_at_once(limits)
-    if levels is None or not shaper.complete:
-        return None
-    seating = seat(master.classes, master.answer(levels), wants)
-    return None if seating.unseated else _Found(seating, levels)
-
-
 @dataclass(frozen=True, slots=True)
 class _Reached:
-    """What the first program settled."""
+    """What the first program settled, and the program, which holds it."""
 
-    classes: Sequence[GpuClass]
+    few: Master
     answer: Answer
 
 
@@ -175,6 +163,84 @@ class _Detail:
         levels = (*(reached.answer.levels if reached else ()), *levels)
         return _Found(seat(classes, master.answer(levels), self.wants), levels)
 
+    def few(self, reached: _Reached, rest: Sequence[Objective]) -> _Found | None:
+        """The best plan of a small fleet, by programs that are made for it; None where they do not cover it."""
+        if tuple(rest) != (Objective.DISTURBANCE, Objective.FRAGMENTATION):
+            return None
+        if _bare(self.problem):
+            return self._new(reached)
+        return self._changed(reached) if _runs(self.problem) else None
+
+    def _new(self, reached: _Reached) -> _Found | None:
+        """Where nothing is there: the fewest replicas, since each is an instance to create, then the tidiest layouts."""
+        few = reached.few
+        changes, economy = few.count(self.limits), few.economise(self.limits)
+        if changes is None or economy is None:
+            return None
+        settled = few.answer(())
+        classes = self.shaper.detailed(self.problem.gpus)
+
+        def program() -> Master:
+            master = self._master(classes, reached)
+            master.hold_changes(changes.value * MOVE)
+            master.hold_economy(economy)
+            return master
+
+        alike = program()
+        alike.fix_replicas(settled.replicas)
+        tidy = alike.minimise(Objective.FRAGMENTATION, self.limits)
+        if tidy is None:
+            return None
+        answer = alike.answer(())
+        if tidy.value > 0:
+            master = program()
+            master.begin(answer.shapes, answer.replicas, answer.missing)
+            tidy = master.minimise(Objective.FRAGMENTATION, self.limits)
+            answer = master.answer(())
+        levels = (*reached.answer.levels, changes, *((tidy,) if tidy else ()))
+        return _Found(seat(classes, answer, self.wants), levels) if self.shaper.complete else None
+
+    def _changed(self, reached: _Reached) -> _Found | None:
+        """Where something runs: placements chosen one by one for the least disturbance, then the tidiest of these."""
+        classes = placed(self.shaper, self.problem.gpus)
+        master = self._master(classes, reached)
+        least, economy = master.minimise(Objective.DISTURBANCE, self.limits), master.economise(self.limits)
+        if least is None or economy is None or not self.shaper.complete:
+            return None
+        answer = master.answer(())
+        names = frozenset(w.name for w in self.wants)
+        single = [
+            realised(group, answer.places[c], names, self.shaper.fragmentation(group.members[0], answer.places[c]))
+            if c in answer.places
+            else group
+            for c, group in enumerate(classes)
+        ]
+        shapes = dict(answer.shapes) | dict.fromkeys(((c, 0) for c in answer.places), 1)
+        answer = replace(answer, shapes=shapes)
+        lost = sum(single[c].shapes[s].fragmentation * n for (c, s), n in shapes.items())
+        levels = (*reached.answer.levels, least)
+        if lost:
+            return self._tidier(reached, single, answer, least, economy)
+        return _Found(seat(single, answer, self.wants), (*levels, Level(Objective.FRAGMENTATION, 0.0, 0.0)))
+
+    def _tidier(
+        self, reached: _Reached, single: Sequence[GpuClass], answer: Answer, least: Level, economy: float
+    ) -> _Found | None:
+        """Among plans that disturb as little, one with the least fragmentation: that depends on whole shapes."""
+        most = max(0, int(least.value + 1e-6) - self.unavoidable)
+        classes = self.shaper.detailed(self.problem.gpus, most_lost=most)
+        master = self._master(classes, reached)
+        master.hold_disturbance(least.value * MOVE)
+        master.hold_economy(economy)
+        if (shapes := same_shapes(single, answer, classes)) is not None:
+            master.begin(shapes, answer.replicas, answer.missing)
+        tidy = master.minimise(Objective.FRAGMENTATION, self.limits)
+        if tidy is None:
+            return None
+        if not self.shaper.complete:
+            tidy = self._unproven(tidy)
+        return _Found(seat(classes, master.answer(()), self.wants), (*reached.answer.levels, least, tidy))
+
     @property
     def _brief(self) -> Limits:
         """For objectives that matter less, on all but tiny fleets."""
@@ -211,8 +277,9 @@ class _Detail:
         master = Master(classes, self.wants, self.problem.constraints, known)
         if reached is not None:
             self._hold(master, reached.answer)
-            if (shapes := carried(reached.classes, reached.answer, classes)) is not None:
-                master.begin(shapes, reached.answer.replicas, reached.answer.missing)
+            known_shapes = None if reached.few.slack else carried(reached.few.classes, reached.answer, classes)
+            if known_shapes is not None:
+                master.begin(known_shapes, reached.answer.replicas, reached.answer.missing)
         return master
 
     def _hold(self, master: Master, answer: Answer) -> None:
@@ -250,6 +317,10 @@ def _price(answer: Answer) -> Level:
 def _allowed(level: Level, limits: Limits) -> float:
     """What a plan may cost for the gap that is asked for: as much as the best found, or more if the bound admits it."""
     return max(level.value, level.lower_bound / (1 - limits.gap_ratio))
+
+
+def _bare(problem: Problem) -> bool:
+    return all(i.reserved is not None for g in problem.gpus for i in g.instances)
 
 
 def _runs(problem: Problem) -> bool:

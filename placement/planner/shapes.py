@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from model_registry.catalogue import Product
@@ -46,7 +46,8 @@ class GpuClass:
     """GPUs that are alike in everything that a plan looks at, and the shapes that each of them can take.
 
     `group` names the pool of slots that they belong to; `closed` says that only the replicas that run there may use it.
-    A class without members stands for the vacated GPUs of the classes numbered in `vacated_by`.
+    A class without members stands for the vacated GPUs of the classes numbered in `vacated_by`; one without shapes is a
+    single GPU whose placements are chosen one by one (see `placement.planner.places`).
     """
 
     group: str
@@ -80,10 +81,14 @@ class Shaper:
         self._measures: dict[Product, Fragmentation] = {}
         self.complete = True
 
-    def coarse(self, gpus: Iterable[FleetGpu]) -> tuple[GpuClass, ...]:
-        """As if nothing ran that can be moved: what demand and price depend on, in very few classes."""
+    def coarse(self, gpus: Iterable[FleetGpu], *, maximal: bool = False) -> tuple[GpuClass, ...]:
+        """As if nothing ran that can be moved: what demand and price depend on, in very few classes.
+
+        With `maximal` only shapes that no other contains: enough where slots may stay empty.
+        """
         bare = [(self._bare(g) if g.open else g, g) for g in gpus]
-        return self._classes(bare, group=lambda g: g.product if g.open else g.id)
+        classes = self._classes(bare, group=lambda g: g.product if g.open else g.id)
+        return tuple(replace(c, shapes=_maximal(c.shapes)) for c in classes) if maximal else classes
 
     def detailed(
         self, gpus: Iterable[FleetGpu], *, most_lost: int | None = None, by_gpu: bool = False
@@ -99,6 +104,10 @@ class Shaper:
             pairs, group=lambda g: g.product if g.open and not by_gpu else g.id, by_gpu=by_gpu, most_lost=most_lost
         )
         return (*classes, *self._vacated(classes))
+
+    def profiles(self, product: str) -> Collection[str]:
+        """The profiles that anybody wants on a product."""
+        return self._profiles.get(product, set())
 
     def fragmentation(self, gpu: FleetGpu, used: Iterable[Placement]) -> int:
         """F of a GPU on which these and the reserved placements are in use."""
@@ -259,6 +268,16 @@ class Shaper:
         if product not in self._measures:
             self._measures[product] = Fragmentation(product)
         return self._measures[product]
+
+
+def _maximal(shapes: Sequence[Shape]) -> tuple[Shape, ...]:
+    """Shapes whose slots no other contains, and those that use nothing."""
+    slots = [Counter(dict(s.slots)) for s in shapes]
+    return tuple(
+        shape
+        for shape, mine in zip(shapes, slots, strict=True)
+        if not shape.used or not any(mine < other for other in slots)
+    )
 
 
 def in_the_way(gpu: FleetGpu, used: Iterable[Placement]) -> tuple[Placement, ...]:
