@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from selenium import webdriver
 from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -19,27 +17,13 @@ from gateway.config import Config
 from gateway.keys import Keystore
 from gateway.testing import FakeFleet, RunningGateway, fake_fleet, running_gateway, wait_until
 from placement.table import ReplicaState
+from tests.integration.browsing import FAINT_TEXTS, chromium, sized
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.browser]
 
 ADMIN_KEY = "sk-sliceway-admin-for-the-console-tests"
 PATIENCE_SECONDS = 30
 
-# WCAG 2.2, 1.4.3: 4.5 to 1 for text of normal size. The colour behind a text is the nearest one that is not see-through.
-FAINT_TEXTS = """
-const parse = (c) => { const m = c.match(/[\\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m; };
-const channel = (v) => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
-const light = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-const behind = (e) => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c[3] > 0) return c; }
-  return [255, 255, 255, 1]; };
-const faint = [];
-for (const e of document.body.querySelectorAll("*")) {
-  if (!e.checkVisibility() || ![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())) continue;
-  const [a, b] = [light(parse(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
-  if ((a + 0.05) / (b + 0.05) < 4.5) faint.push(`${e.tagName} ${e.id} ${e.textContent.slice(0, 30)}`);
-}
-return faint;
-"""
 UNNAMED_CONTROLS = """
 return [...document.querySelectorAll("input, select, textarea, button")].filter((e) => e.checkVisibility())
   .filter((e) => !(e.labels && e.labels.length) && !e.textContent.trim() && !e.getAttribute("aria-label")).map((e) => e.id);
@@ -84,28 +68,8 @@ def keys(gateway: RunningGateway, fleet: FakeFleet) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.fail("Chromium and ChromeDriver are missing: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic")
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        *quiet,
-    ):
-        options.add_argument(argument)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    one = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
-    try:
+    with chromium(tmp_path_factory.mktemp("chromium")) as one:
         yield one
-    finally:
-        one.quit()
 
 
 @pytest.fixture
@@ -188,10 +152,7 @@ def test_the_queue_of_every_slice_is_counted(page: WebDriver) -> None:
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_can_be_read_at_every_width_and_in_either_scheme(page: WebDriver, width: int, scheme: str) -> None:
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    size = {"width": width, "height": 740, "deviceScaleFactor": 1, "mobile": width < 500}
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    sized(page, width, scheme)
     assert page.execute_script(FAINT_TEXTS) == []
     signed_in(page)
     assert page.execute_script(FAINT_TEXTS) == []

@@ -6,55 +6,19 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 
 from loadtests.lab.compare import compare
-from loadtests.lab.evaluate import Measured, Surroundings, evaluate
-from loadtests.lab.matrix import cells_of, phases
 from loadtests.lab.merge import merge
 from loadtests.lab.report import Report, read_report
-from loadtests.lab.scenario import Context, IsolationScenario
 from loadtests.problems import ScenarioError
 from loadtests.report import html, markdown, svg
 from loadtests.report.files import write_reports
-from loadtests.run_result import Run
-from loadtests.samples import Sample, quantiles
+from tests.unit.loadtests.made_reports import report_of
 
 ROOT = Path(__file__).parents[3]
-
-
-def report_of(
-    beside: float = 1.5, *, deployment: str | None = None, model: str = "chat-a", name: str = "A <b> & c"
-) -> Report:
-    scenario = IsolationScenario.model_validate(
-        {
-            "name": name,
-            "victim": {"name": "quiet", "model": model, "slo": {"ttft": "500ms"}},
-            "aggressors": [{"kind": "prefill_flood", "tenant": "noisy"}],
-            "settings": [{"where": "other_slice", "model": "b"}],
-            "rounds": 2,
-            "budget": {"p99_ratio": 1.1, "metrics": ["ttft"]},
-        }
-    )
-    context = Context(deployment=deployment, layout={"kind": "cpu"}, software={"vllm": "0.32.0"})
-    cells = cells_of(scenario, [], lambda m, t: 1000, context)
-    measured = []
-    for number, phase in enumerate(phases(scenario, cells, "http://127.0.0.1:1")):
-        random, middle = Random(number), 1.0 if phase.cell.beside is None else beside
-        rows = [
-            Sample(
-                "quiet", model, "cpu-0", 3.0 + i, 3.0 + i, 4.0 + i,
-                ttft_seconds=0.1 * middle * random.uniform(0.98, 1.02), itl_seconds=(0.02 * middle,) * 3,
-                e2e_seconds=0.2 * middle, output_tokens=4,
-            )
-            for i in range(120)
-        ]  # fmt: skip
-        measured.append(Measured(phase.round, phase.cell, 40.0 * number, Run(tuple(rows), quantiles([0.0001]))))
-    about = Surroundings("2026-01-01T00:00:00+00:00", "sliceway bench isolation s.yaml", {"cores": 2}, {})
-    return evaluate(scenario, cells, measured, context=context, surroundings=about, replicates=100)
 
 
 class Balanced(HTMLParser):
