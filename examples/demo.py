@@ -83,7 +83,8 @@ def check_port(port: int) -> None:
 
 def create_key(config: Path, tenant: str) -> str:
     """A new API key, as an operator makes one."""
-    command = [*SLICEWAY, "keys", "create", tenant, "--config", str(config), "--json"]
+    about = ("--name", "demo", "--expires", "7d")  # every demo makes its own: old ones end by themselves
+    command = [*SLICEWAY, "keys", "create", tenant, "--config", str(config), *about, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise DemoFailed(f"`sliceway keys create {tenant}` failed")

@@ -23,7 +23,7 @@ GatewayError
 ├── InternalError             a fault of ours; 500
 ├── StorageError              files and batches cannot be kept; 500
 ├── OperatorError             what an operator asked for cannot be done
-│   ├── UnknownTenant, UnknownKey, UnknownReplica
+│   ├── UnknownTenant, UnknownKey, UnknownReplica, UnknownSlice
 │   └── ConflictingChange     it is the configuration's, or something already stands there
 └── KeystoreError, StoreUnavailable, OverlayError, SecretUnavailable, AuditError, TlsError, AddressInUse    told to the operator, never to a client
 
@@ -321,6 +321,12 @@ class UnknownReplica(OperatorError):
     """No replica has this name."""
 
     code = "unknown_replica"
+
+
+class UnknownSlice(OperatorError):
+    """No slice has this name."""
+
+    code = "unknown_slice"
 
 
 class ConflictingChange(OperatorError):

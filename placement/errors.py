@@ -10,6 +10,7 @@ PlacementError
 ├── TableUnreadable     the routing table on disk is damaged
 ├── NotCarriedOut       an order to a single replica did not come about
 ├── SimulatorError      a simulated machine could not be made or used
+│   └── WrongFleet          what a simulated machine is to have makes no sense
 ├── PlanError           a fleet could not be planned
 │   ├── StalePlan           the fleet is no longer the one that the plan was made from
 │   └── TransitionBlocked   no order of steps keeps every model at what it is guaranteed
@@ -85,6 +86,12 @@ class SimulatorError(PlacementError):
     """A simulated machine could not be made, or does not allow what was asked of it."""
 
     code = "simulator_error"
+
+
+class WrongFleet(SimulatorError):
+    """The GPUs that were named for a simulated machine are no machine: a count, a total, or a product without geometry."""
+
+    code = "wrong_fleet"
 
 
 class PlanError(PlacementError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -31,11 +33,27 @@ from gateway.cli.output import run
 
 app = typer.Typer(
     name="sliceway",
-    help="Turn GPU slices into an OpenAI-compatible service.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sliceway {version('sliceway')}")
+        raise typer.Exit
+
+
+@app.callback()
+def sliceway(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Turn GPU slices into an OpenAI-compatible service."""
+
+
 for _module in (
     cluster,
     serve,

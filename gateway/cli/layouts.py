@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -81,7 +82,7 @@ def plan(
         return
     _say_what_is_simulated(loaded)
     if fleet is not None and why is not None:
-        show_why(fleet.answer, why)
+        show_why(fleet.answer, why, fleet.gpus)
         return
     if not loaded.fleet.layouts and fleet is None:
         out.print("fleet.layouts names no GPU: all stay as they are")
@@ -154,7 +155,9 @@ def assert_(
     same = same and (fleet is None or not fleet.answer.plan.changed)
     if as_json:
         print_json({"same": same} | _plan_json(plans, replicas) | ({"fleet": fleet.as_public()} if fleet else {}))
-    elif same:
+        raise typer.Exit(0 if same else 1)
+    _say_what_is_simulated(loaded)
+    if same:
         out.print("[green]as configured[/]")
     else:
         show_plans([p for p in plans if p.actions])
@@ -257,14 +260,24 @@ def _words(words: list[str], chosen: Format | None) -> tuple[Format, Path | None
     for word in words:
         if word in get_args(Format) and not Path(word).exists() and chosen is None:
             chosen = word  # type: ignore[assignment]
-        elif path is None:
+        elif path is None and (Path(word).exists() or Path(word).suffix):
             path = Path(word)
+        elif path is None:
+            raise ConfigError(
+                f"{word!r} is neither a format nor a file",
+                remedy=f"{_meant(word)}Formats are {', '.join(get_args(Format))}; then one configuration.",
+            )
         else:
             raise ConfigError(
                 f"{word!r} is one word too many",
                 remedy=f"Formats are {', '.join(get_args(Format))}; then one configuration.",
             )
     return chosen or "config", path or default_config_path()
+
+
+def _meant(word: str) -> str:
+    near = get_close_matches(word, get_args(Format), n=1)
+    return f"Did you mean {near[0]!r}? " if near else ""
 
 
 def _export_systemd(path: Path | None, *, as_json: bool) -> None:

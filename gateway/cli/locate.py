@@ -14,7 +14,9 @@ from model_registry.errors import ConfigError
 ConfigArgument = Annotated[
     Path | None, typer.Argument(metavar="CONFIG", help="Configuration; sliceway.yaml here if unset.")
 ]
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", metavar="PATH", help="The same as CONFIG.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", metavar="PATH", help="Configuration; sliceway.yaml here if unset.")
+]
 
 
 def required_config(*candidates: Path | None) -> Config:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from textwrap import indent
 from typing import Annotated, Any
 
 import typer
@@ -16,8 +17,9 @@ from rich.markup import escape
 
 from gateway.errors import OperatorError
 from model_registry.errors import ConfigError, IllegalLayout, SlicewayError, UnknownProduct, UnknownProfile
+from placement.errors import WrongFleet
 
-_WRONG_INPUT = (ConfigError, UnknownProduct, UnknownProfile, IllegalLayout, OperatorError)
+_WRONG_INPUT = (ConfigError, UnknownProduct, UnknownProfile, IllegalLayout, OperatorError, WrongFleet)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -45,7 +47,7 @@ def show_error(error: SlicewayError, *, as_json: bool) -> None:
         where = f"{escape(problem.where)}: " if problem.where else ""
         err.print(f"[bold red]error[/] {where}{escape(problem.message)}")
         if problem.remedy:
-            err.print(f"      [dim]{escape(problem.remedy)}[/]")
+            err.print(f"[dim]{indent(escape(problem.remedy), '      ')}[/]")
 
 
 def run(app: Callable[..., Any]) -> None:

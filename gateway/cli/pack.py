@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def pack(
-    gpu: Annotated[str, typer.Option(help="The product: a100-80gb, a NVML name, or a PCI device id.")],
+    gpu: Annotated[str, typer.Option(help="The product: a100-80gb, an NVML name, or a PCI device id.")],
     demand: Annotated[
         list[str], typer.Option(metavar="PROFILE=N", help="So many slices of a profile, like 2g.20gb=7. Repeatable.")
     ],

@@ -27,7 +27,8 @@ def show_fleet(answer: FleetAnswer, gpus: Sequence[GpuState], reserved: Sequence
     """Everything but the reasons."""
     labels = {g.uuid: f"GPU {g.index}" for g in gpus}
     out.print(_summary(answer), highlight=False)
-    for planned in answer.plan.gpus:
+    order = {g.uuid: g.index for g in gpus}
+    for planned in sorted(answer.plan.gpus, key=lambda p: order.get(p.gpu.id, len(order))):
         if planned.changes or planned.used or planned.gpu.instances:
             for line in _gpu_lines(planned, answer, labels):
                 out.print(line, highlight=False)
@@ -69,7 +70,7 @@ def show_applied(applied: AppliedPlan) -> None:
             out.print(line, highlight=False)
 
 
-def show_why(answer: FleetAnswer, name: str) -> None:
+def show_why(answer: FleetAnswer, name: str, gpus: Sequence[GpuState] = ()) -> None:
     """What was decided about one model or reservation, and every place it could have had. Raises ConfigError for another name."""
     models = {d.model for d in answer.demands.values() if name in (d.name, d.model)} | (
         {name} & set(answer.workload.models)
@@ -80,9 +81,10 @@ def show_why(answer: FleetAnswer, name: str) -> None:
         raise ConfigError(f"the plan knows no model {name!r}", remedy=f"There are: {', '.join(known) or 'none'}.")
     for decision in decisions:
         place = f" {decision.placement}" if decision.placement else ""
-        out.print(
-            f"[bold]{decision.action}[/] {escape(decision.subject)}{place}: {escape(decision.reason)}", highlight=False
-        )
+        reason = decision.reason
+        for gpu in gpus:
+            reason = reason.replace(f"GPU {gpu.uuid}", f"GPU {gpu.index}")
+        out.print(f"[bold]{decision.action}[/] {escape(decision.subject)}{place}: {escape(reason)}", highlight=False)
     if name in answer.workload.unreadable:
         out.print(f"[red]not planned[/]: {escape(str(answer.workload.unreadable[name]))}", highlight=False)
     for unmet in answer.plan.unmet:

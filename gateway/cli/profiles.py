@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 def profiles(
     gpu: Annotated[
         str | None,
-        typer.Option(help="A product: h100-sxm, a NVML name, or a PCI device id. Unset: the list of products."),
+        typer.Option(help="A product: h100-sxm, an NVML name, or a PCI device id. Unset: the list of products."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +11,15 @@ import typer
 
 from gateway.cli.locate import ConfigOption, config_path
 from gateway.cli.output import Json, out, print_json
-from gateway.config import load_config
+from gateway.config import Config, load_config
+from gateway.errors import UnknownSlice
+from placement.errors import TableUnreadable
 from placement.foreman import Foreman
+from placement.inventory import observe
 from placement.orders import read_orders
+from placement.simulate import enter
 from placement.state import StatePaths
+from placement.table import read
 
 replica = typer.Typer(help="Drain, stop and start single replicas.", no_args_is_help=True)
 
@@ -47,6 +53,8 @@ def start(
     """Run and serve again what was drained or stopped; return when all are ready."""
     if on is not None and len(names) != 1:
         raise typer.BadParameter("one replica has one slice; name one replica", param_hint="--on")
+    if on is not None:
+        _refuse_unknown(on, load_config(config_path(config)))
     seats = {names[0]: on} if on is not None else None
     _do(config, lambda foreman: foreman.start(names, on=seats), as_json=as_json)
 
@@ -55,6 +63,25 @@ def start(
 def release(config: ConfigOption = None, as_json: Json = False) -> None:
     """Take back all that was asked of replicas here: the configuration alone decides again."""
     _do(config, lambda foreman: foreman.forget(), as_json=as_json)
+
+
+def _refuse_unknown(slice_id: str, config: Config) -> None:
+    """Before anything is asked: an order for a slice that there is not would only take the replica off its own.
+
+    What the controller shows counts as well as what is found here: it may see simulated GPUs, or starts that this user may not.
+    Raises UnknownSlice.
+    """
+    enter(config.fleet, config.state)
+    known = {one.id for one in observe(config.fleet).slices}
+    with contextlib.suppress(TableUnreadable):
+        table = read(StatePaths(config.state).routing_table)
+        known |= {row.slice.id for row in table.replicas} | {one.id for one in table.idle}
+    if slice_id not in known:
+        raise UnknownSlice(
+            f"there is no slice {slice_id!r}",
+            where="--on",
+            remedy=f"Nothing was changed. There are {', '.join(sorted(known)) or 'none'}.",
+        )
 
 
 def _do(config: Path | None, order: Callable[[Foreman], None], *, as_json: bool) -> None:

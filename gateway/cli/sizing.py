@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
 
 def size_command(
     source: Annotated[str, typer.Argument(help="Hub id, directory, GGUF file, or a lone config.json.")],
-    gpu: Annotated[str | None, typer.Option(help="Only this product: h100-sxm, a NVML name, a PCI id.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Only this product: h100-sxm, an NVML name, a PCI id.")] = None,
     profile: Annotated[str | None, typer.Option(help="The slice the figures are for: 1g.10gb.")] = None,
     memory_gib: Annotated[
         float | None, typer.Option(min=0.01, help="A whole GPU or slice of this size instead of a profile.")

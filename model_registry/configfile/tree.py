@@ -123,7 +123,11 @@ def _read_text(path: Path) -> str:
         ) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ConfigError(f"the file cannot be read: {reason}", where=str(path)) from error
+        raise ConfigError(
+            f"the file cannot be read: {reason}",
+            where=str(path),
+            remedy="Name a file in it." if path.is_dir() else "Make it readable for this user.",
+        ) from error
     if data is None:
         raise ConfigError(
             f"the file is larger than {MAX_FILE_BYTES // 2**20} MiB",

@@ -22,6 +22,7 @@ from placement.gpus import GpuState
 from placement.partition.rules import LayoutRule
 
 VERSION = "v1"
+_SHAPE = "Such a file begins with `version: v1` and holds `mig-configs:`; a configuration of sliceway needs no import."
 _KEYS = ("device-filter", "devices", "mig-enabled", "mig-devices")
 _SUBSYSTEM = re.compile(r"(0x[0-9A-Fa-f]{8}):.*")
 
@@ -84,16 +85,21 @@ def import_mig_parted(path: Path, label: str | None = None) -> tuple[LayoutRule,
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = YAML(typ="safe", pure=True).load(StringIO(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise ConfigError(f"it cannot be read: {error}", where=str(path)) from error
+    except OSError as error:
+        raise ConfigError(
+            f"it cannot be read: {error.strerror}", where=str(path), remedy="Name a mig-parted file."
+        ) from error
+    except (UnicodeDecodeError, YAMLError) as error:
+        raise ConfigError(f"it is no YAML: {error}", where=str(path), remedy=_SHAPE) from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
-        raise ConfigError(f"it is no mig-parted file of version {VERSION}", where=str(path))
+        raise ConfigError(f"it is no mig-parted file of version {VERSION}", where=str(path), remedy=_SHAPE)
     unknown = sorted(set(content) - {"version", "mig-configs"})
     configs = content.get("mig-configs")
     if unknown or not isinstance(configs, dict) or not configs:
         raise ConfigError(
             f"unknown key {unknown[0]!r}" if unknown else "it needs `mig-configs` with at least one configuration",
             where=str(path),
+            remedy=_SHAPE,
         )
     return {str(name): entries for name, entries in configs.items()}
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from model_registry.catalogue import MIB, Catalogue, Product, ProfileInfo
 from model_registry.geometry import Geometry, Option
-from placement.errors import SimulatorError
+from placement.errors import WrongFleet
 
 Privilege = Literal["none", "monitor", "config", "root"]
 PRIVILEGES: tuple[Privilege, ...] = ("none", "monitor", "config", "root")
@@ -72,14 +72,14 @@ class Description:
 def parse_fleet(catalogue: Catalogue, text: str) -> tuple[tuple[Product | PlainGpu, int], ...]:
     """`h100-sxm:8`, or several like `h100-sxm:4,a30:2,plain`; a product alone means one of it.
 
-    `plain` is a GPU without MIG. Raises UnknownProduct, or SimulatorError for a count that makes no sense or a product
+    `plain` is a GPU without MIG. Raises UnknownProduct, or WrongFleet for a count that makes no sense or a product
     whose geometry nobody has published.
     """
     fleet: list[tuple[Product | PlainGpu, int]] = []
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, colon, count = part.partition(":")
         if colon and not re.fullmatch(r"[1-9]\d*", count):
-            raise SimulatorError(
+            raise WrongFleet(
                 f"{part!r}: {count!r} is no number of GPUs", remedy="Write product:count, like h100-sxm:8."
             )
         product = PlainGpu() if name == "plain" else catalogue.product(name)
@@ -88,7 +88,7 @@ def parse_fleet(catalogue: Catalogue, text: str) -> tuple[tuple[Product | PlainG
         fleet.append((product, int(count or 1)))
     total = sum(count for _, count in fleet)
     if not 1 <= total <= MAX_GPUS:
-        raise SimulatorError(
+        raise WrongFleet(
             f"a simulated machine has 1 to {MAX_GPUS} GPUs, not {total}", remedy="Write product:count, like h100-sxm:8."
         )
     return tuple(fleet)
@@ -96,7 +96,7 @@ def parse_fleet(catalogue: Catalogue, text: str) -> tuple[tuple[Product | PlainG
 
 def _simulable(product: Product) -> None:
     if product.memory_slices is None or not all(p.plannable and p.id is not None for p in product.profiles):
-        raise SimulatorError(
+        raise WrongFleet(
             f"{product.name} cannot be simulated: where its profiles start is not published",
             remedy="Take a product that has layouts: sliceway profiles --gpu NAME shows them.",
         )
