@@ -70,6 +70,8 @@ _TOO_LONG = re.compile(
 )
 _NO_MODEL = re.compile(r"model .{1,200} does not exist", re.IGNORECASE | re.DOTALL)
 _NO_RESPONSE = re.compile(r"response .{1,200}not found", re.IGNORECASE | re.DOTALL)
+_MANY_FAULTS = re.compile(r"\d+ validation errors?:")
+_FAULT = re.compile(r"'loc': '([^']+)', 'msg': '([^']+)'")
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>|<h1[^>]*>(.*?)</h1>", re.IGNORECASE | re.DOTALL)
 
 
@@ -197,11 +199,21 @@ def _message(value: Any) -> tuple[str, str | None]:
         return (f"{text} (and {len(value) - 1} more)" if len(value) > 1 else text), param
     if not isinstance(value, dict):
         return "", None
-    message = value.get("message") or value.get("msg") or ""
+    message = _faults(str(value.get("message") or value.get("msg") or ""))
     param = value.get("param")
+    if isinstance(param, str):
+        param = param.removeprefix("body.")
     if param is None and isinstance(value.get("loc"), list):
         param = ".".join(str(part) for part in value["loc"] if part != "body") or None
-    return str(message), str(param) if param is not None else None
+    return message, str(param) if param is not None else None
+
+
+def _faults(message: str) -> str:
+    """vLLM tells a wrong field once for every shape that the body might have had, as Python's mappings; here each once."""
+    if not _MANY_FAULTS.match(message):
+        return message
+    told = dict.fromkeys(f"{what}, in `{at.removeprefix('body.')}`" for at, what in _FAULT.findall(message))
+    return "; or ".join(told) + "." if told else message
 
 
 def _text(text: str) -> str:

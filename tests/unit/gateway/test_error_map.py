@@ -172,3 +172,19 @@ def test_error_events_have_the_status_that_they_name(value: Any, status: int) ->
     refused = event_refusal(value)
     assert isinstance(refused, EngineRefused)
     assert (refused.status, refused.message) == (status, "m")
+
+
+def test_a_field_that_was_wrong_in_every_shape_is_told_once() -> None:
+    """As vLLM 0.32 answers an embedding without its input, which might have been a text or a chat."""
+    lines = [
+        f"  {{'type': 'missing', 'loc': 'body.{field}', 'msg': 'Field required', 'input': '<dict of 2 items>'}}"
+        for field in ("input", "messages", "messages", "input")
+    ]
+    message = "\n".join(["4 validation errors:", *lines])
+    error = engine_refusal(
+        400, json.dumps({"error": {"message": message, "param": "body.input", "code": 400}}).encode()
+    )
+    assert str(error) == "Field required, in `input`; or Field required, in `messages`."
+    assert error_object(error)["param"] == "input"
+    for other in ("3 validation errors: none is shown", "no validation errors: 'loc': 'a', 'msg': 'b'"):
+        assert str(engine_refusal(400, json.dumps({"error": {"message": other}}).encode())) == other
