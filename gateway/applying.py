@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+import msgspec
+
+from gateway.admin.overlay import OverlayStore
 from gateway.config import Config
+from gateway.generations import Announcements, digest_of, served_digest
 from gateway.layouts import Machine, running_controller, seats
 from gateway.planning import FleetAnswer, answer, observed, reservations
 from placement.clock import SystemClock
@@ -16,18 +21,25 @@ from placement.gpus import GpuState
 from placement.partition import plan as plan_layouts
 from placement.planner.types import FleetGpu
 from placement.state import StatePaths
-from placement.transition import Executor, Outcome, TransitionJournal
+from placement.transition import Executor, Outcome, TransitionJournal, without_engines
 from placement.transition.execute import Watch, unwatched
 from placement.transition.journal import JOURNAL_FILE
-from placement.transition.local import LocalFleet, engines_of
+from placement.transition.local import LocalFleet, NoEngines, engines_of
+
+_TAKEN_OVER_SECONDS = 5.0
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class AppliedPlan:
-    """What became of a plan. `answer` None: a transition that was under way could not be finished, so nothing was planned."""
+    """What became of a plan. `answer` None: a transition that was under way could not be finished, so nothing was planned.
+
+    `gateways` is how many gateways took the configuration over for it.
+    """
 
     outcome: Outcome
     answer: FleetAnswer | None = None
+    gateways: int = 0
 
     @property
     def ok(self) -> bool:
@@ -38,7 +50,12 @@ class AppliedPlan:
         """The stable JSON shape: `fleet` in `sliceway apply --json`."""
         unmet = [u.as_public() for u in self.answer.plan.unmet] if self.answer else []
         unreadable = {n: e.as_dict() for n, e in self.answer.workload.unreadable.items()} if self.answer else {}
-        return self.outcome.as_public() | {"ok": self.ok, "unmet": unmet, "unreadable": unreadable}
+        return self.outcome.as_public() | {
+            "ok": self.ok,
+            "unmet": unmet,
+            "unreadable": unreadable,
+            "gateways_told": self.gateways,
+        }
 
 
 def apply_plan(
@@ -57,13 +74,34 @@ def apply_plan(
     return asyncio.run(_apply(config, machine, allow_dip, allow_mode_change, watch))
 
 
+def tell_gateways(
+    config: Config, *, monotonic: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+) -> int:
+    """Have every gateway of this state directory that goes by another configuration read it again, and wait a moment until
+    they have. How many there were; 0 where none runs, or all of them go by this one.
+    """
+    paths = StatePaths(config.state)
+    announced, wanted = Announcements(paths.gateways), served_digest(config)
+    behind = [one for one in announced.read() if one.digest != wanted]
+    if not behind:
+        return 0
+    with OverlayStore(paths.root).changing() as draft:
+        draft[0] = msgspec.structs.replace(draft[0], reloads=draft[0].reloads + 1)
+        asked = draft[0].reloads
+    deadline = monotonic() + _TAKEN_OVER_SECONDS
+    while any(one.reloads < asked for one in announced.read()) and monotonic() < deadline:
+        sleep(_POLL_SECONDS)
+    return len(behind)
+
+
 async def _apply(
     config: Config, machine: Machine, allow_dip: bool, allow_mode_change: bool, watch: Watch
 ) -> AppliedPlan:
     works = Works.of(
         config, machine, recut=config.fleet.partition == "planned", allow_mode_change=allow_mode_change, watch=watch
     )
-    resumed = await works.finished()
+    wanted = digest_of(config)
+    resumed = await works.finished(wanted)
     if resumed is not None and not resumed.ok:
         return AppliedPlan(resumed)
     plans = plan_layouts(await works.gpus(), config.fleet.layouts)
@@ -71,18 +109,25 @@ async def _apply(
     if found.transition is None:
         assert found.blocked is not None
         raise found.blocked
-    return AppliedPlan(await works.executor.begin(found.transition), found)
+    # Before the first step, so that nobody is admitted to what goes, and before the last, so that what comes is known.
+    told = await asyncio.to_thread(tell_gateways, config)
+    steps = found.transition if works.engines_run else without_engines(found.transition)
+    return AppliedPlan(await works.executor.begin(replace(steps, wanted=wanted)), found, told)
 
 
 @dataclass(frozen=True, slots=True)
 class Works:
-    """Everything that a transition of this machine is carried out with: the fleet, the journal, and who takes the steps."""
+    """Everything that a transition of this machine is carried out with: the fleet, the journal, and who takes the steps.
+
+    `engines_run` is False where there is no controller: then there are only instances to make, and seats to write down.
+    """
 
     config: Config
     machine: Machine
     fleet: LocalFleet
     journal: TransitionJournal
     executor: Executor
+    engines_run: bool
 
     @classmethod
     def of(
@@ -102,16 +147,18 @@ class Works:
 
         status = running_controller(config)
         seats(config).begin({r.replica: r.slice.id for r in status.replicas} if status is not None else {})
+        engines = engines_of(paths, config.engine, clock)
         fleet = LocalFleet(
             machine.driver,
             planned,
-            engines_of(paths, config.engine, clock),
+            engines,
             seats(config),
             reservations(config),
             allow_mode_change=allow_mode_change,
         )
         journal = TransitionJournal(config.state / JOURNAL_FILE)
-        return cls(config, machine, fleet, journal, Executor(fleet, journal, clock, watch=watch))
+        executor = Executor(fleet, journal, clock, watch=watch)
+        return cls(config, machine, fleet, journal, executor, engines_run=not isinstance(engines, NoEngines))
 
     async def gpus(self) -> Sequence[GpuState]:
         """The GPUs as they are; reservations of slices that are gone are forgotten."""
@@ -119,14 +166,14 @@ class Works:
         reservations(self.config).keep({f"{g.uuid}/{i.name}" for g in gpus for i in g.instances})
         return gpus
 
-    async def finished(self) -> Outcome | None:
-        """Go on with a transition that was killed. One that has failed, or whose GPUs are gone, is given up: what is planned
-        next starts from what there is, and perhaps from a configuration that was mended meanwhile.
+    async def finished(self, wanted: str = "") -> Outcome | None:
+        """Go on with a transition that was killed. One to another configuration than `wanted`, one that has failed, or whose
+        GPUs are gone, is given up: what is planned next starts from what there is.
         """
         record = self.journal.read()
         if record is None:
             return None
-        if record.failed is None:
+        if record.failed is None and record.transition.wanted in ("", wanted) and self.engines_run:
             with contextlib.suppress(StalePlan):
                 return await self.executor.resume()
         await self.fleet.abandon(record.left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -158,6 +159,18 @@ def running_controller(config: Config) -> ControllerStatus | None:
     paths = StatePaths(config.state)
     pid, status = holder(paths.controller_lock), read_status(paths.controller_status)
     return status if status is not None and status.pid == pid else None
+
+
+def controller_is_behind(config: Config) -> bool:
+    """Whether a controller runs that goes by other models, engines or slices than `config` asks for."""
+    if running_controller(config) is None:
+        return False
+    try:
+        accepted = json.loads(StatePaths(config.state).accepted_config.read_bytes())
+    except (OSError, ValueError):
+        return True
+    asked = config.model_dump(mode="json", include={"fleet", "engine", "models"})
+    return {key: accepted.get(key) for key in asked} != asked
 
 
 def tell_controller(config: Config, path: Path) -> bool:

@@ -27,7 +27,7 @@ from gateway.digests import LatencyBook
 from gateway.errors import Draining, EngineError, OperatorError
 from gateway.exchange import Clock, Exchanges, Policy
 from gateway.figures import FiguresWriter
-from gateway.generations import Generations, generation_header
+from gateway.generations import Announcements, Generations, generation_header
 from gateway.health import HealthBook
 from gateway.key_uses import KeyUses
 from gateway.keys import Keyring, WallClock
@@ -106,6 +106,7 @@ class Gateway:
         self._parts = parts
         self._config_path = config_path
         self._generations = Generations(StatePaths(config.state).generation)
+        self._announcements = Announcements(StatePaths(config.state).gateways)
         self._generation = self._generations.of(config)
         self._reloads = parts.overlay.value.reloads
         self._tokens = self._made_tokens()
@@ -228,6 +229,7 @@ class Gateway:
         if self._parts.keyring.problem is not None and self._config.gateway.authentication == "keys":
             raise self._parts.keyring.problem
         self.follow_files()
+        self._announcements.write(self._file_config, self._reloads)
         self._tasks = [asyncio.create_task(self._every(seconds, step)) for seconds, step in self._chores()]
         self._tasks.append(asyncio.create_task(self._tell_figures()))
         for sharing in self._shared():
@@ -243,6 +245,7 @@ class Gateway:
             await self.admin.stop()
         await self._parts.key_uses.write()
         self.figures.stop()
+        self._announcements.remove()
         for sharing in self._shared():
             await sharing.leave()
         await self._parts.engines.close()
@@ -314,6 +317,7 @@ class Gateway:
         self._parts.stats.config_reloads["taken"] += 1
         self._file_config = file_config
         self._adopt(config)
+        self._announcements.write(file_config, self._reloads)
         told = (self._generation, len(config.models), len(config.tenants))
         log.info("configuration read again, generation %d: %d models, %d tenants", *told)
 
@@ -356,6 +360,7 @@ class Gateway:
             self._adopt(applied(self._file_config, overlay))
         except OperatorError as error:
             log.error("what operators changed does not go with the configuration and does not count: %s", error)
+        self._announcements.write(self._file_config, self._reloads)
 
     def _watched(self) -> tuple[Watched[Any], ...]:
         keyring: tuple[Watched[Any], ...] = (

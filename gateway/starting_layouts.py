@@ -23,6 +23,8 @@ from placement.errors import (
 from placement.partition import Applied, LayoutRule
 from placement.partition import apply as apply_layouts
 from placement.partition import plan as plan_layouts
+from placement.state import StatePaths
+from placement.transition.local import left_running
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,16 @@ def _planned_at_start(config: Config, path: Path, layouts: StartingLayouts) -> S
         if config.fleet.discover != "auto":
             raise
         return layouts  # no GPU here: the slices are of this machine's cores, which no plan cuts
+    if left_running(StatePaths(config.state)):
+        said = f"engines of an earlier run go on; what was changed since is carried out by: sliceway apply {shlex.quote(str(path))}"
+        return StartingLayouts((*layouts.said, said), layouts.missing)
     command = f"sliceway plan {shlex.quote(str(path))}"
     try:
         with one_at_a_time(config, machine):
             applied = apply_plan(config, machine)
     except (PlanError, PartitionError, StateLocked) as error:
         return StartingLayouts((*layouts.said, f"the plan is not carried out: {error}"), missing=command)
-    said = [f"planned: {step}" for step in applied.outcome.done if step.kind in ("create", "destroy", "start")]
+    said = [f"planned: {step}" for step in applied.outcome.done if step.kind in ("create", "destroy", "seat")]
     if applied.outcome.error is not None:
         said.append(f"the plan stopped at {applied.outcome.failed}: {applied.outcome.error}")
     if applied.answer is not None:

@@ -13,6 +13,7 @@
       planned.json            which replica has which slice, by the last plan that was carried out
       autoscale.json          how many replicas of each model demand asks for, as last decided
       figures/PROCESS.json    what one gateway process sees of demand; stale ones do not count
+      gateways/PID.json       which configuration each gateway goes by at the moment, for `apply` to wait for them
       generation.json         which configuration gateways go by, as a number that grows with each change
       reservations.json       slices that were made for other work, and for whom
       transition.json         what is done of a transition under way; gone otherwise
@@ -142,6 +143,11 @@ class StatePaths:
     def figures(self) -> Path:
         """What each gateway process sees of demand; see `placement.figures`."""
         return self.root / "figures"
+
+    @property
+    def gateways(self) -> Path:
+        """A directory with one small file per gateway: which configuration it goes by."""
+        return self.root / "gateways"
 
     @property
     def generation(self) -> Path:

@@ -14,6 +14,7 @@ import typer
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from gateway.applying import tell_gateways
 from gateway.cli.layout_view import show_outcomes, show_plans, show_replicas
 from gateway.cli.locate import ConfigArgument, config_path
 from gateway.cli.output import Json, err, out, print_json
@@ -26,6 +27,7 @@ from gateway.drain import ControllerDrain
 from gateway.layouts import (
     Machine,
     ReplicaDifference,
+    controller_is_behind,
     machine_of,
     one_at_a_time,
     replica_difference,
@@ -114,9 +116,11 @@ def apply(
     loaded = with_simulation(load_config(path), simulate)
     applied, machine = _apply(loaded, drain=drain, allow_mode_change=allow_mode_change)
     told = not layouts_only and applied.changed and tell_controller(loaded, path)
-    fleet = None
+    fleet, gateways = None, 0
     if not layouts_only and applied.ok:
         fleet = carry_out(loaded, allow_dip=allow_dip, allow_mode_change=allow_mode_change, quiet=as_json)
+        gateways = fleet.gateways if fleet is not None else tell_gateways(loaded)
+        told = (controller_is_behind(loaded) and tell_controller(loaded, path)) or told
     if as_json:
         print_json(
             {
@@ -124,6 +128,7 @@ def apply(
                 "changed": applied.changed,
                 "simulated": machine.simulated if machine else False,
                 "controller_told": told,
+                "gateways_told": gateways,
                 "gpus": [g.as_public() for g in applied.gpus],
             }
             | ({"fleet": fleet.as_public()} if fleet else {})
@@ -134,7 +139,9 @@ def apply(
         if not loaded.fleet.layouts and fleet is None:
             out.print("fleet.layouts names no GPU: all stay as they are")
         if told:
-            out.print("the controller looks at the slices again")
+            out.print("the controller looks at configuration and slices again")
+        if gateways:
+            out.print(f"{gateways} gateway{'s' * (gateways > 1)} went over to this configuration")
         if fleet is not None:
             show_applied(fleet)
     raise typer.Exit(0 if applied.ok and (fleet is None or fleet.ok) else 1)

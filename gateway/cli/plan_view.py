@@ -63,6 +63,10 @@ def show_applied(applied: AppliedPlan) -> None:
         out.print("[dim]`sliceway apply CONFIG` tries again from there.[/]", highlight=False)
     elif outcome.done:
         out.print(f"[green]as planned[/]: {len(outcome.done)} steps done", highlight=False)
+        if any(step.kind == "seat" for step in outcome.done):
+            out.print(
+                "[dim]no engine was started: no controller runs. The next one finds its seats (sliceway up CONFIG).[/]"
+            )
     else:
         out.print("[green]as planned[/]: nothing to do", highlight=False)
     if applied.answer is not None:

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from model_registry.errors import SlicewayError
 from placement.clock import Clock
-from placement.errors import StalePlan
+from placement.errors import PlanError, StalePlan
 from placement.transition.journal import Record, TransitionJournal
 from placement.transition.steps import Place, Step, Transition
 
@@ -109,7 +109,8 @@ class Executor:
     async def begin(self, transition: Transition) -> Outcome:
         """Carry out a new transition.
 
-        Raises StalePlan if the fleet is not the one it was made for, with what is missing, or if another one is under way.
+        Raises StalePlan if the fleet is not the one it was made for, with what is missing, or if another one is under way, and
+        PlanError if it cannot be noted, before anything is done.
         """
         under_way = self._journal.read()
         if under_way is not None and not under_way.finished:
@@ -126,8 +127,8 @@ class Executor:
                 remedy="Plan again: sliceway plan CONFIG; then apply.",
             )
         record = Record(transition, self._clock.now())
-        if transition.steps:
-            self._journal.write(record)
+        if transition.steps and (unwritten := self._note(record)) is not None:
+            raise unwritten
         return await self._run(record)
 
     async def resume(self) -> Outcome | None:
@@ -163,16 +164,29 @@ class Executor:
                         failure = failure or (step, error)
                         record = record.with_failure(step.number, error)
                         self._watch(step, "failed")
-                    self._journal.write(record)
+                    if (unwritten := self._note(record)) is not None:
+                        failure = failure or (step, unwritten)
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-        if record.finished:
+        if record.finished and failure is None:
             self._journal.clear()
         done = tuple(s for s in record.transition.steps if s.number in record.done)
         failed, error = failure or (None, None)
         return Outcome(done, record.left, failed, error)
+
+    def _note(self, record: Record) -> PlanError | None:
+        """Write down how far it came; why that cannot be. What is not noted is looked at again by the next run."""
+        try:
+            self._journal.write(record)
+        except OSError as error:
+            return PlanError(
+                f"how far the transition came cannot be written down: {error.strerror}",
+                where=str(self._journal.path),
+                remedy="Make room there, then: sliceway apply CONFIG goes on from here.",
+            )
+        return None
 
     async def _take(self, step: Step) -> None:
         """Look first: what was done before a kill, and not noted, is not done again."""
@@ -192,6 +206,8 @@ class Executor:
             "create": self._fleet.create,
             "start": self._fleet.start,
             "check": self._fleet.check,
+            "seat": self._fleet.start,
+            "unseat": self._fleet.stop,
         }
         await actions[step.kind](step)
 
@@ -204,10 +220,12 @@ def is_done(step: Step, observed: Observed) -> bool:
             return step.place in observed.instances
         case "destroy":
             return step.place not in observed.instances
-        case "drain" | "stop":
+        case "drain" | "stop" | "unseat":
             return engine is None
         case "start":
             return engine == "serving"
+        case "seat":
+            return engine is not None
         case _:
             return False
 
@@ -224,9 +242,9 @@ def why_not(step: Step, observed: Observed) -> str | None:
         case "create" if step.place.slice_id == step.place.gpu:
             left = [str(p) for p in observed.instances if p.gpu == step.place.gpu]
             return f"it still holds {', '.join(sorted(left))}" if left else None
-        case "start" if other is not None:
+        case "start" | "seat" if other is not None:
             return f"{other} runs there"
-        case "start" | "check" if step.place not in observed.instances:
+        case "start" | "seat" | "check" if step.place not in observed.instances:
             return "there is no such instance"
         case "check" if observed.engine(step) is None:
             return "its engine is not there"
@@ -241,12 +259,14 @@ def _ready(record: Record, running: Iterable[Step]) -> list[Step]:
 
 
 def _error_of(task: asyncio.Task[None]) -> SlicewayError | None:
-    """Why the step failed. Anything but a deliberate error is a fault of the program and is raised."""
+    """Why the step failed. Anything but a deliberate error, or what the system refuses, is a fault of the program and is raised."""
     error = task.exception()
     if error is None:
         return None
     if isinstance(error, SlicewayError):
         return error
+    if isinstance(error, OSError):
+        return PlanError(f"the system refuses it: {error.strerror or error}", where=error.filename)
     raise error
 
 

@@ -7,7 +7,8 @@ to wait for: seats are written down, and the controller that starts next finds t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from placement.orders import read_orders, write_orders
 from placement.partition import Driver
 from placement.planned_seats import PlannedSeats
 from placement.planner.types import WHOLE, FleetGpu, fingerprint
+from placement.replicas.journal import Journal
 from placement.reservations import Reservations
 from placement.schema import EngineConfig
 from placement.state import StatePaths
@@ -30,6 +32,7 @@ from placement.transition.steps import Place, Step
 
 _POLL_SECONDS = 0.1
 _SLACK_SECONDS = 30.0
+_RESTART_SECONDS = 60.0
 _STATES: dict[ReplicaState, EngineState] = {
     ReplicaState.READY: "serving",
     ReplicaState.DRAINING: "draining",
@@ -40,7 +43,7 @@ _STATES: dict[ReplicaState, EngineState] = {
 class Engines(Protocol):
     """Who runs engines, one per replica that has a seat."""
 
-    def states(self) -> dict[str, EngineState] | None:
+    async def states(self) -> dict[str, EngineState] | None:
         """What each replica's engine does; None where nobody runs engines, so that seats alone count."""
 
     async def drain(self, replica: str) -> None:
@@ -87,7 +90,7 @@ class LocalFleet:
         """Instances from the driver, engines from seats and the controller's status."""
         gpus = await self._look()
         places = frozenset(p for gpu in gpus for p in _places(gpu))
-        states = self._engines.states()
+        states = await self._engines.states()
         engines: dict[Place, tuple[str, EngineState]] = {}
         for replica, slice_id in (self._seats.read() or {}).items():
             state: EngineState = "serving" if states is None else states.get(replica, "starting")
@@ -139,7 +142,7 @@ class LocalFleet:
         and drains of engines that stay. Then a plan from what there is means what it says.
         """
         for step in steps:
-            if step.kind == "start":
+            if step.kind in ("start", "seat"):
                 await self.stop(step)
             elif step.kind == "stop" and (self._seats.read() or {}).get(str(step.replica)) == step.place.slice_id:
                 await self._engines.resume(str(step.replica))
@@ -183,7 +186,7 @@ class LocalFleet:
 class NoEngines:
     """Nobody runs engines: seats are for the controller that starts next."""
 
-    def states(self) -> dict[str, EngineState] | None:
+    async def states(self) -> dict[str, EngineState] | None:
         """Nobody knows."""
         return None
 
@@ -207,7 +210,11 @@ class NoEngines:
 
 
 class ControlledEngines:
-    """The engines of the controller of one state directory."""
+    """The engines of the controller of one state directory.
+
+    A controller that ends is waited for: who supervises it starts it again, and the next one finds engines, seats and orders
+    as they are. Every verb raises NotCarriedOut if none comes.
+    """
 
     def __init__(self, paths: StatePaths, engine: EngineConfig, clock: Clock) -> None:
         self._paths = paths
@@ -216,52 +223,73 @@ class ControlledEngines:
         self._foreman = Foreman(paths, engine)
         self._ordering = asyncio.Lock()
 
-    def states(self) -> dict[str, EngineState] | None:
+    async def states(self) -> dict[str, EngineState] | None:
         """From the controller's status."""
-        return {r.replica: _STATES.get(r.state, "starting") for r in self._status().replicas}
+        status = await self._controller()
+        return {r.replica: _STATES.get(r.state, "starting") for r in status.replicas}
 
     async def drain(self, replica: str) -> None:
         """Raises NotCarriedOut if the controller does not take the order over."""
-        if self._row(replica) is not None:
+        while await self._row(replica) is not None:
             async with self._ordering:
-                await asyncio.to_thread(self._foreman.drain, [replica])
+                if await self._carried_out(lambda: self._foreman.drain([replica]), unless_gone=replica):
+                    return
 
     async def gone(self, replica: str) -> None:
         """Raises NotCarriedOut if it does not end in the time that engines are given."""
-        self._signal()
         patience = self._engine.drain_timeout_seconds + self._engine.stop_timeout_seconds
-        await self._until(lambda: self._row(replica) is None, f"{replica} has not ended", patience)
+
+        async def ended() -> bool:
+            return await self._row(replica) is None
+
+        await self._until(ended, f"{replica} has not ended", patience)
         await self.resume(replica)
 
     async def vacated(self, slice_id: str) -> None:
         """Raises NotCarriedOut if it does not leave in the time that engines are given."""
 
-        def there() -> list[str]:
-            return [r.replica for r in self._status().replicas if r.slice.id == slice_id]
+        names: list[str] = []
 
-        if names := there():
-            self._signal()
+        async def left() -> bool:
+            names[:] = [r.replica for r in (await self._controller()).replicas if r.slice.id == slice_id]
+            return not names
+
+        if not await left():
             patience = self._engine.drain_timeout_seconds + self._engine.stop_timeout_seconds
-            await self._until(lambda: not there(), f"{', '.join(names)} does not leave {slice_id}", patience)
+            await self._until(left, f"{', '.join(names)} does not leave {slice_id}", patience)
 
     async def ready(self, replica: str, slice_id: str) -> None:
         """Raises NotCarriedOut with the reason where it fails, has no place, or the configuration is refused."""
         asked = self._clock.now()
-        self._signal()
 
-        def there() -> bool:
-            self._refuse(replica, asked)
-            row = self._row(replica)
+        async def there() -> bool:
+            status = await self._controller()
+            row = _row_of(status, replica)
+            self._refuse(replica, asked, status, row)
             return row is not None and row.state is ReplicaState.READY and row.slice.id == slice_id
 
         await self._until(there, f"{replica} does not serve on {slice_id}", self._engine.start_timeout_seconds)
 
     async def check(self, replica: str) -> None:
         """As the controller tells."""
-        await asyncio.to_thread(self._foreman.check, replica)
+        while not await self._carried_out(lambda: self._foreman.check(replica)):
+            pass
 
-    def _refuse(self, replica: str, asked: datetime) -> None:
-        status, row = self._status(), self._row(replica)
+    async def _carried_out(self, order: Callable[[], object], *, unless_gone: str | None = None) -> bool:
+        """Whether the foreman's order was carried out; False if it is to be given again, because the controller was another
+        one by its end, or the replica is not there any more.
+        """
+        before = await self._controller()
+        try:
+            await asyncio.to_thread(order)
+        except NotCarriedOut:
+            after = await self._controller()
+            if after.pid == before.pid and (unless_gone is None or _row_of(after, unless_gone) is not None):
+                raise
+            return False
+        return True
+
+    def _refuse(self, replica: str, asked: datetime, status: ControllerStatus, row: ReplicaStatus | None) -> None:
         if row is not None and row.state is ReplicaState.FAILED:
             raise NotCarriedOut(f"{replica} failed: {row.reason}", where=row.log, remedy=row.remedy)
         error = status.unplaced.get(replica)
@@ -279,34 +307,61 @@ class ControlledEngines:
                 write_orders(self._paths, orders.start([replica]), verb="forget", replicas=[replica], at=now)
                 self._signal()
 
-    async def _until(self, done: Callable[[], bool], otherwise: str, patience_seconds: float) -> None:
+    async def _until(self, done: Callable[[], Awaitable[bool]], otherwise: str, patience_seconds: float) -> None:
+        """Tell the controller to look, and again whenever it is another one, until it is `done`."""
         deadline = self._clock.monotonic() + patience_seconds + _SLACK_SECONDS
-        while not done():
+        told: int | None = None
+        while True:
+            controller = (await self._controller()).pid
+            if controller != told:
+                told = controller
+                self._signal()
+            if await done():
+                return
             if self._clock.monotonic() > deadline:
                 raise NotCarriedOut(otherwise, remedy="`sliceway status` shows what it does, and where its log is.")
             await self._clock.sleep(_POLL_SECONDS)
 
-    def _status(self) -> ControllerStatus:
-        status = read_status(self._paths.controller_status)
-        if status is None or holder(self._paths.controller_lock) is None:
-            raise NotCarriedOut(
-                "the controller has ended",
-                remedy="Start it: sliceway up CONFIG; then apply again: it goes on from here.",
-            )
+    async def _controller(self) -> ControllerStatus:
+        """What the controller tells; one that has ended has a while to be started again."""
+        deadline = self._clock.monotonic() + _RESTART_SECONDS
+        while (status := told_by_controller(self._paths)) is None:
+            if self._clock.monotonic() > deadline:
+                raise NotCarriedOut(
+                    f"the controller has ended, and none came back within {_RESTART_SECONDS:g} s",
+                    where=str(self._paths.root),
+                    remedy="Start it: sliceway up CONFIG; then apply again: it goes on from here.",
+                )
+            await self._clock.sleep(_POLL_SECONDS)
         return status
 
-    def _row(self, replica: str) -> ReplicaStatus | None:
-        return next((r for r in self._status().replicas if r.replica == replica), None)
+    async def _row(self, replica: str) -> ReplicaStatus | None:
+        return _row_of(await self._controller(), replica)
 
     def _signal(self) -> None:
         notify(self._paths)
 
 
+def told_by_controller(paths: StatePaths) -> ControllerStatus | None:
+    """What the controller tells that runs at this moment; None if none does, or it has said nothing yet."""
+    pid, status = holder(paths.controller_lock), read_status(paths.controller_status)
+    return status if status is not None and status.pid == pid else None
+
+
+def _row_of(status: ControllerStatus, replica: str) -> ReplicaStatus | None:
+    return next((r for r in status.replicas if r.replica == replica), None)
+
+
 def engines_of(paths: StatePaths, engine: EngineConfig, clock: Clock) -> Engines:
-    """The controller's engines where one runs, else nobody's."""
-    if holder(paths.controller_lock) is None or read_status(paths.controller_status) is None:
-        return NoEngines()
-    return ControlledEngines(paths, engine, clock)
+    """The controller's engines; nobody's where none runs, nobody is about to start one, and no engine is left of an earlier one."""
+    supervisor = holder(paths.up_lock)
+    expected = holder(paths.controller_lock) is not None or supervisor not in (None, os.getpid())
+    return ControlledEngines(paths, engine, clock) if expected or left_running(paths) else NoEngines()
+
+
+def left_running(paths: StatePaths) -> bool:
+    """Whether an engine runs, with or without a controller that looks after it."""
+    return any(entry.shim.alive for entry in Journal(paths).entries())
 
 
 def _places(gpu: GpuState) -> list[Place]:

@@ -79,6 +79,25 @@ def capacity_of(demand: ModelDemand | None, product: str, placement: Placement) 
     return by_key.get((product, placement.profile), min(by_key.values()))
 
 
+def without_engines(transition: Transition) -> Transition:
+    """The same where no controller runs: there is nothing to drain, to wait for or to check, only seats to write down for
+    the controller that starts next. Waits go through what is left out.
+    """
+    kinds: dict[Kind, Kind] = {"start": "seat", "stop": "unseat"}
+    numbers: dict[int, int] = {}
+    waits: dict[int, frozenset[int]] = {}
+    told: list[Step] = []
+    for step in transition.steps:
+        after = frozenset(n for w in step.after for n in ({numbers[w]} if w in numbers else waits[w]))
+        if step.kind in ("drain", "check"):
+            waits[step.number] = after
+            continue
+        numbers[step.number] = len(told)
+        kind = kinds.get(step.kind, step.kind)
+        told.append(replace(step, number=len(told), kind=kind, after=tuple(sorted(after))))
+    return replace(transition, steps=tuple(told))
+
+
 @dataclass(slots=True)
 class _Engine:
     """One engine in one place."""

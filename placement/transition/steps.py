@@ -9,7 +9,8 @@ from typing import Any, Literal
 from model_registry.geometry import Placement
 from placement.planner.types import WHOLE, WHOLE_GPU
 
-Kind = Literal["drain", "stop", "destroy", "create", "start", "check"]
+Kind = Literal["drain", "stop", "destroy", "create", "start", "check", "seat", "unseat"]
+"""`seat` and `unseat` are what is left of `start` and `stop` where nobody runs engines: who has which slice is written down."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -102,8 +103,9 @@ class Transition:
 
     `fingerprint` is that of the fleet it starts from, `target` of the one it leads to, where `seats` are the slice ids by
     replica. `before` is what each demand's engines serve at first, in the unit of its capacity. `dips` are promises that could not
-    be kept, where that was allowed. Steps that depend on nothing of each other may be taken at the same time; any order
-    that respects `after` keeps the promises.
+    be kept, where that was allowed. `wanted` names the configuration that it was planned for; who finishes a transition for
+    another one plans anew. Steps that depend on nothing of each other may be taken at the same time; any order that respects
+    `after` keeps the promises.
     """
 
     steps: tuple[Step, ...]
@@ -113,6 +115,7 @@ class Transition:
     before: Mapping[str, float] = field(default_factory=dict)
     guaranteed: Mapping[str, float] = field(default_factory=dict)
     dips: tuple[Dip, ...] = ()
+    wanted: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.steps)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.admin.overlay import OverlayStore
 from gateway.admission import Admission, Ask, Loads
 from gateway.admission.policy import admission_policy
+from gateway.applying import tell_gateways
 from gateway.config import Config
 from gateway.digests import LatencyBook
 from gateway.errors import NoReadyReplica
 from gateway.figures import FiguresWriter
-from gateway.generations import Generations, generation_header
+from gateway.generations import Announcements, Generations, generation_header, served_digest
 from gateway.routes import Routes, build_routes
 from gateway.stats import Stats
 from gateway.testing import FakeClock, replica_row
 from placement.autoscale import Signals
 from placement.figures import read_figures
+from placement.simulate import simulated_fleet
 from placement.state import StatePaths
 from placement.table import ModelRow, ReplicaState, RoutingTable
 
@@ -187,3 +191,56 @@ def test_without_a_state_directory_a_gateway_counts_alone(tmp_path: Path) -> Non
     assert (alone.of(config("a")), alone.of(config("b"))) == (1, 2)
     assert not (tmp_path / "missing").exists()
     assert generation_header(12) == (b"x-sliceway-generation", b"12")
+
+
+# ---- what gateways go by, and who waits for them
+
+
+def test_apply_waits_until_every_gateway_has_taken_the_configuration_over(tmp_path: Path) -> None:
+    """One that runs goes by another configuration; it reads the new one while it is waited for."""
+    before, after = (config(n).model_copy(update={"state_dir": tmp_path}) for n in ("a", "b"))
+    announced = Announcements(StatePaths(after.state).gateways)
+    announced.write(before, 0)
+    slept: list[float] = []
+
+    def gateway_looks(seconds: float) -> None:
+        slept.append(seconds)
+        announced.write(after, OverlayStore(after.state).load().reloads)
+
+    assert tell_gateways(after, monotonic=lambda: sum(slept), sleep=gateway_looks) == 1
+    assert len(slept) == 1
+    assert tell_gateways(after, monotonic=lambda: sum(slept), sleep=gateway_looks) == 0, "it goes by this one"
+    assert OverlayStore(after.state).load().reloads == 1
+
+
+def test_a_gateway_that_does_not_answer_is_not_waited_for_forever(tmp_path: Path) -> None:
+    before, after = (config(n).model_copy(update={"state_dir": tmp_path}) for n in ("a", "b"))
+    Announcements(StatePaths(after.state).gateways).write(before, 0)
+    slept: list[float] = []
+    assert tell_gateways(after, monotonic=lambda: sum(slept), sleep=slept.append) == 1
+    assert 4 < sum(slept) < 6
+
+
+def test_a_gateway_that_has_ended_is_forgotten(tmp_path: Path) -> None:
+    announced = Announcements(tmp_path / "gateways")
+    announced.write(config("a"), 3)
+    (own,) = announced.read()
+    assert (own.pid, own.reloads) == (os.getpid(), 3)
+    gone = own.model_copy(update={"start_ticks": own.start_ticks - 1})
+    (tmp_path / "gateways" / "1.json").write_text(gone.model_dump_json())
+    (tmp_path / "gateways" / "2.json").write_text("{")
+    assert announced.read() == (own,)
+    assert sorted(p.name for p in (tmp_path / "gateways").iterdir()) == sorted([f"{os.getpid()}.json", "2.json"])
+    announced.remove()
+    assert announced.read() == ()
+
+
+def test_where_requests_go_is_the_same_whatever_this_machine_listens_on_or_simulates() -> None:
+    one = config("a")
+    other = one.model_copy(
+        update={
+            "gateway": one.gateway.model_copy(update={"listen": "127.0.0.1:9"}),
+            "fleet": simulated_fleet("h100-sxm:2", one.fleet),
+        }
+    )
+    assert served_digest(one) == served_digest(other) != served_digest(config("b"))

@@ -34,7 +34,7 @@ class Engines:
         self.states_by_replica: dict[str, EngineState] = {}
         self.refusal: PlacementError | None = None
 
-    def states(self) -> dict[str, EngineState] | None:
+    async def states(self) -> dict[str, EngineState] | None:
         return self.states_by_replica
 
     async def drain(self, replica: str) -> None:

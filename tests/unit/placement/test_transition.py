@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import errno
+import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +33,9 @@ from placement.transition import (
     TransitionJournal,
     forecast,
     plan_transition,
+    without_engines,
 )
+from placement.transition.journal import Record
 from placement.transition.testing import FakeFleet
 
 H100 = load_catalogue().product("h100-sxm")
@@ -274,3 +278,86 @@ def test_a_damaged_journal_says_what_to_do(tmp_path: Path, content: str) -> None
     journal.path.write_text(content)
     with pytest.raises(PlanError, match="cannot be read"):
         journal.read()
+
+
+@dataclass(frozen=True, slots=True)
+class FullDisk(TransitionJournal):
+    """There is room for so many writes."""
+
+    room: list[int] = field(default_factory=lambda: [0])
+
+    def write(self, record: Record) -> None:
+        if not self.room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        self.room[0] -= 1
+        TransitionJournal.write(self, record)
+
+
+async def test_without_room_for_the_journal_nothing_is_begun(tmp_path: Path) -> None:
+    fleet = FakeFleet.of((g.gpu for g in MOVE.gpus), (CHAT, CODE))
+    with pytest.raises(PlanError, match="cannot be written down: No space left") as found:
+        await Executor(fleet, FullDisk(tmp_path / "transition.json"), FakeClock()).begin(
+            plan_transition(MOVE, (CHAT, CODE))
+        )
+    assert "Make room there" in str(found.value.remedy)
+    assert fleet.taken == []
+
+
+@pytest.mark.parametrize("room", range(1, 9))
+async def test_a_disk_that_fills_up_on_the_way_stops_it_and_the_next_run_goes_on(tmp_path: Path, room: int) -> None:
+    transition = plan_transition(MOVE, (CHAT, CODE))
+    fleet = FakeFleet.of((g.gpu for g in MOVE.gpus), (CHAT, CODE))
+    journal = FullDisk(tmp_path / "transition.json", [room])
+    outcome = await Executor(fleet, journal, FakeClock()).begin(transition)
+    assert outcome.error is not None
+    assert "cannot be written down" in outcome.error.message
+    assert set(fleet.taken) == set(outcome.done), "what is told as done is what was done, noted or not"
+    assert fleet.lowest["chat"] >= transition.guaranteed["chat"]
+    journal.room[0] = 100
+    resumed = await Executor(fleet, journal, FakeClock()).resume()
+    assert resumed is not None
+    assert resumed.ok
+    assert fingerprint(fleet.state()) == transition.target
+    assert not journal.path.exists()
+
+
+async def test_what_the_system_refuses_fails_the_step_and_nothing_else(tmp_path: Path) -> None:
+    fleet = FakeFleet.of((g.gpu for g in MOVE.gpus), (CHAT, CODE))
+
+    async def full(step: Step) -> None:
+        if step.kind == "start":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "planned.json")
+
+    fleet.before = full
+    journal = TransitionJournal(tmp_path / "transition.json")
+    outcome = await Executor(fleet, journal, FakeClock()).begin(plan_transition(MOVE, (CHAT, CODE)))
+    assert outcome.failed is not None
+    assert outcome.failed.kind == "start"
+    assert outcome.error is not None
+    assert (outcome.error.message, outcome.error.where) == (
+        "the system refuses it: No space left on device",
+        "planned.json",
+    )
+    record = journal.read()
+    assert record is not None
+    assert record.failed is not None
+
+
+async def test_without_a_controller_seats_are_written_and_nothing_is_said_to_be_started_or_checked(
+    tmp_path: Path,
+) -> None:
+    whole = plan_transition(MOVE, (CHAT, CODE))
+    bare = without_engines(whole)
+    kinds = {"start": "seat", "stop": "unseat"}
+    left = [s for s in whole.steps if s.kind not in ("drain", "check")]
+    assert [(s.kind, s.place, s.replica) for s in bare.steps] == [
+        (kinds.get(s.kind, s.kind), s.place, s.replica) for s in left
+    ]
+    assert [s.number for s in bare.steps] == list(range(len(left)))
+    new = {s.number: n for n, s in enumerate(left)}
+    for before, after in zip(left, bare.steps, strict=True):
+        assert set(after.after) >= {new[n] for n in before.after if n in new}, "no wait is lost"
+    (drained,) = (s for s in whole.steps if s.kind == "drain" and s.after)
+    (unseated,) = (s for s in bare.steps if s.kind == "unseat" and s.place == drained.place)
+    seated = {s.number for s in bare.steps if s.kind == "seat" and s.demand == drained.demand}
+    assert seated & set(unseated.after), "the old seat is given up after the new one is there"

@@ -112,13 +112,15 @@ def test_apply_carries_the_plan_out_and_a_second_time_there_is_nothing_to_do(con
     path = config(rest=CHAT + SMALL)
     applied = told("apply", path)["fleet"]
     assert applied["ok"]
-    assert {s["action"] for s in applied["done"]} == {"create", "start", "check"}
+    assert {s["action"] for s in applied["done"]} == {"create", "seat"}, "nobody runs engines, so none is started or checked"
     assert told("apply", path)["fleet"]["done"] == []
     again = told("plan", path)["fleet"]
     assert (again["changed"], again["transition"]["steps"]) == (False, [])
     assert "nothing to do" in run("apply", path).stdout
     more = config(rest=CHAT.replace("requests_per_second: 4", "requests_per_second: 12") + SMALL)
-    assert "create GPU" in run("apply", more).stdout
+    shown = run("apply", more).stdout
+    assert "create GPU" in shown
+    assert "no engine was started: no controller runs" in shown
 
 
 def test_an_apply_that_would_break_a_promise_is_refused_unless_allowed(config: Write) -> None:
