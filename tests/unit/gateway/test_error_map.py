@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from gateway import errors
-from gateway.error_map import BY_CLASS, engine_refusal, error_answer, error_event, event_refusal, unexpected
+from gateway.error_map import (
+    BY_CLASS,
+    engine_refusal,
+    error_answer,
+    error_event,
+    error_object,
+    event_refusal,
+    unexpected,
+)
 from gateway.errors import EngineRefused, GatewayError, MethodNotAllowed, NoReadyReplica, RequestError
 
 TOLD_TO_OPERATORS = {
@@ -16,6 +24,7 @@ TOLD_TO_OPERATORS = {
     errors.UnknownKey,
     errors.StoreUnavailable,
     errors.UnknownReplica,
+    errors.UnknownSlice,
     errors.ConflictingChange,
     errors.OverlayError,
     errors.SecretUnavailable,
