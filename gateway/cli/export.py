@@ -15,6 +15,7 @@ from gateway.cli import layouts
 from gateway.cli.locate import ConfigArgument, config_path
 from gateway.cli.output import Json, err, out, print_json
 from gateway.config import load_config
+from gateway.export.ansible import ansible_project
 from gateway.export.cluster import nodes_of
 from gateway.export.kubernetes import FLAVOURS, Flavour, Settings, documents, steps, yaml_stream
 from gateway.export.names import check_label
@@ -51,6 +52,7 @@ def register(app: typer.Typer) -> None:
     )
     group.command(_DEFAULT)(layouts.export)
     group.command("k8s")(k8s)
+    group.command("ansible")(ansible)
     app.add_typer(group, name="export")
 
 
@@ -99,13 +101,36 @@ def k8s(
     todo = list(steps(export, settings, chosen))
     everything = [document for of_file in files.values() for document in of_file]
     if as_json:
-        print_json({"flavour": chosen, "notes": export.notes, "steps": todo, "manifests": everything})
+        print_json({"flavour": chosen, "notes": export.notes, "todo": todo, "manifests": everything})
     elif output is None:
         told = [*(f"note: {note}" for note in export.notes), *(f"to do: {step}" for step in todo)]
         sys.stdout.write(yaml_stream(everything, told))
     else:
         _write(output, {f"{name}.yaml": yaml_stream(of_file) for name, of_file in files.items()}, ".yaml")
         _tell(export.notes, todo, f"kubectl apply -f {output}")
+
+
+def ansible(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the playbook goes.")],
+    config: ConfigArgument = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option("--host", metavar="NAME[=ADDRESS]", help="A machine of the inventory; several times for several."),
+    ] = None,
+    package: Annotated[
+        str | None, typer.Option(help="What pip installs on the machines; this version from the index if unset.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write an Ansible playbook that serves CONFIG on machines: install, configure, roll one machine after the other."""
+    wanted = package or f"sliceway=={_version()}"
+    project = ansible_project(load_config(config_path(config)), host or (), package=wanted)
+    _write(output, project.files, ".yml")
+    last = f"ansible-playbook -i {output}/inventory.yml {output}/site.yml"
+    if as_json:
+        print_json({"files": sorted(project.files), "notes": project.notes, "run": last})
+    else:
+        _tell(project.notes, [], last)
 
 
 def _flavour(text: str) -> Flavour:

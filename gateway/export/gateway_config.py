@@ -52,14 +52,14 @@ def static_gateway(
 def gateway_unit(config: Config, data: dict[str, Any]) -> GatewayUnit:
     """`data` checked as a configuration, with the secrets that it leads to."""
     secret_files: dict[str, str] = {}
-    moved = _moved(data, secret_files)
+    moved = with_secrets_in(SECRETS_DIRECTORY, data, secret_files)
     Config.model_validate(moved)
     grace = config.gateway.drain_timeout_seconds + LAST_WORDS_SECONDS + PRE_STOP_SECONDS
     return GatewayUnit(
         config=moved,
         port=PORT,
         tls=config.gateway.tls is not None,
-        secret_variables=tuple(sorted(set(_VARIABLE.findall(str(moved))))),
+        secret_variables=secret_variables(moved),
         secret_files=tuple(sorted(secret_files)),
         grace_seconds=int(grace) + 5,
     )
@@ -135,20 +135,28 @@ def _reached(model: str, tenant: str | None, known: set[str]) -> str | None:
     return own if own in known else model if model in known else None
 
 
-def _moved(value: Any, files: dict[str, str]) -> Any:
-    """`value` with `file:PATH` as it is mounted. `files` gets the paths by name."""
+def with_secrets_in(directory: str, value: Any, files: dict[str, str]) -> Any:
+    """`value` with every `file:PATH` in `directory`, under the file's own name. `files` gets the paths by name.
+
+    Raises ConfigError where two files would get one name.
+    """
     if isinstance(value, dict):
-        return {k: _moved(v, files) for k, v in value.items()}
+        return {k: with_secrets_in(directory, v, files) for k, v in value.items()}
     if isinstance(value, list):
-        return [_moved(v, files) for v in value]
+        return [with_secrets_in(directory, v, files) for v in value]
     if not isinstance(value, str) or not value.startswith("file:"):
         return value
     path = value.removeprefix("file:")
     name = PurePosixPath(path).name
     if files.setdefault(name, path) != path:
         raise ConfigError(
-            f"two secrets lie in files called {name!r}, and a Secret has one entry of each name",
+            f"two secrets lie in files called {name!r}, and there is one place for files of a name",
             where=path,
             remedy="Give one of the files another name.",
         )
-    return f"file:{SECRETS_DIRECTORY}/{name}"
+    return f"file:{directory}/{name}"
+
+
+def secret_variables(data: object) -> tuple[str, ...]:
+    """The environment variables that `data` names as secrets."""
+    return tuple(sorted(set(_VARIABLE.findall(str(data)))))
