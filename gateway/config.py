@@ -15,7 +15,7 @@ from gateway.auth.schema import AuthConfig
 from gateway.batches.schema import BatchesConfig
 from gateway.secret_values import SecretRef
 from model_registry.loader import load_yaml
-from model_registry.schema import FilePath, Inconsistent, ModelConfig, Name, Problem, Section, Size
+from model_registry.schema import FilePath, Inconsistent, ModelConfig, Name, Problem, ReplicaRange, Section, Size
 from placement.schema import EngineConfig, FleetConfig
 
 Listen = Annotated[str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s/]+):\d{1,5}$")]
@@ -282,6 +282,12 @@ class Config(Section):
                         ("tenants", index, "isolation"),
                         f"Take models.{model.name}.slices out, or give the other tenants another model.",
                     )
+
+    @property
+    def planned(self) -> bool:
+        """Whether a plan decides who has which GPU slice: more is asked for than layouts and fixed numbers of replicas."""
+        asks = any(m.demand or isinstance(m.replicas, ReplicaRange) for m in self.models)
+        return asks or bool(self.fleet.reserve) or self.fleet.partition == "planned"
 
     @property
     def state(self) -> Path:

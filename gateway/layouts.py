@@ -13,7 +13,6 @@ from pathlib import Path
 
 from gateway.config import Config
 from gateway.tenant_pools import tenant_pools
-from model_registry.schema import ReplicaRange
 from placement.assign import stem_of, wanted_replicas
 from placement.errors import PartitionError, SimulatorError
 from placement.goals import PlacementConfig
@@ -89,8 +88,7 @@ def one_at_a_time(config: Config, machine: Machine) -> Iterator[None]:
 
 def plans_fleet(config: Config) -> bool:
     """Whether the configuration asks for more than layouts and fixed numbers of replicas."""
-    asks = any(m.demand or isinstance(m.replicas, ReplicaRange) for m in config.models)
-    return asks or bool(config.fleet.reserve) or config.fleet.partition == "planned"
+    return config.planned
 
 
 def placement_config(config: Config) -> PlacementConfig:

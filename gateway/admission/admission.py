@@ -34,7 +34,7 @@ class AdmissionPolicy:
     """What a reload replaces. `dedicated` are the tenants with replicas of their own: model -> tenants, in order.
 
     `waking` are the models that sleep without requests: their requests wait for a replica to come, instead of being refused.
-    `named` are those whose replicas say in their names whose they are.
+    `named` are those whose replicas say in their names whose they are. `planned`: so do all of them, once they are there.
     """
 
     limits: Mapping[str, TenantLimits] = field(default_factory=dict)
@@ -42,6 +42,7 @@ class AdmissionPolicy:
     queue: QueueConfig = field(default_factory=QueueConfig)
     waking: frozenset[str] = frozenset()
     named: frozenset[str] = frozenset()
+    planned: bool = False
 
 
 class Ask(NamedTuple):
@@ -76,6 +77,7 @@ class Admission:
         self._pools: dict[tuple[str, str | None], Pool] = {}
         self._ratios: dict[str, TokenRatio] = {}
         self._adopted: Routes | None = None
+        self._joining: set[tuple[str, str]] = set()  # (model, tenant) whose own replicas are still to come
         self._short: list[Claim] = []
         self.loads = loads
         self.limits = Limits(self._policy.limits)
@@ -207,7 +209,8 @@ class Admission:
 
     def pool(self, model: str, tenant: str) -> Pool:
         """The pool that requests of `tenant` to `model` go to."""
-        return self._pool_at((model, tenant if tenant in self._policy.dedicated.get(model, ()) else None))
+        own = tenant in self._policy.dedicated.get(model, ()) and (model, tenant) not in self._joining
+        return self._pool_at((model, tenant if own else None))
 
     def wakes(self, model: str, route: ModelRoute) -> bool:
         """Whether a request wakes `model`: it sleeps without them, and its engines have not all failed."""
@@ -232,6 +235,8 @@ class Admission:
 
     def configure(self, policy: AdmissionPolicy) -> None:
         """Take another policy; what is held and what waits stays."""
+        fresh = _dedicated_pairs(policy) - _dedicated_pairs(self._policy)
+        self._joining = (self._joining | fresh) & _dedicated_pairs(policy) if policy.planned else set()
         self._policy = policy
         self.limits.configure(policy.limits)
         for pool in self._pools.values():
@@ -241,18 +246,26 @@ class Admission:
         self.follow_routes()
         self.ask_store()
 
+    def _dedicated(self, name: str, model: ModelRoute) -> tuple[str, ...]:
+        """The tenants with replicas of their own. In a planned fleet one that becomes such a tenant while requests run stays
+        with all others until the first replica of its own serves: it is refused at no moment of the change.
+        """
+        told = self._policy.dedicated.get(name, ())
+        if self._joining:
+            on_gpu = any(row.slice.kind in _PLANNED_KINDS for row in model.replicas)
+            stems = {row.replica.rpartition("-")[0] for row in model.ready}
+            self._joining -= {(name, tenant) for tenant in told if not on_gpu or f"{name}@{tenant}" in stems}
+        return tuple(tenant for tenant in told if (name, tenant) not in self._joining)
+
     def follow_routes(self) -> None:
         """Take over the routes of this moment, and seat whom they have room for."""
         routes, now = self._routes(), self._clock()
         self._adopted = routes
         shares: dict[tuple[str, str | None], tuple[ReplicaRow, ...]] = {}
         for name, model in routes.models.items():
-            owner = owners(
-                (row.replica for row in model.replicas),
-                self._policy.dedicated.get(name, ()),
-                named=name in self._policy.named,
-            )
-            for key in {(name, None), *((name, tenant) for tenant in self._policy.dedicated.get(name, ()))}:
+            dedicated = self._dedicated(name, model)
+            owner = owners((row.replica for row in model.replicas), dedicated, named=name in self._policy.named)
+            for key in {(name, None), *((name, tenant) for tenant in dedicated)}:
                 shares[key] = tuple(row for row in model.ready if owner.get(row.replica) == key[1])
         for key in shares.keys() | self._pools.keys():
             pool = self._pool_at(key)
@@ -272,5 +285,11 @@ class Admission:
 def _nothing() -> None:
     """Nobody waits."""
 
+
+def _dedicated_pairs(policy: AdmissionPolicy) -> set[tuple[str, str]]:
+    return {(model, tenant) for model, tenants in policy.dedicated.items() for tenant in tenants}
+
+
+_PLANNED_KINDS = ("mig", "gpu")
 
 _NO_ROUTE = ModelRoute(card=ModelRow(name=""))

@@ -22,4 +22,5 @@ def admission_policy(config: Config) -> AdmissionPolicy:
         queue=config.gateway.queue,
         waking=frozenset(m.name for m in config.models if isinstance(m.replicas, ReplicaRange) and not m.replicas.min),
         named=frozenset(m.name for m in config.models if isinstance(m.replicas, ReplicaRange)),
+        planned=config.planned,
     )
