@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from placement.planner.master import Master
 from placement.planner.shapes import Shaper
-from placement.planner.solver import Limits
+from placement.planner.solver import Limits, Watch
 from placement.planner.types import (
     Alternative,
     Constraints,
@@ -27,7 +27,7 @@ _TRIED = 6
 
 _MOST_GPUS = 10_000
 _CONTEXT = "max_model_len: "
-_TRIAL = Limits(seconds=2.0, gap_ratio=0.0)
+_TRIAL = Limits(work=800_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +38,16 @@ class _Placed:
     served: float
 
 
-def unmet(problem: Problem, wants: Sequence[Want], gpus: Sequence[PlannedGpu]) -> tuple[Unmet, ...]:
+def unmet(
+    problem: Problem, wants: Sequence[Want], gpus: Sequence[PlannedGpu], watch: Watch | None = None
+) -> tuple[Unmet, ...]:
     """Every want that the planned GPUs do not meet, the most important first, with its reason and what would help."""
     placed = {w.name: _placed(w, gpus) for w in wants}
     missing = {w.name: w.missing(p.replicas, p.served) for w in wants if (p := placed[w.name])}
     short = sorted((w for w in wants if missing[w.name] > 1e-6), key=lambda w: (-w.priority, w.name))
     found = []
     for number, want in enumerate(short):
-        trials = _Trials(problem, missing, want) if number < _TRIED else None
+        trials = _Trials(problem, missing, want, replace(_TRIAL, watch=watch)) if number < _TRIED else None
         found.append(_unmet(problem, want, placed[want.name], gpus, trials))
     return tuple(found)
 
@@ -138,7 +140,8 @@ def _holder(demand: str | None, reserved: str | None) -> str:
 class _Trials:
     """Changes to the problem, tried out for one want: would it be met, with the others no worse off than they are?"""
 
-    def __init__(self, problem: Problem, missing: Mapping[str, float], want: Want) -> None:
+    def __init__(self, problem: Problem, missing: Mapping[str, float], want: Want, limits: Limits) -> None:
+        self._limits = limits
         self._problem = problem
         self._missing = missing
         self._want = want
@@ -173,7 +176,8 @@ class _Trials:
         ]
         free = [replace(g, price_per_hour=0.0) for g in self._problem.gpus]
         master = self._master(replace(self._problem, gpus=(*free, *fresh)))
-        level = master.minimise(Objective.PRICE, _TRIAL)
+        master.cost_at_least(1.0)
+        level = master.minimise(Objective.PRICE, self._limits)
         return None if level is None else max(1, round(level.value))
 
     def _settings(self) -> Iterator[str]:
@@ -216,17 +220,17 @@ class _Trials:
         return replace(self._problem, demands=(*others, demand))
 
     def _met(self, problem: Problem) -> bool:
-        level = self._master(problem).minimise(Objective.PRICE, _TRIAL)
-        return level is not None
+        return self._master(problem).possible(self._limits)
 
     def _master(self, problem: Problem) -> Master:
         """The coarse program of a changed problem, with every want held at what it misses and this one at nothing."""
         wants = wants_of(problem)
         unlimited = Constraints(problem.constraints.reserve, problem.constraints.headroom_ratio)
-        master = Master(Shaper(wants).coarse(problem.gpus), wants, unlimited, keep=False)
+        classes = Shaper(wants).coarse(problem.gpus, maximal=True)
+        master = Master(classes, wants, unlimited, keep=False, slack=True)
         for want in wants:
             allowed = 0.0 if want.name == self._want.name else self._missing.get(want.name, 0.0)
-            master.hold(master.shortfall_of(want.name), allowed)
+            master.miss(want, allowed)
         return master
 
 

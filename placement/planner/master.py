@@ -139,10 +139,10 @@ class Master:
         """Keep the instances created and destroyed at so many."""
         self.hold(self._changes(), count)
 
-    def fix_replicas(self, replicas: Mapping[tuple[str, str, str], int]) -> None:
-        """Allow nothing but these, by pool, want and profile."""
+    def stay_near(self, replicas: Mapping[tuple[str, str, str], int], most: int) -> None:
+        """Allow each number of replicas (by pool, want and profile) to differ from these by no more than `most`."""
         for key, v in self._x.items():
-            self.program.row({v: 1.0}, replicas.get(key, 0), replicas.get(key, 0))
+            self.program.row({v: 1.0}, max(0, replicas.get(key, 0) - most), replicas.get(key, 0) + most)
 
     def _disturbance(self) -> Terms:
         """Layout changes, less what every replica that stays is worth."""
@@ -165,7 +165,7 @@ class Master:
             for v in self._x.values()
         }
         full = {v: (math.floor(relaxed.values[v] + 1e-6) - 3.0, INFINITY) for v in self._y.values()}
-        brief = replace(limits, seconds=limits.seconds / 5, nodes=_FEW_NODES)
+        brief = replace(limits.share(0.2), nodes=_FEW_NODES)
         return self.program.within(close | full).minimise(self.price(), brief)
 
     def miss_nothing(self) -> None:
@@ -257,9 +257,19 @@ class Master:
         """What is missing, in replicas; of one priority only where one is named."""
         return {self._s[w.name]: 1.0 for w in self.wants if priority in (None, w.priority)}
 
-    def shortfall_of(self, name: str) -> Terms:
-        """What one want is missing, in replicas of its best option."""
-        return {self._s[name]: 1.0}
+    def miss(self, want: Want, most: float) -> None:
+        """Let one want miss no more than so much, in replicas of its best option."""
+        self.hold({self._s[want.name]: 1.0}, most)
+        if most <= 1e-9:
+            self._add_rounded(want)
+
+    def cost_at_least(self, price: float) -> None:
+        """Look at no cheaper answer: where it is known that there is none, the search ends with the first that costs this."""
+        self.program.row(self.price(), price)
+
+    def possible(self, limits: Limits) -> bool:
+        """Whether there is any answer at all."""
+        return self.program.minimise({}, limits) is not None
 
     def price(self) -> Terms:
         """Price per hour of the GPUs in use."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 
 from model_registry.catalogue import Product
@@ -20,7 +20,7 @@ from placement.errors import PlanError
 from placement.planner.patterns import Pattern, PatternBook
 from placement.planner.solver import INFINITY, Limits, Program, Solved
 
-_TIDY = Limits(seconds=2.0, nodes=2000)
+_TIDY = Limits(work=800_000, nodes=2000)
 """For the choice among layouts that need equally few GPUs: worth a little time, and no proof."""
 
 
@@ -33,13 +33,14 @@ class Packing:
     """Which GPU holds what. `occupied` are the GPUs that held something, `created` what is added, per GPU.
 
     `created` begins with the occupied GPUs, in their order; some of them get nothing. `lower_bound` is proven: no
-    packing needs fewer GPUs.
+    packing needs fewer GPUs. `reproducible` is false where the clock ended a search: another run may find more.
     """
 
     product: Product
     occupied: tuple[Layout, ...]
     created: tuple[tuple[Placement, ...], ...]
     lower_bound: int
+    reproducible: bool = True
 
     @property
     def gpus(self) -> int:
@@ -87,18 +88,19 @@ def pack(
     few GPUs those layouts are taken that leave the most usable rest. Raises UnknownProfile for a profile that the product
     has not, or of which nobody knows where it can start; PlanError if the time was too short for any packing.
     """
-    limits = limits or Limits()
+    limits = (limits or Limits()).watched()
     wanted = _wanted(product, demand)
     book = PatternBook(product)
     classes = _classes(book, wanted, occupied)
     solved, chosen = _fewest(wanted, classes, limits)
     fresh = sum(n for (c, _), n in chosen.items() if classes[c].fresh)
     everything = _with_all_patterns(book, wanted, classes)
-    tidy = _tidiest(wanted, everything, fresh)
+    tidy = _tidiest(wanted, everything, fresh, replace(_TIDY, watch=limits.watch))
     created = (
         _created(everything, tidy, wanted, len(occupied)) if tidy else _created(classes, chosen, wanted, len(occupied))
     )
-    return Packing(product, tuple(occupied), created, len(occupied) + round(solved.lower_bound))
+    reproducible = limits.watch is None or not limits.watch.expired
+    return Packing(product, tuple(occupied), created, len(occupied) + round(solved.lower_bound), reproducible)
 
 
 def _wanted(product: Product, demand: Mapping[str, int]) -> dict[str, int]:
@@ -154,18 +156,20 @@ def _fewest(
     objective = {v: 1.0 for (c, _), v in columns.of.items() if classes[c].fresh}
     solved = columns.program.minimise(objective, limits)
     if solved is None:
-        raise PlanError(f"no packing was found within {limits.seconds:g} s", remedy="Allow more time.")
+        raise PlanError("no packing was found within the work allowed", remedy="Allow more time.")
     return solved, {key: n for key, v in columns.of.items() if (n := solved.count(v))}
 
 
-def _tidiest(wanted: Mapping[str, int], classes: Sequence[_Class], fresh: int) -> dict[tuple[int, int], int] | None:
+def _tidiest(
+    wanted: Mapping[str, int], classes: Sequence[_Class], fresh: int, limits: Limits
+) -> dict[tuple[int, int], int] | None:
     """Exactly the demand on as many GPUs, with the least fragmentation; None where that is not found in time."""
     columns = _columns(classes)
     for profile, count in wanted.items():
         columns.program.row(_supply(classes, columns, profile), count, count)
     columns.program.row({v: 1.0 for (c, _), v in columns.of.items() if classes[c].fresh}, fresh, fresh)
     cost = {v: float(classes[c].patterns[p].fragmentation) for (c, p), v in columns.of.items()}
-    solved = columns.program.minimise(cost, _TIDY)
+    solved = columns.program.minimise(cost, limits)
     return {key: n for key, v in columns.of.items() if (n := solved.count(v))} if solved else None
 
 

@@ -8,8 +8,9 @@ different state, and is held at the demand and price of the first.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from placement.errors import PlanError
@@ -50,23 +51,25 @@ class _Found:
     levels: tuple[Level, ...]
 
 
-def plan(problem: Problem, limits: Limits | None = None) -> FleetPlan:
+def plan(problem: Problem, limits: Limits | None = None, *, clock: Callable[[], float] = time.monotonic) -> FleetPlan:
     """The best plan for `problem`, by its objectives in their order.
 
     What cannot be met is told in `unmet` with the smallest change that would help, and is no error. `limits` bounds each
-    search; unset, the optimum is asked for up to 100 GPUs and a proven hundredth beyond. Raises PlanError if no answer
-    was found in the time allowed.
+    search; unset, the optimum is asked for up to 100 GPUs and a proven hundredth beyond. Equal problems have equal plans,
+    unless their seconds by `clock` ran out: then the plan is not `reproducible`. Raises PlanError if no answer was found
+    with the work allowed.
     """
-    limits = limits or Limits(gap_ratio=0.01 if len(problem.gpus) > _LARGE else 0.0)
+    limits = (limits or Limits(gap_ratio=0.01 if len(problem.gpus) > _LARGE else 0.0)).watched(clock)
     wants = wants_of(problem)
     found = _search(problem, wants, limits)
     gpus = planned_gpus(problem, wants, found.seating)
     return FleetPlan(
         gpus=gpus,
         decisions=decisions(problem, wants, gpus),
-        unmet=unmet(problem, wants, gpus),
+        unmet=unmet(problem, wants, gpus, limits.watch),
         levels=found.levels,
         fingerprint=problem.fingerprint,
+        reproducible=limits.watch is None or not limits.watch.expired,
     )
 
 
@@ -135,8 +138,8 @@ def _minimised(master: Master, objectives: Sequence[Objective], limits: Limits) 
         level = master.minimise(objective, limits)
         if level is None:
             raise PlanError(
-                f"no plan was found within {limits.seconds:g} s while looking for the least {objective.value}",
-                remedy="Allow more time, or plan parts of the fleet by themselves.",
+                f"no plan was found within the work allowed while looking for the least {objective.value}",
+                remedy="Plan parts of the fleet by themselves.",
             )
         levels.append(level)
     return tuple(levels)
@@ -186,19 +189,22 @@ class _Detail:
             master.hold_economy(economy)
             return master
 
-        alike = program()
-        alike.fix_replicas(settled.replicas)
-        tidy = alike.minimise(Objective.FRAGMENTATION, self.limits)
-        if tidy is None:
-            return None
-        answer = alike.answer(())
-        if tidy.value > 0:
+        tidy, answer = None, settled
+        for spread in (0, 1, None):
             master = program()
-            master.begin(answer.shapes, answer.replicas, answer.missing)
-            tidy = master.minimise(Objective.FRAGMENTATION, self.limits)
-            answer = master.answer(())
-        levels = (*reached.answer.levels, changes, *((tidy,) if tidy else ()))
-        return _Found(seat(classes, answer, self.wants), levels) if self.shaper.complete else None
+            if spread is not None:
+                master.stay_near(settled.replicas, spread)
+            if tidy is not None:
+                master.begin(answer.shapes, answer.replicas, answer.missing)
+            limits = self.limits if spread is None else replace(self.limits.share(0.1), nodes=_FEW_NODES)
+            if (found := master.minimise(Objective.FRAGMENTATION, limits)) is None:
+                continue
+            tidy, answer = found, master.answer(())
+            if not tidy.value:
+                break
+        if tidy is None or not self.shaper.complete:
+            return None
+        return _Found(seat(classes, answer, self.wants), (*reached.answer.levels, changes, tidy))
 
     def _changed(self, reached: _Reached) -> _Found | None:
         """Where something runs: placements chosen one by one for the least disturbance, then the tidiest of these."""
@@ -247,7 +253,7 @@ class _Detail:
         if len(self.problem.gpus) <= _TINY:
             return self.limits
         gap = self.limits.gap_ratio if _runs(self.problem) else max(self.limits.gap_ratio, _UNDISTURBED)
-        return replace(self.limits, seconds=max(1.0, self.limits.seconds / 4), nodes=_FEW_NODES, gap_ratio=gap)
+        return replace(self.limits.share(0.25), nodes=_FEW_NODES, gap_ratio=gap)
 
     def _first(
         self, reached: _Reached | None, objectives: Sequence[Objective], lost: int | None, *, by_gpu: bool

@@ -1,35 +1,73 @@
 """Integer programs, solved by HiGHS. The only module that knows the solver.
 
-One thread and a fixed seed: the same program gives the same answer, as long as no time limit cuts it short.
+One thread, a fixed seed, and limits that count work instead of time: the same program gives the same answer, on a busy
+machine as on an idle one. A clock is the last resort, far beyond; whoever asks is told when it was needed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 INFINITY = math.inf
 _INTEGRAL = 1e-6
 
+_FEWEST_STEPS = 25
+"""However large the program: so far a search gets to a first answer."""
+
+
+WORK = 4_000_000
+"""What one search may do unless somebody says otherwise: some ten seconds of one core."""
+
+
+class Watch:
+    """The last resort against a search without end: expires once `seconds` have gone by on `clock`, and stays so."""
+
+    def __init__(self, seconds: float = 600.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._until = clock() + seconds
+        self.expired = False
+
+    def look(self) -> bool:
+        """Whether time is up."""
+        self.expired = self.expired or self._clock() >= self._until
+        return self.expired
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """When a search may end before its proof is complete.
 
-    `seconds` bounds one search; what was found by then is the answer, and its bound says how good that is.
+    `work` bounds one search, in steps of the search times the variables and rows of the program: 400,000 are about a second
+    of one core. Unlike time it ends every run of the same search at the same place. What was found by then is the answer,
+    and its bound says how good that is. None does not bound it.
     `gap_ratio` ends it when the best found is proven to be within that share of the optimum; 0 asks for the optimum.
-    `nodes` bounds the search tree: unlike time, it ends every run of the same search at the same place.
+    `nodes` bounds the search tree.
+    `seconds` by the clock end everything that is done with these limits; an answer for which that was needed says so.
     """
 
-    seconds: float = 10.0
+    work: int | None = WORK
     gap_ratio: float = 0.0
     nodes: int | None = None
+    seconds: float = 600.0
+    watch: Watch | None = field(default=None, compare=False, repr=False)
+
+    def watched(self, clock: Callable[[], float] = time.monotonic) -> Limits:
+        """The same limits with their seconds running from here on, for everything that is done with them together."""
+        return replace(self, watch=Watch(self.seconds, clock))
+
+    def share(self, part: float) -> Limits:
+        """The same limits with this part of the work."""
+        return replace(self, work=None if self.work is None else max(1, round(self.work * part)))
 
     def __post_init__(self) -> None:
         if not self.seconds > 0:
             raise ValueError(f"a limit of {self.seconds} seconds")
+        if self.work is not None and self.work <= 0:
+            raise ValueError(f"a limit of {self.work} units of work")
         if not 0 <= self.gap_ratio < 1:
             raise ValueError(f"a gap of {self.gap_ratio}")
 
@@ -121,6 +159,8 @@ class Program:
             return Solved((), constant, constant) if possible else None
         highs = _highs(limits, step=step)
         highs.passModel(self._model(objective, constant))
+        if any(self._integer):
+            highs.cbMipInterrupt.subscribe(_Guard(limits, self.variables + self.rows))
         if start is not None:
             import highspy  # costs a tenth of a second, and most commands never plan
 
@@ -170,6 +210,19 @@ class Program:
         return model
 
 
+class _Guard:
+    """Ends a search that has done its work, or for which time is up. HiGHS asks at the same points of every run."""
+
+    def __init__(self, limits: Limits, size: int) -> None:
+        self._left = math.inf if limits.work is None else max(_FEWEST_STEPS, limits.work // size)
+        self._watch = limits.watch or Watch(limits.seconds)
+
+    def __call__(self, event: Any) -> None:
+        self._left -= 1
+        if self._left < 0 or self._watch.look():
+            event.interrupt()
+
+
 def _highs(limits: Limits, *, step: float) -> Any:
     import highspy
 
@@ -178,7 +231,6 @@ def _highs(limits: Limits, *, step: float) -> Any:
         ("output_flag", False),
         ("threads", 1),
         ("random_seed", 0),
-        ("time_limit", limits.seconds),
         ("mip_rel_gap", limits.gap_ratio),
         # An objective that only moves in whole steps is optimal when the bound is less than one step away.
         ("mip_abs_gap", max(1e-9, step * (1 - 1e-6))),

@@ -451,7 +451,8 @@ class FleetPlan:
     """For every GPU of the problem what it will hold, why, and how good that is.
 
     `levels` are in the problem's order of objectives. `seconds` is what making it took; it is left out of comparison, so
-    equal problems have equal plans. `fingerprint` is that of the observed state (see `check_current`).
+    equal problems have equal plans. Not so where a plan is not `reproducible`: then the clock ended a search that was far too
+    long, and another run may find another plan. `fingerprint` is that of the observed state (see `check_current`).
     """
 
     gpus: tuple[PlannedGpu, ...]
@@ -460,6 +461,7 @@ class FleetPlan:
     levels: tuple[Level, ...]
     fingerprint: str
     seconds: float = field(default=0.0, compare=False)
+    reproducible: bool = True
 
     @property
     def optimal(self) -> bool:
@@ -512,6 +514,7 @@ class FleetPlan:
             "optimal": self.optimal,
             "lower_bound": self.lower_bound,
             "gap": self.gap,
+            "reproducible": self.reproducible,
             "seconds": self.seconds,
             "fingerprint": self.fingerprint,
         }

@@ -12,6 +12,7 @@ from model_registry.geometry import Placement
 from placement.errors import StalePlan
 from placement.planner.current import check_current
 from placement.planner.plan import plan
+from placement.planner.solver import Limits
 from placement.planner.types import (
     WHOLE,
     Alternative,
@@ -310,5 +311,49 @@ def test_a_large_fleet_is_planned_to_a_proven_hundredth() -> None:
 def test_the_json_is_complete() -> None:
     public = plan(Problem((gpu("a"),), (wants("chat", SMALL),))).as_public()
     assert set(public) == {
-        "gpus", "decisions", "unmet", "levels", "price_per_hour", "optimal", "lower_bound", "gap", "seconds", "fingerprint",
+        "gpus", "decisions", "unmet", "levels", "price_per_hour", "optimal", "lower_bound", "gap", "seconds", "fingerprint", "reproducible",
     }  # fmt: skip
+
+
+def busy_week(**more: object) -> Problem:
+    """Five GPUs of two products that have to serve another mixture than the one they run."""
+    fleet = tuple(gpu(name) for name in "abc") + tuple(gpu(name, product="h100-sxm", price=2.0) for name in "de")
+    options = tuple(
+        on(p, q, c)
+        for p, k in (("a100-80gb", 1.0), ("h100-sxm", 1.7))
+        for q, c in (("1g.10gb", k), ("2g.20gb", 2.1 * k))
+    )
+    some = tuple(wants(f"m{n}", *options, rate=2.3 + n) for n in range(4))
+    made = plan(Problem(fleet, some))
+    return Problem(made.after(), tuple(replace(d, rate=6.9 - (d.rate or 0.0)) for d in some), **more)  # type: ignore[arg-type]
+
+
+def test_a_starved_process_makes_the_same_plan() -> None:
+    """Whatever the clock shows while it works: searches are ended by what they have done, not by the time it took."""
+    problem = busy_week()
+    ticking, hurrying = iter(range(10**9)), iter(range(0, 10**9, 7))
+    unhurried, starved = plan(problem, clock=lambda: 0.0), plan(problem, clock=lambda: next(ticking) / 1000)
+    assert unhurried == starved == plan(problem, clock=lambda: next(hurrying) / 1000)
+    assert starved.reproducible
+    assert starved.as_public() == unhurried.as_public()
+
+
+def test_work_that_is_limited_ends_every_run_at_the_same_place() -> None:
+    problem, few = busy_week(), Limits(work=30_000)
+    assert plan(problem, few) == plan(problem, few)
+    assert plan(problem, few).reproducible
+
+
+def test_a_plan_that_the_clock_ended_says_so() -> None:
+    problem, looks = busy_week(), 0
+
+    def counting() -> float:
+        nonlocal looks
+        looks += 1
+        return 0.0
+
+    plan(problem, clock=counting)
+    at_the_last_look = iter([0.0] * (looks - 1))
+    made = plan(problem, clock=lambda: next(at_the_last_look, 1e6))
+    assert not made.reproducible
+    assert made.as_public()["reproducible"] is False
