@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, log
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from ddsketch import DDSketch
 
@@ -27,8 +27,16 @@ from placement.latency_grid import BUCKETS_SECONDS
 RELATIVE_ERROR = 0.01
 PENDING_SAMPLES = 512
 
-Metric = Literal["ttft_seconds", "itl_seconds", "e2e_seconds", "queue_seconds"]
-METRICS: tuple[Metric, ...] = ("ttft_seconds", "itl_seconds", "e2e_seconds", "queue_seconds")
+Metric = Literal[
+    "ttft_seconds",
+    "itl_seconds",
+    "e2e_seconds",
+    "queue_seconds",
+    "gateway_seconds",
+    "engine_seconds",
+    "streaming_seconds",
+]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 Window = Literal["1m", "5m", "1h"]
 WINDOWS: tuple[Window, ...] = ("1m", "5m", "1h")
@@ -198,15 +206,18 @@ class WindowedDigest:
 
 
 class Series:
-    """The four metrics of one tenant on one slice."""
+    """The metrics of one tenant on one slice."""
 
-    __slots__ = ("e2e_seconds", "itl_seconds", "queue_seconds", "ttft_seconds")
+    __slots__ = METRICS
 
     def __init__(self, now: float) -> None:
         self.ttft_seconds = WindowedDigest(now)
         self.itl_seconds = WindowedDigest(now)
         self.e2e_seconds = WindowedDigest(now)
         self.queue_seconds = WindowedDigest(now)
+        self.gateway_seconds = WindowedDigest(now)
+        self.engine_seconds = WindowedDigest(now)
+        self.streaming_seconds = WindowedDigest(now)
 
     def digest(self, metric: Metric) -> WindowedDigest:
         """The digest of `metric`."""
@@ -214,7 +225,7 @@ class Series:
         return digest
 
     def advance(self, now: float) -> None:
-        """Bring all four up to `now`."""
+        """Bring all of them up to `now`."""
         for metric in METRICS:
             self.digest(metric).advance(now)
 

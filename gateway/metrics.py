@@ -29,6 +29,9 @@ _HELP = {
     "itl_seconds": "Between two arrivals of content in a stream.",
     "e2e_seconds": "From the whole request to the last byte of a good answer.",
     "queue_seconds": "From the whole request to its dispatch to an engine.",
+    "gateway_seconds": "What of queue_seconds the gateway took itself, without the wait for a place.",
+    "engine_seconds": "From the dispatch to the first content of a stream, or to the end of an answer that is none.",
+    "streaming_seconds": "From the first content of a stream to its last byte.",
 }
 
 

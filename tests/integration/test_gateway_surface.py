@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from gateway.config import Config
+from gateway.digests import METRICS
 from gateway.keys import Keystore
 from gateway.testing import RELAYS, FakeFleet, RunningGateway, fake_fleet, running_gateway, wait_until
 from gateway.wiring import wall_clock
@@ -346,12 +347,12 @@ def test_slices_have_the_schema_and_the_tenants(system: System) -> None:
         lambda: next((r for r in rows() if r["replica"] == "chat-0" and "beta" in r["tenants"]), None),
         what="beta is on the slice",
     )
-    assert set(chat) == {"slice", "model", "replica", "state", "queue", "windows", "tenants"}
+    assert set(chat) == {"slice", "model", "replica", "state", "queue", "windows", "tenants", "batches"}
     assert chat["slice"] == {"id": "slice-of-chat-0", "kind": "cpu", "profile": None, "uuid": None, "gpu": None}
     assert (chat["model"], chat["state"]) == ("chat", "ready")
     for windows in (chat["windows"], chat["tenants"]["beta"]["windows"]):
         assert set(windows) == {"1m", "5m", "1h"}
-        for metric in ("ttft_seconds", "itl_seconds", "e2e_seconds", "queue_seconds"):
+        for metric in METRICS:
             measured = windows["1m"][metric]
             assert set(measured) == {"p50", "p99", "count"}
             assert measured["count"] > 0
