@@ -19,12 +19,12 @@ from uuid import uuid4
 
 from model_registry.atomic import write_atomically
 from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Versions
-from placement.cluster.seats import SeatRow, SeatsFile, write_seats
+from placement.cluster.seats import SeatRow, SeatsFile, read_seats, write_seats
 from placement.errors import TableUnreadable
 from placement.replicas.journal import Journal
 from placement.slices import Inventory
 from placement.state import StatePaths
-from placement.status import ControllerStatus, read_status
+from placement.status import ControllerStatus, ErrorRow, read_status
 from placement.table import RoutingTable, publish, read
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class NodeAgent:
             slices=self._inventory.slices,
             table=self._table(),
             running=self._running(),
-            waiting=_waiting(status) if status else {},
+            waiting=_waiting(status, read_seats(self._paths.seats)) if status else {},
             outdated=tuple(r.replica for r in status.replicas if r.outdated) if status else (),
             notes=self._inventory.notes,
             simulated=self.settings.simulated,
@@ -223,11 +223,17 @@ class NodeAgent:
         return json.dumps(config, indent=1).encode()
 
 
-def _waiting(status: ControllerStatus) -> Mapping[str, str]:
-    waiting = {replica: f"{row.message} {row.remedy or ''}".strip() for replica, row in status.unplaced.items()}
+def _waiting(status: ControllerStatus, seats: SeatsFile | None) -> Mapping[str, str]:
+    """Why replicas do not run, also those that a controller which refuses its configuration never took up."""
+    waiting = {replica: _in_one_line(row) for replica, row in status.unplaced.items()}
     if status.refused is not None:
-        waiting |= {r.replica: status.refused.error.message for r in status.replicas if r.replica not in waiting}
+        known = [r.replica for r in status.replicas] + list(seats.seats if seats else ())
+        waiting = dict.fromkeys(known, _in_one_line(status.refused.error)) | waiting
     return waiting
+
+
+def _in_one_line(row: ErrorRow) -> str:
+    return f"{row.message} {row.remedy or ''}".strip()
 
 
 def _replace(path: Path, content: bytes) -> bool:

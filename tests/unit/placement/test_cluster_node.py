@@ -1,0 +1,137 @@
+"""A node's agent on files and processes that are noted down: what it writes when it is ordered, and what it reports."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from placement.cluster.members import Broadcast, NodeOrder, Owner, Versions
+from placement.cluster.node import NodeAgent, NodePaths, NodeSettings
+from placement.cluster.seats import SeatKeeper, read_seats, this_process
+from placement.slices import Inventory, Slice, SliceKind
+from placement.status import ControllerStatus, ErrorRow, Refusal, ReplicaStatus, write_status
+from placement.table import ReplicaState, RoutingTable, SliceRow, read
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+ME = Owner(pid=1, start_ticks=2, boot_id="b")
+CPU = Slice("cpu-0", SliceKind.CPU, None, 2**30, cores=(0,))
+
+
+@dataclass
+class NotedProcesses:
+    said: list[str] = field(default_factory=list)
+
+    def ensure_controller(self, config: Path, seats: Path) -> None:
+        self.said.append("controller")
+
+    def reload_controller(self) -> None:
+        self.said.append("controller again")
+
+    def ensure_gateway(self, config: Path) -> None:
+        self.said.append("gateway")
+
+    def reload_gateway(self) -> None:
+        self.said.append("gateway again")
+
+
+@pytest.fixture
+def processes() -> NotedProcesses:
+    return NotedProcesses()
+
+
+@pytest.fixture
+def agent(tmp_path: Path, processes: NotedProcesses) -> NodeAgent:
+    settings = NodeSettings(
+        name="n",
+        address="10.0.0.7",
+        paths=NodePaths(tmp_path),
+        versions=Versions(sliceway="1", python="3.11", ray="2"),
+        fleet={"discover": "cpu"},
+        listen="0.0.0.0:80",
+    )
+    return NodeAgent(settings, processes, lambda: Inventory((CPU,)))
+
+
+def order(**changes: object) -> NodeOrder:
+    told = {"generation": 3, "config": '{"version": "v1"}', "seats": {"chat-0": "cpu-0"}, "owners": {"chat-0": ME}}
+    return NodeOrder.model_validate(told | {"secret": "s3cret"} | changes)
+
+
+def tell(agent: NodeAgent, **status: object) -> None:
+    """As the node's controller does."""
+    path = agent.settings.paths.engines
+    path.root.mkdir(parents=True, exist_ok=True)
+    values = {"pid": os.getpid(), "started_at": NOW, "updated_at": NOW, "state": "running", "config": "c"}
+    write_status(ControllerStatus.model_validate(values | {"generation": 1} | status), path.controller_status)
+
+
+async def test_an_order_becomes_seats_and_a_configuration_of_this_node(
+    agent: NodeAgent, processes: NotedProcesses
+) -> None:
+    await agent.order(order(turns=["chat-0"]))
+    paths = agent.settings.paths
+    seats = read_seats(paths.seats)
+    assert seats is not None
+    assert {replica: row.slice_id for replica, row in seats.seats.items()} == {"chat-0": "cpu-0"}
+    assert seats.turns == ("chat-0",)
+    config = json.loads(paths.controller_config.read_bytes())
+    assert config["fleet"] == {"discover": "cpu"}
+    assert config["engine"]["network"]["address"] == "10.0.0.7"
+    assert paths.secret.read_text() == "s3cret"
+    assert paths.secret.stat().st_mode & 0o777 == 0o600
+    assert processes.said == ["controller again", "controller"]
+    await agent.order(order(turns=["chat-0"]))
+    assert processes.said[2:] == ["controller"], "nothing is read again for the same order"
+
+
+async def test_a_turn_is_news_for_the_controller(agent: NodeAgent) -> None:
+    await agent.order(order(owners={"chat-0": this_process()}))
+    keeper = SeatKeeper(agent.settings.paths.seats, lambda: 0.0)
+    assert not keeper.look()
+    await agent.order(order(owners={"chat-0": this_process()}, turns=["chat-0"]))
+    assert keeper.look()
+    assert keeper.turns == ("chat-0",)
+    assert not keeper.look()
+
+
+async def test_why_replicas_do_not_run_is_reported(agent: NodeAgent) -> None:
+    await agent.order(order(seats={"chat-0": "cpu-0", "chat-1": "cpu-1"}, owners={"chat-0": ME, "chat-1": ME}))
+    error = ErrorRow(code="config_error", message="engine.command is wrong.", remedy="Write it anew.")
+    tell(agent, refused=Refusal(at=NOW, error=error), unplaced={"chat-1": ErrorRow(code="x", message="It is small.")})
+    waiting = (await agent.report()).waiting
+    assert waiting == {"chat-0": "engine.command is wrong. Write it anew.", "chat-1": "It is small."}
+
+
+async def test_who_runs_by_an_earlier_configuration_is_reported(agent: NodeAgent) -> None:
+    rows = [
+        ReplicaStatus(
+            replica=f"chat-{i}",
+            model="chat",
+            slice=SliceRow(id=f"cpu-{i}", kind="cpu"),
+            memory_bytes=1,
+            state=ReplicaState.READY,
+            since=NOW,
+            log="",
+            outdated=i == 1,
+        )
+        for i in range(2)
+    ]
+    tell(agent, replicas=rows)
+    report = await agent.report()
+    assert report.outdated == ("chat-1",)
+    assert report.slices == (CPU,)
+
+
+def test_gateways_follow_newer_tables_only(agent: NodeAgent, processes: NotedProcesses) -> None:
+    table = agent.settings.paths.gateway.routing_table
+    agent.take_over(Broadcast(head="h", table=RoutingTable(generation=5), config="{}", sequence=1))
+    agent.take_over(Broadcast(head="h", table=RoutingTable(generation=4), config="{}", sequence=2))
+    assert read(table).generation == 5
+    config = json.loads(agent.settings.paths.gateway_config.read_bytes())
+    assert config["gateway"]["listen"] == "0.0.0.0:80"
+    assert processes.said == ["gateway again", "gateway", "gateway"]
