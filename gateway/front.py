@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import signal
 import sys
@@ -45,6 +46,7 @@ _CONFIG_POLL_SECONDS = 1.0
 # From the end of the drain to SIGKILL; the controller also has its engines to stop.
 _LAST_SECONDS = 10.0
 _TAIL_LINES = 12
+_RENEWAL_SECONDS = 120.0
 
 
 class ChildFailed(GatewayError):
@@ -105,6 +107,9 @@ class Front:
         self._clock = clock or SystemClock()
         self._processes: dict[Name, WatchedProcess] = {}
         self._keepers: list[asyncio.Task[None]] = []
+        self._renewing: set[Name] = set()
+        self._replaced: dict[Name, asyncio.Event] = {name: asyncio.Event() for name in NAMES}
+        self._retiring: list[WatchedProcess] = []
         self._notices: deque[str] = deque(maxlen=100)
         self._gateway_generation: int | None = None
         self._was_up = False
@@ -170,14 +175,63 @@ class Front:
         for process in self._processes.values():
             process.send(signal.SIGHUP)
 
+    async def renew(self) -> None:
+        """Replace both by new processes, of the program as it is installed by now. Engines run on, and no request fails.
+
+        A new gateway that does not come to serve changes nothing.
+        """
+        if self._renewing or self._stopping:
+            return
+        self._renewing = set(NAMES)
+        try:
+            if await self._renew_gateway():
+                await self._renew_controller()
+        finally:
+            self._renewing.clear()
+
+    async def _renew_gateway(self) -> bool:
+        from gateway.ingress.handover import handover_path, serving_pid
+
+        door = handover_path(self._paths.runtime(os.environ), self._listen)
+        before, successor = (
+            self._processes["gateway"],
+            WatchedProcess.spawn([*self._argv("gateway"), "--take-over"], self._paths.log("gateway")),
+        )
+        deadline = self._clock.monotonic() + _RENEWAL_SECONDS
+        while await asyncio.to_thread(serving_pid, door) != successor.identity.pid:
+            if successor.ended or self._clock.monotonic() > deadline:
+                successor.send(signal.SIGKILL)
+                self._notices.append(f"the new gateway did not come to serve{_how(successor)}; the one before goes on")
+                return False
+            await self._clock.sleep(_GATEWAY_POLL_SECONDS)
+        self._retiring = [process for process in (*self._retiring, before) if not process.ended]
+        self._put("gateway", successor)
+        self._notices.append(f"another gateway serves (pid {successor.identity.pid}); the one before ends by itself")
+        return True
+
+    async def _renew_controller(self) -> None:
+        """It may be killed at any moment, and the next one finds what runs: that is how it is replaced as well."""
+        before = self._processes["controller"]
+        before.send(signal.SIGKILL)
+        await before.wait()
+        successor = WatchedProcess.spawn(self._argv("controller"), self._paths.log("controller"))
+        self._put("controller", successor)
+        self._notices.append(f"another controller is at work (pid {successor.identity.pid})")
+
+    def _put(self, name: Name, process: WatchedProcess) -> None:
+        self._processes[name] = process
+        self._replaced[name].set()
+        self._write_record()
+
     async def stop(self) -> None:
         """The gateway first, so that streams end with the engines still there; then the controller, which stops these."""
         self._stopping = True
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
-        engine = self._config.engine
-        await self._end("gateway", self._config.gateway.drain_timeout_seconds + _LAST_SECONDS)
+        engine, gateway_seconds = self._config.engine, self._config.gateway.drain_timeout_seconds + _LAST_SECONDS
+        retiring = [self._end_process(process, "gateway", gateway_seconds) for process in self._retiring]
+        await asyncio.gather(self._end("gateway", gateway_seconds), *retiring)
         await self._end("controller", engine.drain_timeout_seconds + engine.stop_timeout_seconds + _LAST_SECONDS)
         self._paths.up_record.unlink(missing_ok=True)
 
@@ -197,12 +251,15 @@ class Front:
         return {name: process for name, process in found.items() if process is not None}
 
     def _spawn(self, name: Name) -> None:
+        self._processes[name] = WatchedProcess.spawn(self._argv(name), self._paths.log(name))
+
+    def _argv(self, name: Name) -> list[str]:
         argv = [sys.executable, "-m", "gateway.cli", name, str(self._config_path), "--state-dir", str(self._paths.root)]
         if name == "gateway":
             argv += ["--listen", self._listen]
         elif self._simulate:
             argv += ["--simulate", self._simulate]
-        self._processes[name] = WatchedProcess.spawn(argv, self._paths.log(name))
+        return argv
 
     def _remember(self, config: Config) -> None:
         write_atomically(self._paths.last_good_config, config.model_dump_json().encode(), mode=0o600)
@@ -220,7 +277,12 @@ class Front:
         while True:
             process = self._processes[name]
             began = self._clock.monotonic()
-            await process.wait()
+            await first_of(process.wait(), self._replaced[name].wait())
+            if name in self._renewing:
+                await self._until_renewed(name)
+            if self._processes[name] is not process:
+                self._replaced[name].clear()
+                continue
             uptime = self._clock.monotonic() - began
             decision = after_end(restarts, _RESTART, was_ready=True, uptime_seconds=uptime, jitter=random.random())
             restarts = decision.restarts
@@ -252,10 +314,17 @@ class Front:
                 self._notices.append("the configuration's files have changed; reading them again")
                 self.reload()
 
+    async def _until_renewed(self, name: Name) -> None:
+        """Whoever replaces it starts the next one."""
+        while name in self._renewing and not self._replaced[name].is_set():
+            await self._clock.sleep(_GATEWAY_POLL_SECONDS)
+
     async def _end(self, name: Name, seconds: float) -> None:
         process = self._processes.get(name)
-        if process is None:
-            return
+        if process is not None:
+            await self._end_process(process, name, seconds)
+
+    async def _end_process(self, process: WatchedProcess, name: Name, seconds: float) -> None:
         process.send(signal.SIGTERM)
         await first_of(self._clock.sleep(seconds), process.wait())
         if not process.ended:

@@ -19,7 +19,7 @@ from gateway.testing import FakeFleet, fake_fleet, wait_until
 from placement.state import StatePaths
 from tests.integration.gateway_harness import CHAT, chat_body, events
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 
 class Site:

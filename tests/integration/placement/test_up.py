@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import urllib.request
 from collections.abc import Callable
 from typing import Any
@@ -212,3 +213,44 @@ def test_once_is_a_test_of_the_configuration(site: Site, port: int) -> None:
     events = [json.loads(line) for line in site.log.read_text().splitlines()]
     states = [e["state"] for e in events if e["event"] == "replica"]
     assert {"starting", "ready"} <= set(states)
+
+
+# ---- upgrades
+
+
+@pytest.mark.timeout(240)
+def test_gateway_and_controller_are_replaced_while_requests_run(site: Site, eventually: Eventually, port: int) -> None:
+    site.write(A, gateway={"listen": f"127.0.0.1:{port}", "keep_alive_seconds": 1})
+    process = up(site, eventually, port)
+    engine, before = site.ready("a-0"), json.loads(site.paths.up_record.read_text())["processes"]
+    stop, answers = threading.Event(), []
+
+    def ask_on() -> None:
+        while not stop.is_set():
+            try:
+                answers.append(complete(port))
+            except OSError as error:
+                answers.append(repr(error))
+
+    asking = threading.Thread(target=ask_on)
+    asking.start()
+    try:
+        done = CliRunner().invoke(app, ["upgrade", str(site.config), "--json"], catch_exceptions=False)
+    finally:
+        stop.set()
+        asking.join()
+    replaced = json.loads(done.stdout)["replaced"]
+    assert {name: old for name, (old, _) in replaced.items()} == {name: row["pid"] for name, row in before.items()}
+    assert set(answers) == {"x"}, "no request has failed"
+    assert site.ready("a-0") == engine, "engines run on"
+    eventually(lambda: not psutil.pid_exists(before["gateway"]["pid"]), "the gateway before has ended")
+    assert complete(port) == "x"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(90) == 0
+    assert not psutil.pid_exists(engine)
+
+
+def test_what_is_not_up_is_not_upgraded(site: Site) -> None:
+    site.write(A)
+    with pytest.raises(SlicewayError, match="does not run here"):
+        CliRunner().invoke(app, ["upgrade", str(site.config)], catch_exceptions=False, standalone_mode=False)
