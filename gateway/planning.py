@@ -35,6 +35,7 @@ from placement.reservations import RESERVATIONS_FILE, Reservations
 from placement.schema import SimulatedFleet
 from placement.slices import Inventory
 from placement.state import StatePaths
+from placement.table import ReplicaState
 from placement.transition import Forecast, Timings, Transition, forecast, plan_transition
 from placement.workload import (
     Card,
@@ -289,7 +290,10 @@ def unseated(config: Config) -> dict[str, str]:
     return {
         r.replica: r.slice.id
         for r in status.replicas
-        if r.replica not in seated and r.slice.id not in seated.values() and stem_of(r.replica) in status.scaling
+        if r.state is not ReplicaState.ASLEEP
+        and r.replica not in seated
+        and r.slice.id not in seated.values()
+        and stem_of(r.replica) in status.scaling
     }
 
 

@@ -40,7 +40,8 @@ class ModelRoute:
         states = {replica.state for replica in self.replicas}
         if states & {ReplicaState.BACKOFF, ReplicaState.DRAINING}:
             return 2.0
-        return 5.0 if states & {ReplicaState.STARTING, ReplicaState.PENDING} else 30.0
+        coming = {ReplicaState.STARTING, ReplicaState.PENDING, ReplicaState.ASLEEP}
+        return 5.0 if states & coming else 30.0
 
 
 @dataclass(frozen=True, slots=True)

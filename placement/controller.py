@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 from pydantic import ValidationError
@@ -31,6 +31,7 @@ from placement.replicas.memory import Usage, measure
 from placement.replicas.parts import Goal
 from placement.replicas.process import EngineProcess, LocalLauncher, kill_session
 from placement.replicas.replica import Replica
+from placement.resting import Rester, Resting, available_memory
 from placement.scaling import Scaling
 from placement.slices import SliceKind
 from placement.sources import Sources, calibrated_registry
@@ -75,6 +76,7 @@ class Controller:
             workshop.paths, on=sources.scales, versions=self._bench.engine_version, now=sources.clock.now
         )
         self._repartitioning = Repartitioning(workshop.paths, sources.repartitioner, sources.clock, self._changed.set)
+        self._resting = Resting(self._bench.wake_times, available_memory)
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._rescale = asyncio.Event()
@@ -114,7 +116,8 @@ class Controller:
         alive = {entry.replica: entry.slice_id for entry in entries if entry.shim.alive}
         config = await asyncio.to_thread(self._first_config, anything_runs=bool(alive))
         self._orders = read_orders(self._paths)
-        goals = await self._plan(config, alive)
+        resters = [r for entry in entries if entry.replica in alive and (r := Rester.found(entry))]
+        goals = await self._plan(config, alive, resters)
         self._adopt(goals)
         self._remember(config)
         strays = [process for entry in entries if (process := self._take_over(entry, goals)) is not None]
@@ -144,9 +147,14 @@ class Controller:
             self._teller.refuse(error)
             return last
 
-    async def _plan(self, config: PlacementConfig, current: Mapping[str, str]) -> Goals:
+    async def _plan(
+        self, config: PlacementConfig, current: Mapping[str, str], resters: Iterable[Rester] | None = None
+    ) -> Goals:
         """Blocking: reads models' files, may ask the hub."""
         demanded = self._scaling.numbers(config)
+        if resters is None:
+            resters = [r for replica in self._replicas.values() if (r := Rester.of(replica))]
+        resting = self._resting.choose(config.fleet.autoscale, demanded, resters, self._goals)
 
         def plan() -> Goals:
             inventory = without(self._sources.observe(config.fleet), withheld(self._paths))
@@ -163,6 +171,7 @@ class Controller:
                 demanded=demanded,
                 barred=open_to_demand.barred,
                 closed=open_to_demand.closed,
+                resting=resting,
             )
 
         return await asyncio.to_thread(plan)
@@ -331,7 +340,8 @@ class Controller:
             if self._goals is None:
                 continue
             now, wall = self._clock.monotonic(), self._clock.now().timestamp()
-            if self._scaling.look(self._goals.config, now_seconds=now, wall_seconds=wall):
+            changed = self._scaling.look(self._goals.config, now_seconds=now, wall_seconds=wall)
+            if changed or any(_cannot_rest(replica) for replica in self._replicas.values()):
                 self._rescale.set()
                 self._changed.set()
             policy, short = self._goals.config.fleet.autoscale, self._scaling.short(self._goals)
@@ -394,7 +404,7 @@ class Controller:
             self._goals,
             self._replicas.values(),
             orders=self._carried_out,
-            scaling=self._scaling.rows(self._goals),
+            scaling=self._scaling.rows(self._goals, self._resting.choices),
             repartition=self._repartitioning.status(self._goals.config.fleet.autoscale),
             used_bytes=self._used,
             outdated=self._turns.outdated(self._goals),
@@ -458,9 +468,16 @@ def _keeps(goal: Goal, entry: JournalEntry) -> bool:
     return entry.ready_at is not None and entry.place_hash == goal.spec.place_hash
 
 
+def _cannot_rest(replica: Replica) -> bool:
+    """Whether a replica that was to sleep has no engine that does: then it gives its slice back."""
+    if not replica.goal.asleep:
+        return False
+    return replica.view.can_sleep is False or replica.view.state is ReplicaState.STOPPED
+
+
 def _unchanged(replica: Replica, goal: Goal) -> bool:
     """Whether the replica already is, or is becoming, what `goal` asks for. One that has failed is tried again."""
-    if replica.view.state is ReplicaState.FAILED:
+    if replica.view.state in (ReplicaState.FAILED, ReplicaState.STOPPED):
         return False
     return replica.goal.slice.id == goal.slice.id and replica.running_hash == goal.spec_hash
 

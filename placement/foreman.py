@@ -71,7 +71,7 @@ class Foreman:
                 _told(r)
                 for r in rows
                 if not (r.state is ReplicaState.DRAINING and (r.stage == DRAINED or mute))
-                and r.state is not ReplicaState.FAILED
+                and r.state not in (ReplicaState.FAILED, ReplicaState.ASLEEP)
             ]
 
         self._wait("drain", left, self._engine.drain_timeout_seconds)

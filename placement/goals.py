@@ -5,6 +5,7 @@ Two seams reach the world: the inventory, which was observed before, and a `Regi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -18,7 +19,7 @@ from pydantic import Field
 
 from model_registry.errors import ConfigError, SlicewayError
 from model_registry.model import SliceFit
-from model_registry.schema import ModelConfig, Section
+from model_registry.schema import ModelConfig, ReplicaRange, Section
 from placement.assign import Assignment, Fits, Wanted, assign, natural, seated, stem, stem_of, wanted_replicas
 from placement.engines import EngineKind, EngineVersions, find_engine_python
 from placement.errors import PlacementError
@@ -113,6 +114,7 @@ def plan_goals(
     demanded: Mapping[str, int] | None = None,
     barred: Collection[str] = (),
     closed: Collection[str] = (),
+    resting: Mapping[str, str] | None = None,
 ) -> Goals:
     """Seat every replica and say how it is started.
 
@@ -120,7 +122,8 @@ def plan_goals(
     their seats but have no goal; those that they seat may have that slice only. `demanded` are numbers of replicas that
     demand asks for, by model or `model@tenant`: those beyond what is configured take slices that nobody else needs and that are not
     `barred` (or are theirs already) or `closed` (even if they are), and are left out where there is none. A model that cannot be read, or
-    that fits nowhere, is told in `unplaced` and takes nothing from the others.
+    that fits nowhere, is told in `unplaced` and takes nothing from the others. `resting` are replicas that nobody asks for, with
+    the hash of what runs: they sleep where they are, unless somebody else needs the slice or they would be started otherwise.
     """
     models, unreadable = _describe(config, registry)
     orders = orders or Orders()
@@ -135,20 +138,51 @@ def plan_goals(
     wanted = tuple(w for w in wanted if w.model in models)
     more = tuple(w for w in _more_replicas(config, wanted, demanded or {}, current) if w.model in models)
     barred = (set(barred) - {current.get(w.replica) for w in more}) | set(closed)
-    assignment = _seat_all(wanted, more, fits, free, current, barred)
+    sleepers = _sleepers(resting or {}, (*wanted, *more), current, models, free, closed)
+    assignment = _seat_all(wanted, more, fits, free, current, barred, frozenset(sleepers.values()))
     unplaced |= assignment.unplaced
     goals: dict[str, Goal] = {}
-    by_replica = {w.replica: w for w in (*wanted, *more)}
     for replica, slice_id in assignment.slices.items():
-        target, sized = inventory.by_id[slice_id], models[by_replica[replica].model]
+        target, sized = inventory.by_id[slice_id], models[_model_of(replica)]
         try:
-            goals[replica] = _goal(replica, sized, target, fits[sized.config.name, slice_id], config.engine, workshop)
+            goals[replica] = _goal(replica, sized, target, fits[sized.config.name, slice_id], config, workshop)
         except PlacementError as error:
             unplaced[replica] = error
+    taken = set(assignment.slices.values())
+    for replica, slice_id in sleepers.items():
+        sized, target = models[_model_of(replica)], inventory.by_id[slice_id]
+        with contextlib.suppress(PlacementError):
+            goal = _goal(replica, sized, target, fits[sized.config.name, slice_id], config, workshop)
+            if slice_id not in taken and goal.spec_hash == (resting or {})[replica]:
+                goals[replica] = replace(goal, asleep=True)
     for replica in orders.stopped:
         goals.pop(replica, None)
         unplaced.pop(replica, None)
     return Goals(config, inventory, goals, models, unplaced, fits)
+
+
+def _model_of(replica: str) -> str:
+    return stem_of(replica).partition("@")[0]
+
+
+def _sleepers(
+    resting: Mapping[str, str],
+    others: tuple[Wanted, ...],
+    current: Mapping[str, str],
+    models: Mapping[str, SizedModel],
+    free: Inventory,
+    closed: Collection[str],
+) -> dict[str, str]:
+    """Slice ids of the replicas that may go on sleeping, as far as nobody needs them."""
+    asked = {w.replica for w in others}
+    return {
+        replica: slice_id
+        for replica in sorted(resting)
+        if replica not in asked
+        and (slice_id := current.get(replica, "")) in free.by_id
+        and slice_id not in closed
+        and _model_of(replica) in models
+    }
 
 
 def _more_replicas(
@@ -180,17 +214,41 @@ def _seat_all(
     inventory: Inventory,
     current: Mapping[str, str],
     barred: Collection[str],
+    asleep: Collection[str] = (),
 ) -> Assignment:
-    """`wanted` have every slice if they need it, and leave those of `more` alone if they do not. For `more` nothing moves."""
+    """`wanted` have every slice if they need it, and leave those of `more` and those where somebody is `asleep` alone if they
+    do not; so do `more` with those who sleep. For `more` nothing moves.
+    """
     lent = {current[w.replica] for w in more if w.replica in current}
-    first = assign(wanted, fits, _only(inventory, lambda s: s.id not in lent), current=current)
-    if lent and first.unplaced:
-        first = assign(wanted, fits, inventory, current=current)
+    for kept in ({*lent, *asleep}, lent, set[str]()):
+        first = assign(wanted, fits, _only(inventory, lambda s, kept=kept: s.id not in kept), current=current)  # type: ignore[misc]
+        if not first.unplaced:
+            break
     if not more:
         return first
     taken = {*first.slices.values(), *barred}
-    then = assign(more, fits, _only(inventory, lambda s: s.id not in taken), current=current, may_move=False)
+    for kept in (set(asleep), set[str]()):
+        open_to = _only(inventory, lambda s, kept=kept: s.id not in taken | kept)  # type: ignore[misc]
+        then = assign(more, fits, open_to, current=current, may_move=False)
+        if not then.unplaced:
+            break
     return Assignment({**first.slices, **then.slices}, first.unplaced)
+
+
+def _may_sleep(config: PlacementConfig, model: ModelConfig, target: Slice) -> bool:
+    """Whether an engine of `model` there may have a sleep mode that is to be used.
+
+    Its endpoints ask for no key, so only behind a Unix socket of our own. vLLM has none on a CPU.
+    """
+    engine = config.engine
+    if config.fleet.autoscale.sleep == "stop" or engine.transport != "unix":
+        return False
+    zero = isinstance(model.replicas, ReplicaRange) and model.replicas.min == 0
+    return zero and (bool(engine.command) or _has_sleep_mode(target))
+
+
+def _has_sleep_mode(target: Slice) -> bool:
+    return target.kind in (SliceKind.MIG, SliceKind.GPU) and target.sharers == 1
 
 
 def _only(inventory: Inventory, keep: Callable[[Slice], bool]) -> Inventory:
@@ -232,8 +290,10 @@ def _describe(config: PlacementConfig, registry: Registry) -> tuple[dict[str, Si
 
 
 def _goal(
-    replica: str, sized: SizedModel, target: Slice, fit: SliceFit, engine: EngineConfig, workshop: Workshop
+    replica: str, sized: SizedModel, target: Slice, fit: SliceFit, config: PlacementConfig, workshop: Workshop
 ) -> Goal:
+    engine = config.engine
+    may_sleep = _may_sleep(config, sized.config, target)
     simulated = target.simulated and sized.limits is not None
     vllm = None if engine.command or simulated else workshop.find_python(engine_kind(target), engine.python)
     cache = workshop.paths.cache(sized.config.name, slice_kind(target), _engine_name(engine, vllm, workshop))
@@ -250,6 +310,7 @@ def _goal(
             **engine_environment(target, workshop.environ),
             **share_environment(target, workshop.paths.runtime(workshop.environ)),
         },
+        sleep_mode=may_sleep and not engine.command,
     )
     return Goal(
         replica,
@@ -259,4 +320,5 @@ def _goal(
         sized.config.max_num_seqs,
         spec,
         kv_cache_tokens(sized, target, fit),
+        may_sleep=may_sleep,
     )

@@ -29,6 +29,7 @@ _TOKEN = re.compile(r"\{([a-z_]+)\}")
 TOKENS = ("model", "served_name", "uds", "host", "port", "max_model_len", "max_num_seqs", "task", "cores", "python")
 _LATE = ("uds", "port")
 LEAST_POOL_BYTES = 2**20
+_SLEEP_MODE = ("--enable-sleep-mode",)
 _VLLM = ("-m", "vllm.entrypoints.openai.api_server")
 
 # What must not leak from the controller's environment into an engine: it would unpin it, or mix two environments.
@@ -157,27 +158,32 @@ def build_launch(
     own_python: Path,
     cache: Path,
     extra_environment: Mapping[str, str] | None = None,
+    sleep_mode: bool = False,
 ) -> LaunchSpec:
     """Arguments and environment for `sized` on `target`.
 
     `vllm_python` is the interpreter with vLLM, needed unless `engine.command` names another engine or the slice is
     simulated; `own_python` the one that runs sliceway; `cache` the directory for compilation caches.
-    `extra_environment` comes below `engine.environment`.
+    `extra_environment` comes below `engine.environment`. With `sleep_mode` vLLM is started so that it can sleep; its
+    endpoints for that are open to whoever reaches its socket, which is this user alone.
     Raises ConfigError where `engine.command` is not usable.
     """
     compiles = False
     if engine.command:
         argv = _custom_argv(sized, target, engine, own_python)
     elif target.simulated and sized.limits is not None:
-        argv = simulated_argv(own_python, _vllm_arguments(sized, sized.limits, target, fit, engine), sized, target, fit)
+        arguments = _vllm_arguments(sized, sized.limits, target, fit, engine)
+        argv = simulated_argv(own_python, [*arguments, *_SLEEP_MODE[: int(sleep_mode)]], sized, target, fit)
     elif vllm_python is None or sized.limits is None:
         raise ValueError(f"{replica}: vLLM needs an interpreter and limits")
     else:
         compiles = True
-        argv = [str(vllm_python), *_VLLM, *_vllm_arguments(sized, sized.limits, target, fit, engine)]
+        arguments = _vllm_arguments(sized, sized.limits, target, fit, engine)
+        argv = [str(vllm_python), *_VLLM, *arguments, *_SLEEP_MODE[: int(sleep_mode)]]
     environment = {
         **_network_environment(engine),
         **_environment(target, engine, cache),
+        **({"VLLM_SERVER_DEV_MODE": "1"} if sleep_mode else {}),
         **(extra_environment or {}),
         **engine.environment,
     }

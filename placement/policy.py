@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from model_registry.catalogue import Catalogue, load_catalogue
 from model_registry.errors import SlicewayError
-from model_registry.schema import Duration, Section
+from model_registry.schema import Duration, Section, Size
 from placement.partition.select import GpuSelection, in_one
 
 _RESERVE_WORDS = frozenset({"profiles", "note", "gpus", "products"})
@@ -96,6 +96,10 @@ class AutoscalePolicy(Section):
     sleep: Literal["auto", "sleep-mode", "stop"] = Field(
         default="auto",
         description="How: vLLM's sleep mode keeps the slice, a stopped engine frees it; `auto` takes what wakes faster.",
+    )
+    sleep_memory: Size | None = Field(
+        default=None,
+        description="Host memory that the weights of sleeping models may take together; half of what is available if unset.",
     )
     repartition: Literal["propose", "automatic"] = Field(
         default="propose",

@@ -13,7 +13,7 @@ from model_registry.atomic import write_atomically
 from model_registry.errors import SlicewayError
 from model_registry.sizing.throughput import THROUGHPUT_FILE, Throughput, ThroughputStore
 from placement.assign import stem_of
-from placement.autoscale import ScaledModel, Scaler, Signals
+from placement.autoscale import Choice, ScaledModel, Scaler, Signals
 from placement.autoscale.capacity import UNKNOWN, Capacity, capacity_on, together
 from placement.autoscale.scaler import scaled_models
 from placement.figures import FRESH_SECONDS, read_figures
@@ -150,13 +150,14 @@ class Scaling:
         """Whether replicas that demand asks for have no slice."""
         return any(row.short for row in self.rows(goals).values())
 
-    def rows(self, goals: Goals) -> dict[str, ScalingRow]:
+    def rows(self, goals: Goals, sleep: Mapping[str, Choice] | None = None) -> dict[str, ScalingRow]:
         """What was decided, model by model, and what of it has a slice."""
         rows: dict[str, ScalingRow] = {}
         wish = self.wish()
         for model in self._models:
             asked = self._scaler.replicas.get(model.name, model.least)
-            placed = sum(stem_of(name) == model.name for name in goals.replicas)
+            placed = sum(stem_of(name) == model.name and not goal.asleep for name, goal in goals.replicas.items())
+            choice = (sleep or {}).get(model.name)
             capacity = self._capacities.get(model.name, UNKNOWN)
             rows[model.name] = ScalingRow(
                 replicas=asked,
@@ -169,6 +170,7 @@ class Scaling:
                 requests_per_replica=capacity.requests_per_second,
                 capacity_source=capacity.origin,
                 capacity_reason=capacity.reason,
+                sleep=f"{choice.sleep}: {choice.reason}" if choice else None,
                 ignored=capacity.ignored,
             )
         return rows

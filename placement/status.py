@@ -77,6 +77,7 @@ class ScalingRow(_Row):
     )
     capacity_source: Literal["measured", "estimated", "unknown"] = "unknown"
     capacity_reason: str = ""
+    sleep: str | None = Field(default=None, description="How it sleeps while no request comes, and why so.")
     ignored: tuple[str, ...] = Field(default=(), description="Measurements that do not count, and why.")
 
     @property
@@ -130,7 +131,8 @@ class ControllerStatus(_Row):
         """Whether nothing is about to change by itself: every replica is ready or has failed, and none waits for its turn."""
         stopped = {r.model for r in self.replicas if r.state is ReplicaState.FAILED}
         return self.state == "running" and all(
-            r.state in (ReplicaState.READY, ReplicaState.FAILED) and (not r.outdated or r.model in stopped)
+            r.state in (ReplicaState.READY, ReplicaState.FAILED, ReplicaState.ASLEEP)
+            and (not r.outdated or r.model in stopped)
             for r in self.replicas
         )
 

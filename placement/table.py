@@ -17,7 +17,9 @@ from placement.errors import TableUnreadable
 
 
 class ReplicaState(StrEnum):
-    """Where a replica is in its life. Only READY takes new requests; DRAINING finishes those it has."""
+    """Where a replica is in its life. Only READY takes new requests; DRAINING finishes those it has; ASLEEP keeps process
+    and slice with the GPU's memory freed.
+    """
 
     PENDING = "pending"
     STARTING = "starting"
@@ -26,6 +28,7 @@ class ReplicaState(StrEnum):
     BACKOFF = "backoff"
     FAILED = "failed"
     STOPPED = "stopped"
+    ASLEEP = "asleep"
 
 
 class _Row(BaseModel):

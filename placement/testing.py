@@ -106,6 +106,10 @@ class FakeProcess:
         """Write down that it is ready."""
         self.entry = self.entry.model_copy(update={"ready_at": at})
 
+    def mark_asleep(self, asleep: bool) -> None:
+        """Write down that it sleeps, or woke."""
+        self.entry = self.entry.model_copy(update={"asleep": asleep})
+
 
 @dataclass
 class FakeEngine:
@@ -114,6 +118,9 @@ class FakeEngine:
     is_healthy: bool = True
     does_answer: bool = True
     doing: Activity | None = None
+    is_asleep: bool | None = None
+    does_sleep: bool = True
+    does_wake: bool = True
     asked: int = 0
     on_ask: Callable[[], None] = lambda: None
 
@@ -133,6 +140,20 @@ class FakeEngine:
         self.on_ask()
         return self.doing
 
+    async def asleep(self, *, timeout_seconds: float) -> bool | None:
+        """As set; None: it has no sleep mode."""
+        return self.is_asleep
+
+    async def sleep(self, *, timeout_seconds: float) -> bool:
+        """As set."""
+        self.is_asleep = True if self.does_sleep else self.is_asleep
+        return self.does_sleep
+
+    async def wake(self, *, timeout_seconds: float) -> bool:
+        """As set."""
+        self.is_asleep = False if self.does_wake else self.is_asleep
+        return self.does_wake
+
 
 @dataclass
 class FakeWorld:
@@ -150,6 +171,7 @@ class FakeWorld:
     started: list[FakeProcess] = field(default_factory=list)
     secured: list[Endpoint] = field(default_factory=list)
     gates: StartGates = field(default_factory=lambda: StartGates(at_once=8))
+    learned: list[tuple[str, str, float]] = field(default_factory=list)
 
     def hands(self) -> Hands:
         """What a replica is given."""
@@ -163,6 +185,7 @@ class FakeWorld:
             clock=self.clock,
             jitter=lambda: 0.0,
             changed=lambda: None,
+            learned=lambda goal, what, seconds: self.learned.append((goal.replica, what, seconds)),
         )
 
     def start(self, spec: LaunchSpec, _: EngineConfig) -> FakeProcess:

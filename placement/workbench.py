@@ -21,6 +21,7 @@ from placement.replicas.parts import Goal, Hands
 from placement.replicas.probe import Probe
 from placement.replicas.process import LocalLauncher, read_log, secure
 from placement.schema import EngineConfig
+from placement.wake_times import WAKE_TIMES_FILE, WakeTimes
 
 _PROOF_SECONDS = 5.0
 
@@ -38,6 +39,7 @@ class Workbench:
     ) -> None:
         self.engine = EngineConfig()
         self.registry: CalibratedRegistry | None = None
+        self.wake_times = WakeTimes(workshop.paths.root / WAKE_TIMES_FILE)
         self._workshop = workshop
         self._paths = workshop.paths
         self._launcher = launcher
@@ -58,6 +60,7 @@ class Workbench:
             clock=self._clock,
             jitter=self._jitter,
             changed=self._changed,
+            learned=self.wake_times.learn,
         )
 
     def probe(self, endpoint: Endpoint, model: str, task: Task) -> Probe:

@@ -200,7 +200,8 @@ def _scaled(model: str, row: dict[str, Any]) -> str:
     """What demand asks for of one model, within its bounds, and what of it no free slice could be found for."""
     bounds = f"{row['replicas']} replicas of {row['least']} to {row['most']}"
     short = f" [yellow]{row['short']} find no free slice[/]" if row["short"] else ""
-    return f"demand     {escape(model)}: {bounds}: {escape(row['reason'])}{short}"
+    asleep = f"; {escape(row['sleep'])}" if row.get("sleep") and not row["replicas"] else ""
+    return f"demand     {escape(model)}: {bounds}: {escape(row['reason'])}{asleep}{short}"
 
 
 def _repartition(told: dict[str, Any] | None) -> list[str]:

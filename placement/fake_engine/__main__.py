@@ -71,6 +71,12 @@ def parse(arguments: Sequence[str]) -> tuple[Behaviour, Start]:
     parser.add_argument(
         "--error-status", type=int, metavar="CODE", help="answer every inference request with this status"
     )
+    parser.add_argument(
+        "--enable-sleep-mode", action="store_true", help="vLLM's flag; with VLLM_SERVER_DEV_MODE=1 it can sleep"
+    )
+    parser.add_argument("--sleep-seconds", type=float, default=0.0, help="time to fall asleep")
+    parser.add_argument("--wake-seconds", type=float, default=0.0, help="time to wake")
+    parser.add_argument("--wake-fails", action="store_true", help="it never wakes")
     parser.add_argument("--error-message", default="simulated error")
     parser.add_argument("--error-shape", choices=("vllm", "plain", "detail", "html"), default="vllm")
     parser.add_argument("--events-per-write", type=int, default=1)
@@ -97,6 +103,10 @@ def parse(arguments: Sequence[str]) -> tuple[Behaviour, Start]:
         events_per_write=max(1, a.events_per_write),
         gpu_memory_utilization=a.gpu_memory_utilization,
         kv_cache_memory_bytes=a.kv_cache_memory_bytes,
+        sleep_mode=a.enable_sleep_mode and os.environ.get("VLLM_SERVER_DEV_MODE") == "1",
+        sleep_seconds=a.sleep_seconds,
+        wake_seconds=a.wake_seconds,
+        wake_fails=a.wake_fails,
     )
     return behaviour, Start(
         a.uds, a.host, a.port or 0, a.load_seconds, a.fail_at_start, a.exit_code, a.shutdown_timeout

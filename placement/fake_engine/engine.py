@@ -41,7 +41,8 @@ class Behaviour:
     process ends in the middle of the next answer; `hang_after` completed requests nothing is answered any more while
     `/health` stays 200, as a hung engine does. `error_status` answers every inference request with that status, worded as
     `error_shape` says. `events_per_write` puts that many events into one TCP segment. `secret` is asked for on every path
-    below `/v1`, as vLLM's `--api-key` does it. With
+    below `/v1`, as vLLM's `--api-key` does it. With `sleep_mode` the endpoints of vLLM's are there, and falling asleep and waking
+    take so long; with `wake_fails` it never wakes. With
     `prefix_cache` a prompt that came before with the same `cache_salt` is a hit, which a real engine's time to a first token shows.
     """
 
@@ -62,6 +63,10 @@ class Behaviour:
     gpu_memory_utilization: float | None = None
     kv_cache_memory_bytes: int | None = None
     secret: str | None = None
+    sleep_mode: bool = False
+    sleep_seconds: float = 0.0
+    wake_seconds: float = 0.0
+    wake_fails: bool = False
 
 
 @dataclass(slots=True)
@@ -78,6 +83,7 @@ class State:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     prefix_hits: int = 0
+    asleep: bool = False
     last_request: dict[str, Any] = field(default_factory=dict)
 
 
@@ -114,6 +120,10 @@ class FakeEngine:
             app.router.add_post("/v1/completions", self._completions)
         else:
             app.router.add_post("/v1/embeddings", self._embeddings)
+        if self.behaviour.sleep_mode:
+            app.router.add_post("/sleep", self._sleep)
+            app.router.add_post("/wake_up", self._wake_up)
+            app.router.add_get("/is_sleeping", self._is_sleeping)
         OtherRoutes(self).add_to(app)
         return app
 
@@ -170,6 +180,26 @@ class FakeEngine:
         return web.json_response(
             {"count": count, "max_model_len": self.behaviour.max_model_len, "tokens": list(range(count))}
         )
+
+    # ---- sleep mode, with vLLM's VLLM_SERVER_DEV_MODE=1 and --enable-sleep-mode
+
+    async def _sleep(self, request: web.Request) -> web.Response:
+        level = request.query.get("level", "1")
+        if level not in ("0", "1", "2"):
+            return web.json_response({"detail": [{"loc": ["query", "level"], "type": "less_than_equal"}]}, status=422)
+        await asyncio.sleep(self.behaviour.sleep_seconds)
+        self.state.asleep = True
+        return web.json_response({"status": "sleeping", "level": int(level)})
+
+    async def _wake_up(self, _: web.Request) -> web.Response:
+        await asyncio.sleep(self.behaviour.wake_seconds)
+        if self.behaviour.wake_fails:
+            raise RequestRefused(500, "simulated: CUDA out of memory while waking", "InternalServerError")
+        self.state.asleep = False
+        return web.json_response({"status": "awake", "tags": None})
+
+    async def _is_sleeping(self, _: web.Request) -> web.Response:
+        return web.json_response({"is_sleeping": self.state.asleep})
 
     # ---- inference
 
@@ -293,6 +323,8 @@ class FakeEngine:
             prompt = json.dumps([body.get("cache_salt"), body.get("messages") or body.get("prompt")])
             self.state.prefix_hits += prompt in self._prompts
             self._prompts.add(prompt)
+        if self.state.asleep:
+            raise RequestRefused(503, "The engine sleeps.", "ServiceUnavailableError")
         if self.behaviour.error_status is not None:
             raise RequestRefused(self.behaviour.error_status, self.behaviour.error_message)
         name = body.setdefault("model", self.behaviour.names[0])

@@ -15,7 +15,7 @@ from typing import Literal
 
 from placement.replicas.journal import ExitRecord
 
-Cause = Literal["out_of_memory", "exit", "start_timeout", "unresponsive", "misplaced", "not_started"]
+Cause = Literal["out_of_memory", "exit", "start_timeout", "unresponsive", "misplaced", "not_started", "not_woken"]
 """What ended it. `unresponsive`, `start_timeout` and `misplaced` are ends that the controller made."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")

@@ -23,7 +23,7 @@ async def end_process(process: Process, probe: Prober, config: EngineConfig, clo
     """
     if serving:
         await first_of(clock.sleep(NEWS_SECONDS), process.wait())
-        drained = await _drain(process, probe, config.drain_timeout_seconds, clock)
+        drained = await drain(process, probe, config.drain_timeout_seconds, clock)
     else:
         drained = True
     process.terminate()
@@ -36,7 +36,7 @@ async def end_process(process: Process, probe: Prober, config: EngineConfig, clo
         await process.wait()
 
 
-async def _drain(process: Process, probe: Prober, seconds: float, clock: Clock) -> bool | None:
+async def drain(process: Process, probe: Prober, seconds: float, clock: Clock) -> bool | None:
     """Whether every request has finished in time; None where the engine does not tell."""
     deadline = clock.monotonic() + seconds
     while not process.ended:

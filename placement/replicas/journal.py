@@ -42,6 +42,7 @@ class JournalEntry(_Record):
     boot_id: str = ""
     engine_pid: int = 0
     ready_at: datetime | None = None
+    asleep: bool = False
 
     @property
     def shim(self) -> ProcessIdentity:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Literal, Protocol
 
 from model_registry.model import Task
 from placement.clock import Clock
@@ -18,6 +18,8 @@ from placement.replicas.probe import Activity
 from placement.schema import EngineConfig
 from placement.slices import Slice
 from placement.table import ReplicaState
+
+Learned = Literal["start", "wake", "no_wake"]
 
 
 class Process(Protocol):
@@ -52,6 +54,9 @@ class Process(Protocol):
     def mark_ready(self, at: datetime) -> None:
         """Write down that it has answered a real request."""
 
+    def mark_asleep(self, asleep: bool) -> None:
+        """Write down that it was put to sleep, or woke."""
+
 
 class Prober(Protocol):
     """Questions to an engine; see `placement.replicas.probe.Probe`."""
@@ -65,13 +70,23 @@ class Prober(Protocol):
     async def activity(self, *, timeout_seconds: float) -> Activity | None:
         """What it says it is doing."""
 
+    async def asleep(self, *, timeout_seconds: float) -> bool | None:
+        """Whether it sleeps; None where it has no sleep mode."""
+
+    async def sleep(self, *, timeout_seconds: float) -> bool:
+        """Put it to sleep, its weights in the host's memory; whether it does."""
+
+    async def wake(self, *, timeout_seconds: float) -> bool:
+        """Wake it; whether it did."""
+
 
 @dataclass(frozen=True, slots=True)
 class Goal:
     """One replica that should run on one slice.
 
     `spec` is None for an engine that runs and is kept although how to start it is not known, because its model cannot be
-    read at the moment: when it ends, it has failed.
+    read at the moment: when it ends, it has failed. `may_sleep` is whether its model may go without a replica that serves;
+    `asleep` that this one is to sleep, with its process and its slice.
     """
 
     replica: str
@@ -81,6 +96,8 @@ class Goal:
     max_num_seqs: int | None
     spec: LaunchSpec | None
     kv_cache_tokens: int | None = None
+    may_sleep: bool = False
+    asleep: bool = False
 
     @property
     def spec_hash(self) -> str | None:
@@ -90,7 +107,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A replica as the controller, the table and the status file see it."""
+    """A replica as the controller, the table and the status file see it. `can_sleep` is None until its engine was asked."""
 
     state: ReplicaState
     since: datetime
@@ -104,6 +121,11 @@ class View:
     adopted: bool = False
     restarts: Restarts = field(default_factory=Restarts)
     proof: Proof | None = None
+    can_sleep: bool | None = None
+
+
+def _forget(_: Goal, __: Learned, ___: float) -> None:
+    """Nobody wants to know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +133,7 @@ class Hands:
     """Everything a replica reaches the world through.
 
     `prove` looks whether an engine that answers is on its slice. `gate` is held while an engine starts, and tells what it
-    waits for.
+    waits for. `learned` is told how many seconds a start or a wake took, or that a wake failed (0).
     """
 
     start: Callable[[LaunchSpec, EngineConfig], Process]
@@ -123,3 +145,4 @@ class Hands:
     clock: Clock
     jitter: Callable[[], float]
     changed: Callable[[], None]
+    learned: Callable[[Goal, Learned, float], None] = _forget

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import socket
 from collections.abc import AsyncIterator, Mapping
@@ -66,6 +67,25 @@ class Probe:
         """What the engine's metrics tell; None where it has none."""
         metrics = await self.text("/metrics", timeout_seconds=timeout_seconds)
         return parse_activity(metrics) if metrics is not None else None
+
+    async def asleep(self, *, timeout_seconds: float) -> bool | None:
+        """Whether the engine sleeps (vLLM's `/is_sleeping`); None where it has no such endpoint, or does not answer."""
+        text = await self.text("/is_sleeping", timeout_seconds=timeout_seconds)
+        try:
+            told = json.loads(text or "")["is_sleeping"]
+        except (ValueError, KeyError, TypeError):
+            return None
+        return told if isinstance(told, bool) else None
+
+    async def sleep(self, *, timeout_seconds: float) -> bool:
+        """Put the engine to sleep at level 1: weights to the host's memory, KV cache dropped. Whether it sleeps then."""
+        status = await self._status("POST", "/sleep?level=1", timeout_seconds=timeout_seconds)
+        return status == 200 and await self.asleep(timeout_seconds=timeout_seconds) is True
+
+    async def wake(self, *, timeout_seconds: float) -> bool:
+        """Bring weights and KV cache back. Whether it is awake then."""
+        status = await self._status("POST", "/wake_up", timeout_seconds=timeout_seconds)
+        return status == 200 and await self.asleep(timeout_seconds=timeout_seconds) is False
 
     async def text(self, path: str, *, timeout_seconds: float) -> str | None:
         """What the engine answers there; None where it answers nothing, or an error."""

@@ -93,6 +93,11 @@ class EngineProcess:
         self.entry = self.entry.model_copy(update={"ready_at": at})
         self._journal.write(self.entry)
 
+    def mark_asleep(self, asleep: bool) -> None:
+        """Write down that it was put to sleep, or woke."""
+        self.entry = self.entry.model_copy(update={"asleep": asleep})
+        self._journal.write(self.entry)
+
     def release(self) -> None:
         """Stop watching; the engine goes on."""
         if self._pidfd >= 0:

@@ -17,7 +17,7 @@ from typing import Any
 from model_registry.errors import SlicewayError
 from placement.replicas.backoff import Restarts, after_end
 from placement.replicas.diagnose import Diagnosis, diagnose
-from placement.replicas.ending import NEWS_SECONDS, POLL_SECONDS, end_process, first_of
+from placement.replicas.ending import NEWS_SECONDS, POLL_SECONDS, drain, end_process, first_of
 from placement.replicas.liveness import Liveness
 from placement.replicas.parts import Goal, Hands, Prober, Process, View
 from placement.replicas.probe import Activity
@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 
 _HEALTH_SECONDS = 5.0
 DRAINED = "drained: no request runs on it"
+ASLEEP = "its engine sleeps: the slice is kept, its memory is free"
+_SLEEP_SECONDS = 120.0
+_NOT_WOKEN = "It is started anew. `autoscale.sleep: stop` ends engines of models without requests instead of putting them to sleep."
 _MISPLACED = "It was ended before it took a request. Compare `sliceway slices` with nvidia-smi; see docs/pinning.md."
 
 
@@ -86,6 +89,8 @@ class Replica:
         A GPU slice's cores may be others than before: what is around it on the host has changed.
         """
         moved = goal.slice.cores != self.goal.slice.cores
+        if goal.asleep != self.goal.asleep:
+            self._turned.set()
         self.goal = goal
         self._config = config
         if moved and self._process is not None:
@@ -158,6 +163,9 @@ class Replica:
             restarts = decision.restarts
             self._process, self._budget_exceeded = None, None
             reason, remedy = life.diagnosis.message, life.diagnosis.remedy
+            if self.goal.asleep:  # nobody asks for it: it is started when somebody does
+                self._set(ReplicaState.STOPPED, reason=reason, remedy=remedy, restarts=restarts)
+                return
             if decision.delay_seconds is None or self.goal.spec is None:
                 self._set(ReplicaState.FAILED, reason=reason, remedy=remedy, restarts=restarts)
                 return
@@ -241,6 +249,8 @@ class Replica:
         self.view = replace(self.view, proof=proof)
         if proof.reason is None:
             process.mark_ready(self._hands.clock.now())
+            took = process.entry.ready_at - process.entry.started_at if process.entry.ready_at else timedelta()
+            self._hands.learned(self.goal, "start", took.total_seconds())
             return None
         if process.ended:
             return await self._diagnosis(process)
@@ -252,9 +262,18 @@ class Replica:
     async def _serve(self, process: Process) -> Diagnosis:
         """Watch an engine that is ready until it ends, or is ended because it serves no longer."""
         clock, probe, config = self._hands.clock, self._probe(process), self._config.liveness
+        sleeping = await self._ask_to_sleep(process)
+        if sleeping and (ending := await self._rest(process)) is not None:
+            return ending
         liveness = Liveness(config, at=clock.monotonic())
         held_at: float | None = self._show_serving(clock.monotonic())
         while not process.ended:
+            if self.goal.asleep and self.view.can_sleep:
+                ending = await self._fall_asleep(process)
+                if ending is not None:
+                    return ending
+                liveness = Liveness(config, at=clock.monotonic())
+                held_at = self._show_serving(clock.monotonic())
             busy = self._held and self.view.stage != DRAINED
             await self._pause(process, POLL_SECONDS if busy else config.interval_seconds)
             if process.ended:
@@ -269,6 +288,64 @@ class Replica:
             if held_at is not None and clock.monotonic() - held_at >= NEWS_SECONDS and _idle(activity):
                 self._show_stage(DRAINED)
         return await self._diagnosis(process)
+
+    async def _ask_to_sleep(self, process: Process) -> bool:
+        """Find out whether this engine has a sleep mode, where its model may sleep. Whether it sleeps already."""
+        if not self.goal.may_sleep or self.view.can_sleep is False:
+            return False
+        told = await self._probe(process).asleep(timeout_seconds=_HEALTH_SECONDS)
+        self.view = replace(self.view, can_sleep=told is not None)
+        return told is True
+
+    async def _fall_asleep(self, process: Process) -> Diagnosis | None:
+        """Finish requests and sleep, until the goal has it awake again: None then, or why its engine has ended."""
+        clock, probe = self._hands.clock, self._probe(process)
+        self._turned.clear()
+        self._set(ReplicaState.DRAINING, stage="finishing requests before it sleeps")
+        await first_of(clock.sleep(NEWS_SECONDS), process.wait())
+        await drain(process, probe, self._config.drain_timeout_seconds, clock)
+        if process.ended:
+            return await self._diagnosis(process)
+        if not self.goal.asleep:
+            return None
+        if not await probe.sleep(timeout_seconds=_SLEEP_SECONDS):
+            _log.warning("%s: its engine does not fall asleep; it is stopped instead", self.goal.replica)
+            self.view = replace(self.view, can_sleep=False)
+            return await self._diagnosis(process) if process.ended else None
+        process.mark_asleep(True)
+        return await self._rest(process)
+
+    async def _rest(self, process: Process) -> Diagnosis | None:
+        """Asleep, as long as the goal says so and the engine lives; then awake: None, or why its engine has ended."""
+        clock, probe, config = self._hands.clock, self._probe(process), self._config.liveness
+        liveness = Liveness(config, at=clock.monotonic())
+        self._set(ReplicaState.ASLEEP, stage=ASLEEP)
+        while self.goal.asleep and not process.ended:
+            self._turned.clear()
+            await self._pause(process, config.interval_seconds)
+            healthy = process.ended or await probe.healthy(timeout_seconds=config.timeout_seconds)
+            silent = liveness.observe(clock.monotonic(), healthy=healthy, activity=None)
+            if silent is not None and not process.ended:
+                return await self._give_up(process, "unresponsive", silent)
+        return await self._diagnosis(process) if process.ended else await self._wake(process)
+
+    async def _wake(self, process: Process) -> Diagnosis | None:
+        """None when it answers again. An engine that does not is ended, and not put to sleep again."""
+        clock, probe = self._hands.clock, self._probe(process)
+        began = clock.monotonic()
+        self._set(ReplicaState.STARTING, stage="waking up")
+        awake = await probe.wake(timeout_seconds=_SLEEP_SECONDS)
+        if awake and await probe.answers(timeout_seconds=_SLEEP_SECONDS):
+            process.mark_asleep(False)
+            self._hands.learned(self.goal, "wake", clock.monotonic() - began)
+            return None
+        if process.ended:
+            return await self._diagnosis(process)
+        self._hands.learned(self.goal, "no_wake", 0.0)
+        self.view = replace(self.view, can_sleep=False)
+        process.kill()
+        await process.wait()
+        return Diagnosis("not_woken", "it did not wake from sleep mode", _NOT_WOKEN)
 
     def _show_serving(self, at: float) -> float | None:
         """Ready, or held. Returns since when it is held."""
@@ -297,7 +374,7 @@ class Replica:
     async def _pause(self, process: Process, seconds: float) -> None:
         """Wait `seconds`, or until the process ends or somebody holds or releases the replica."""
         waits: list[Coroutine[Any, Any, object]] = [self._hands.clock.sleep(seconds), process.wait()]
-        if self.view.state in (ReplicaState.READY, ReplicaState.DRAINING):
+        if self.view.state in (ReplicaState.READY, ReplicaState.DRAINING, ReplicaState.ASLEEP):
             waits.append(self._turned.wait())
         await first_of(*waits)
 

@@ -29,7 +29,14 @@ def sized(task: str = "generate", **config: object) -> SizedModel:
     return SizedModel(model, "org/name", task, 2048, LIMITS, FOOTPRINT)  # type: ignore[arg-type]
 
 
-def launch(model: SizedModel | None = None, target: Slice = CPU, fit: SliceFit = FIT, **engine: object) -> LaunchSpec:
+def launch(
+    model: SizedModel | None = None,
+    target: Slice = CPU,
+    fit: SliceFit = FIT,
+    *,
+    sleep_mode: bool = False,
+    **engine: object,
+) -> LaunchSpec:
     return build_launch(
         "chat-0",
         model or sized(),
@@ -39,6 +46,7 @@ def launch(model: SizedModel | None = None, target: Slice = CPU, fit: SliceFit =
         vllm_python=Path("/env/bin/python"),
         own_python=Path("/own/bin/python"),
         cache=Path("/state/cache/x"),
+        sleep_mode=sleep_mode,
     )
 
 
@@ -271,3 +279,12 @@ def test_on_a_simulated_slice_a_simulated_engine_gets_vllms_own_arguments() -> N
     assert "--ttft-seconds" not in simulated.argv, "nothing is known of this model's speed"
     assert simulated.cache is None
     assert launch(target=replace(MIG, simulated=True), command=["my-engine", "{uds}"]).argv[0] == "my-engine"
+
+
+def test_sleep_mode_is_a_flag_and_the_variable_that_opens_its_endpoints() -> None:
+    plain, sleeper = launch(target=MIG), launch(target=MIG, sleep_mode=True)
+    assert "--enable-sleep-mode" not in plain.argv
+    assert "VLLM_SERVER_DEV_MODE" not in plain.environment
+    assert "--enable-sleep-mode" in sleeper.argv
+    assert sleeper.environment["VLLM_SERVER_DEV_MODE"] == "1"
+    assert plain.spec_hash != sleeper.spec_hash
