@@ -28,6 +28,7 @@ from gateway.cli import (
     slices,
     status,
     tenants,
+    upgrade,
 )
 from gateway.cli.output import run
 
@@ -57,6 +58,7 @@ def sliceway(
 for _module in (
     cluster,
     serve,
+    upgrade,
     layouts,
     export,
     config,

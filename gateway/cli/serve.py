@@ -230,7 +230,13 @@ def _announcement(front: Front, snapshot: Snapshot) -> str:
 @contextlib.contextmanager
 def _signals(stop: asyncio.Event, front: Front) -> Iterator[None]:
     loop = asyncio.get_running_loop()
-    handlers = {signal.SIGINT: stop.set, signal.SIGTERM: stop.set, signal.SIGHUP: front.reload}
+    renewals: list[asyncio.Task[None]] = []
+    handlers = {
+        signal.SIGINT: stop.set,
+        signal.SIGTERM: stop.set,
+        signal.SIGHUP: front.reload,
+        signal.SIGUSR1: lambda: renewals.append(loop.create_task(front.renew())),
+    }
     for number, handler in handlers.items():
         loop.add_signal_handler(number, handler)
     try:
@@ -238,6 +244,8 @@ def _signals(stop: asyncio.Event, front: Front) -> Iterator[None]:
     finally:
         for number in handlers:
             loop.remove_signal_handler(number)
+        for renewal in renewals:
+            renewal.cancel()
 
 
 def _before(goals: Goals) -> Iterator[str]:
