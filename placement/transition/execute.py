@@ -213,14 +213,14 @@ class Executor:
 
 
 def is_done(step: Step, observed: Observed) -> bool:
-    """The step's postcondition. A check is a question: it is asked again."""
+    """The step's postcondition. A check is a question, and a stop forgets the orders that led to it: both are taken again."""
     engine = observed.engine(step)
     match step.kind:
         case "create":
             return step.place in observed.instances
         case "destroy":
             return step.place not in observed.instances
-        case "drain" | "stop" | "unseat":
+        case "drain" | "unseat":
             return engine is None
         case "start":
             return engine == "serving"

@@ -36,7 +36,7 @@ from placement.transition import (
     without_engines,
 )
 from placement.transition.journal import Record
-from placement.transition.testing import FakeFleet
+from placement.transition.testing import FakeFleet, Killed, nothing
 
 H100 = load_catalogue().product("h100-sxm")
 
@@ -361,3 +361,23 @@ async def test_without_a_controller_seats_are_written_and_nothing_is_said_to_be_
     (unseated,) = (s for s in bare.steps if s.kind == "unseat" and s.place == drained.place)
     seated = {s.number for s in bare.steps if s.kind == "seat" and s.demand == drained.demand}
     assert seated & set(unseated.after), "the old seat is given up after the new one is there"
+
+
+async def test_a_stop_is_taken_again_after_a_kill_so_that_its_orders_are_forgotten(tmp_path: Path) -> None:
+    """The engine had gone, the order to drain it was still there: another replica of its name would never take requests."""
+    fleet = FakeFleet.of((g.gpu for g in MOVE.gpus), (CHAT, CODE))
+
+    async def killed(step: Step) -> None:
+        if step.kind == "stop":
+            raise Killed
+
+    fleet.after = killed
+    journal = TransitionJournal(tmp_path / "transition.json")
+    with pytest.raises(Killed):
+        await Executor(fleet, journal, FakeClock()).begin(plan_transition(MOVE, (CHAT, CODE)))
+    (stopped,) = (s for s in fleet.taken if s.kind == "stop")
+    fleet.after = nothing
+    resumed = await Executor(fleet, journal, FakeClock()).resume()
+    assert resumed is not None
+    assert resumed.ok
+    assert fleet.taken.count(stopped) == 2
