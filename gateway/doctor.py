@@ -25,6 +25,8 @@ from placement.engines import EngineKind, describe_engine, find_engine_python
 from placement.inventory import observe
 from placement.simulate import enter
 from placement.slices import Inventory, SliceKind
+from placement.state import StatePaths
+from placement.status import read_status
 from placement.xids import kernel_log, same_bus, xids_in
 
 Verdict = Literal["ok", "warning", "problem"]
@@ -108,7 +110,10 @@ def _slices(config: Config) -> Iterator[Finding]:
         for kind in SliceKind
         if any(s.kind is kind for s in inventory.slices)
     )
-    if count < wanted:
+    if config.fleet.partition == "planned":
+        told = f"{count} slices so far ({kinds or 'none'}) for {wanted} replicas; `sliceway plan` shows what is cut"
+        yield Finding("slices", "ok", told)
+    elif count < wanted:
         yield Finding(
             "slices",
             "problem",
@@ -119,13 +124,30 @@ def _slices(config: Config) -> Iterator[Finding]:
         yield Finding("slices", "ok", f"{count} slices ({kinds or 'none'}) for {wanted} replicas")
     for note in inventory.notes:
         yield Finding("slices", "warning", note)
+    ours = _engine_groups(config)
     for user in inventory.users:
+        if _group(user.pid) in ours:
+            continue
         yield Finding(
             "slices",
             "warning",
             f"process {user.pid} ({user.name}) runs on slice {user.slice_id}",
             f"If it is not sliceway's: kill {user.pid}",
         )
+
+
+def _engine_groups(config: Config) -> set[int]:
+    """The process groups of the engines that a controller runs for this configuration."""
+    status = read_status(StatePaths(config.state).controller_status)
+    pids = [row.engine_pid for row in status.replicas if row.engine_pid] if status is not None else []
+    return {group for pid in pids if (group := _group(pid)) is not None}
+
+
+def _group(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return None
 
 
 def _devices(config: Config, tree: Tree) -> Iterator[Finding]:
@@ -173,7 +195,11 @@ def _engine(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
     if not any(model.source for model in config.models):
         yield Finding("engine", "ok", "no model is run by sliceway itself, so no engine is needed")
         return
-    for kind in engine_kinds(observe(config.fleet)):
+    inventory = observe(config.fleet)
+    if inventory.slices and all(s.simulated for s in inventory.slices):
+        yield Finding("engine", "ok", "simulated slices run simulated engines, which answer nothing true")
+        return
+    for kind in engine_kinds(inventory):
         found = describe_engine(find_engine_python(kind, config.engine.python, environ=environ))
         install = f"sliceway engine install --kind {kind}"
         if found.kind is None:
@@ -203,11 +229,15 @@ def _models(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding("models", "ok", f"{model.name}: {len(model.endpoints)} endpoints that something else runs")
             continue
         try:
-            spec = resolve_source(model.source, revision=model.revision, environ=environ)
+            if model.metadata is not None:
+                spec = resolve_source(model.metadata)
+            else:
+                spec = resolve_source(model.source, revision=model.revision, environ=environ)
         except SlicewayError as error:
             yield Finding("models", "problem", f"{model.name}: {error.message}", error.remedy or "")
             continue
-        where = "on this machine" if spec.path else "on the hub; its weights are fetched at the first start"
+        here = spec.path is not None and model.metadata is None
+        where = "on this machine" if here else "on the hub; its weights are fetched at the first start"
         yield Finding("models", "ok", f"{model.name}: {spec.architecture}, {spec.task}, {where}")
         if spec.task == "generate" and not (spec.has_chat_template or model.chat_template):
             yield Finding(

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from gateway.cli import app
-from gateway.config import Config
+from gateway.config import Config, load_config
 from gateway.doctor import Finding, examine
 from placement.device_nodes import HostTree
 from placement.gpu_slices import card_of
 from placement.gpus import GpuState
-from placement.slices import Inventory, Slice, SliceKind
+from placement.slices import Inventory, Slice, SliceKind, SliceUser
+from placement.state import StatePaths
+from placement.status import ControllerStatus, ReplicaStatus, write_status
+from placement.table import ReplicaState, SliceRow
 
+EXAMPLES = Path(__file__).resolve().parents[3] / "configs" / "examples"
 ENVIRON = {"SLICEWAY_ENGINE_PYTHON": sys.executable}
 
 
@@ -136,3 +143,56 @@ def test_device_files_and_past_errors_of_gpus_are_looked_at(tmp_path: Path, monk
 def test_without_gpus_nothing_is_said_of_device_files(tmp_path: Path) -> None:
     findings = examine(configuration(tmp_path), environ=ENVIRON, tree=HostTree(tmp_path), read_log=lambda: None)
     assert not [f for f in findings if f.check in {"devices", "xid"}]
+
+
+def test_a_worked_example_has_nothing_wrong_with_it(
+    tmp_path: Path, simulator_binding: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On simulated GPUs: slices come with the plan, engines are simulated, and `metadata` stands for the hub."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", os.environ.get("LD_LIBRARY_PATH", ""))
+    monkeypatch.setenv("SLICEWAY_NVML_STATE", "")
+    loaded = load_config(EXAMPLES / "three-medium-one-small.yaml")
+    config = loaded.model_copy(update={"state_dir": tmp_path / "state"})
+    found = examine(config, environ={"HF_HUB_OFFLINE": "1"})
+    assert not [f for f in found if f.verdict == "problem" and f.check in ("slices", "models")]
+    assert len(of(found, "models", "ok")) == 4
+    assert "so far" in of(found, "slices", "ok")[0].message
+
+
+def test_a_simulated_slice_needs_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Slice("GPU-1/1g.10gb@0", SliceKind.MIG, "1g.10gb", 2**30, uuid="MIG-1", simulated=True)
+    monkeypatch.setattr("gateway.doctor.observe", lambda _: Inventory((there,)))
+    config = configuration(tmp_path, models=[{"name": "m", "source": str(tmp_path)}])
+    assert "simulated engines" in of(examine(config, environ={}), "engine", "ok")[0].message
+
+
+def test_engines_of_ours_are_no_strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stranger = 2**22 + 1  # beyond the largest pid that Linux gives
+    users = tuple(
+        SliceUser(slice_id="cpu-0", pid=pid, name="engine", memory_bytes=1) for pid in (os.getpid(), stranger)
+    )
+    here = Slice(id="cpu-0", kind=SliceKind.CPU, profile=None, memory_bytes=2**30, cores=(0,))
+    monkeypatch.setattr("gateway.doctor.observe", lambda _: Inventory((here,), users=users))
+    config = configuration(tmp_path)
+    assert [f.message.split()[1] for f in of(examine(config, environ={}), "slices", "warning")] == [
+        str(os.getpid()),
+        str(stranger),
+    ]
+    paths = StatePaths(config.state)
+    paths.prepare({})
+    row = ReplicaStatus(
+        replica="m-0",
+        model="m",
+        slice=SliceRow(id="cpu-0", kind="cpu"),
+        memory_bytes=1,
+        state=ReplicaState.READY,
+        since=datetime(2026, 1, 1, tzinfo=UTC),
+        log="",
+        engine_pid=os.getpid(),
+    )
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    status = ControllerStatus(
+        pid=1, started_at=at, updated_at=at, state="running", config="", generation=1, replicas=(row,)
+    )
+    write_status(status, paths.controller_status)
+    assert [f.message.split()[1] for f in of(examine(config, environ={}), "slices", "warning")] == [str(stranger)]
