@@ -17,7 +17,7 @@ from placement.assign import stem_of, wanted_replicas
 from placement.errors import PartitionError, SimulatorError
 from placement.goals import PlacementConfig
 from placement.gpus import GpuState
-from placement.locks import exclusive, holder
+from placement.locks import exclusive
 from placement.nvml.partition import NvmlPartitioner
 from placement.partition import Drain, Tools
 from placement.partition.host import holders, reset
@@ -25,7 +25,7 @@ from placement.planned_seats import SEATS_FILE, PlannedSeats
 from placement.simulate import enter, simulated_fleet
 from placement.simulator import Simulation
 from placement.state import StatePaths
-from placement.status import ControllerStatus, read_status
+from placement.status import ControllerStatus, running_status
 from placement.table import ReplicaState
 
 _LOCKS = Path("/run/lock")
@@ -154,9 +154,7 @@ def replica_difference(config: Config) -> ReplicaDifference:
 
 def running_controller(config: Config) -> ControllerStatus | None:
     """What the controller of this state directory tells; None if none runs."""
-    paths = StatePaths(config.state)
-    pid, status = holder(paths.controller_lock), read_status(paths.controller_status)
-    return status if status is not None and status.pid == pid else None
+    return running_status(StatePaths(config.state))
 
 
 def controller_is_behind(config: Config) -> bool:

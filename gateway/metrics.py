@@ -23,6 +23,7 @@ from gateway.exchange import Clock
 from gateway.routes import Routes
 from gateway.stats import Stats
 from placement.latency_grid import BUCKETS_SECONDS
+from placement.status import ControllerStatus
 
 _HELP = {
     "ttft_seconds": "From the whole request to the first content of its stream.",
@@ -58,6 +59,7 @@ class GatewayCollector:
     admission: Admission | None = None
     sharing: Callable[[], Sharing | None] = lambda: None
     batch_book: LatencyBook | None = None
+    controller: Callable[[], ControllerStatus | None] = lambda: None
 
     def collect(self) -> Iterator[Metric]:
         """Every metric family."""
@@ -88,6 +90,7 @@ class GatewayCollector:
         if self.batch_book is not None:
             yield from self._latencies(self.batch_book, _OF_BATCHES, "sliceway_batch_")
         yield from self._state()
+        yield from _scaling(self.controller())
         if self.admission is not None:
             yield from _admission(self.admission)
             yield from _sharing(self.sharing())
@@ -133,6 +136,38 @@ class GatewayCollector:
         for name, good in self.files().readable.items():
             files.add_metric((name,), float(good))
         yield files
+
+
+def _scaling(status: ControllerStatus | None) -> Iterator[Metric]:
+    """What the controller makes of demand; nothing where none runs."""
+    if status is None:
+        return
+    asked = GaugeMetricFamily(
+        "sliceway_autoscale_replicas",
+        "Replicas that demand asks for, and those that have a slice. `model` is model@tenant for a dedicated tenant's.",
+        labels=("model", "what"),
+    )
+    capacity = GaugeMetricFamily(
+        "sliceway_autoscale_capacity_requests_per_second",
+        "What one replica is counted with.",
+        labels=("model", "source"),
+    )
+    for name, row in status.scaling.items():
+        asked.add_metric((name, "asked"), row.replicas)
+        asked.add_metric((name, "placed"), row.placed)
+        if row.requests_per_replica is not None:
+            capacity.add_metric((name, row.capacity_source), row.requests_per_replica)
+    yield asked
+    yield capacity
+    attempts = CounterMetricFamily(
+        "sliceway_repartitions", "Attempts to cut GPUs anew for demand, since the controller began.", labels=("result",)
+    )
+    for result, count in sorted(status.repartition.counts.items()):
+        attempts.add_metric((result,), count)
+    yield attempts
+    yield GaugeMetricFamily(
+        "sliceway_repartition_running", "1 while GPUs are cut anew for demand.", value=float(status.repartition.running)
+    )
 
 
 def _admission(admission: Admission) -> Iterator[Metric]:

@@ -58,6 +58,7 @@ from gateway.upstream import Engines
 from placement import table
 from placement.errors import PlacementError
 from placement.state import StatePaths
+from placement.status import running_status
 
 log = logging.getLogger("sliceway.gateway")
 
@@ -125,6 +126,7 @@ def create_gateway(
             gateway.admission,
             lambda: gateway.sharing,
             parts.batch_book,
+            controller=lambda: running_status(StatePaths(config.state)),
         )
     )
     gateway.figures = FiguresWriter(config, gateway.routes, gateway.admission, parts.stats, parts.book, clock, wall)

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from placement.locks import holder
+from placement.state import StatePaths
 from placement.table import ReplicaState, SliceRow
 
 
@@ -143,6 +145,12 @@ def read_status(path: Path) -> ControllerStatus | None:
         return ControllerStatus.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
+
+
+def running_status(paths: StatePaths) -> ControllerStatus | None:
+    """What the controller of this state directory tells; None if none runs."""
+    pid, status = holder(paths.controller_lock), read_status(paths.controller_status)
+    return status if status is not None and status.pid == pid else None
 
 
 def write_status(status: ControllerStatus, path: Path) -> None:

@@ -123,11 +123,15 @@ def _look(policy: AutoscalePolicy, model: ScaledModel, signals: Signals, replica
     need = needed_replicas(policy, model, signals)
     few = ceil(need / (1 + policy.tolerance) - _CLOSE)
     enough = ceil(need / (1 - policy.tolerance) - _CLOSE)
-    if _too_slow(model, signals) and need > replicas / 2:
-        # The estimate of a replica's capacity is too kind: what runs is late, and not for want of work to do.
-        few, enough = max(few, replicas + 1), max(enough, replicas + 1)
+    if _too_slow(model, signals):
+        # Nothing is taken from a model whose answers are late: it would only be missed, and come again.
+        enough = max(enough, replicas)
+        if need > replicas / 2:
+            # The estimate of a replica's capacity is too kind: what runs is late, and not for want of work to do.
+            few, enough = max(few, replicas + 1), max(enough, replicas + 1)
     if model.least == 0:
-        awake = signals.idle_seconds < policy.sleep_after or signals.queued > 0 or signals.running > 0
+        busy = signals.queued > 0 or signals.running > 0 or signals.arrivals_per_second > 0
+        awake = busy or signals.idle_seconds < policy.sleep_after
         enough = max(enough, 1 if awake else 0)
     return Look(now_seconds, model.bounded(few), model.bounded(enough))
 

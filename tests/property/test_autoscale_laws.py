@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from math import ceil
 
 from hypothesis import given, settings
@@ -103,3 +104,42 @@ def test_a_burst_shorter_than_the_wait_moves_nothing(rates: list[float]) -> None
         seen.append(Signals(arrivals_per_second=rate if burst < short else 0.0))
         burst = 0 if burst >= short else burst
     assert all(s.replicas == 1 for s in run(model, seen, 1))
+
+
+@given(models(), signals, st.floats(0, 100), st.integers(0, 100), st.integers(0, 100))
+def test_more_demand_never_needs_fewer_replicas(
+    model: ScaledModel, seen: Signals, rate: float, queued: int, running: int
+) -> None:
+    more = replace(
+        seen,
+        arrivals_per_second=seen.arrivals_per_second + rate,
+        queued=seen.queued + queued,
+        running=seen.running + running,
+    )
+    assert needed_replicas(POLICY, model, more) >= needed_replicas(POLICY, model, seen)
+
+
+@settings(max_examples=40)
+@given(models(), signals, st.floats(0, 100), st.integers(0, 10))
+def test_a_lasting_demand_that_is_higher_ends_with_no_fewer_replicas(
+    model: ScaledModel, seen: Signals, rate: float, start: int
+) -> None:
+    higher = replace(seen, arrivals_per_second=seen.arrivals_per_second + rate)
+    *_, less = run(model, [seen] * 120, start)
+    *_, more = run(model, [higher] * 120, start)
+    assert more.replicas >= less.replicas
+
+
+@settings(max_examples=60)
+@given(models(), signals, st.integers(0, 20))
+def test_constant_load_settles_and_stays(model: ScaledModel, seen: Signals, start: int) -> None:
+    """Up goes one step per cool-down where answers are late, so bounds of 15 replicas are reached in a quarter of an hour."""
+    counts = [state.replicas for state in run(model, [seen] * 400, start)]
+    assert len(set(counts[300:])) == 1
+
+
+@given(st.floats(0.1, 50), st.floats(1.1, 5))
+def test_a_replica_that_was_measured_to_bear_more_is_needed_less_often(rate: float, factor: float) -> None:
+    seen = Signals(arrivals_per_second=rate)
+    slow, fast = (ScaledModel("chat", 0, 1000, 2.0 * f, 1000) for f in (1.0, factor))
+    assert needed_replicas(POLICY, fast, seen) < needed_replicas(POLICY, slow, seen)

@@ -1,0 +1,56 @@
+"""What the controller makes of demand, as Prometheus sees it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gateway.admission import Loads
+from gateway.digests import LatencyBook
+from gateway.metrics import Files, GatewayCollector, MetricsPage
+from gateway.routes import Routes
+from gateway.stats import Stats
+from placement.state import StatePaths
+from placement.status import ControllerStatus, RepartitionStatus, ScalingRow, running_status, write_status
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+
+
+def status() -> ControllerStatus:
+    row = ScalingRow(
+        replicas=3, placed=2, least=1, most=4, reason="", requests_per_replica=2.5, capacity_source="measured"
+    )
+    return ControllerStatus(
+        pid=1,
+        started_at=NOW,
+        updated_at=NOW,
+        state="running",
+        config="c",
+        generation=1,
+        scaling={"a@acme": row, "b": row.model_copy(update={"requests_per_replica": None})},
+        repartition=RepartitionStatus(running=True, counts={"done": 2, "failed": 1}),
+    )
+
+
+def page(told: ControllerStatus | None) -> str:
+    collector = GatewayCollector(
+        Stats(), LatencyBook(), Loads(bound=8), Routes, lambda: Files({}), lambda: 0.0, controller=lambda: told
+    )
+    return MetricsPage(collector).render().decode()
+
+
+def test_numbers_capacity_and_attempts_are_told() -> None:
+    text = page(status())
+    assert 'sliceway_autoscale_replicas{model="a@acme",what="asked"} 3.0' in text
+    assert 'sliceway_autoscale_replicas{model="b",what="placed"} 2.0' in text
+    assert 'sliceway_autoscale_capacity_requests_per_second{model="a@acme",source="measured"} 2.5' in text
+    assert 'requests_per_second{model="b"' not in text
+    assert 'sliceway_repartitions_total{result="failed"} 1.0' in text
+    assert "sliceway_repartition_running 1.0" in text
+
+
+def test_where_no_controller_runs_nothing_is_told(tmp_path: Path) -> None:
+    paths = StatePaths(tmp_path)
+    write_status(status(), paths.controller_status)
+    assert running_status(paths) is None, "it ended without a word"
+    assert "sliceway_autoscale" not in page(None)
