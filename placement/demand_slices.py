@@ -30,10 +30,7 @@ def for_demand(config: PlacementConfig, inventory: Inventory, paths: StatePaths)
     """What demand may have at this moment. While a transition is under way nothing new: it counts on what is free, and
     what it will take away is left before.
     """
-    try:
-        record = TransitionJournal(paths.root / JOURNAL_FILE).read()
-    except SlicewayError:
-        record = None
+    record = TransitionJournal(paths.root / JOURNAL_FILE).in_progress()
     if record is None:
         return OpenToDemand(barred(config, inventory, paths))
     leaving = frozenset(step.place.slice_id for step in record.left if step.kind == "destroy")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from placement.assign import natural, stem_of
 from placement.autoscale import Choice, WakeFigures, choose_sleep
+from placement.cgroup import ControlGroup
 from placement.goals import Goals
 from placement.policy import AutoscalePolicy
 from placement.replicas.journal import JournalEntry
@@ -96,4 +97,6 @@ def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
     except OSError:
         return 0
     told = next((line.split() for line in lines if line.startswith("MemAvailable:")), None)
-    return int(told[1]) * 1024 if told else 0
+    limit = ControlGroup().memory_limit_bytes()
+    available = int(told[1]) * 1024 if told else 0
+    return available if limit is None else min(available, limit)

@@ -23,7 +23,7 @@ from placement.repartitioning import Wish
 from placement.replicas.parts import Goal
 from placement.state import StatePaths
 from placement.status import ScalingRow
-from placement.transition.journal import JOURNAL_FILE
+from placement.transition.journal import JOURNAL_FILE, TransitionJournal
 from placement.workload.measured import Measured
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class Scaling:
 
     @property
     def _held(self) -> bool:
-        return (self._paths.root / JOURNAL_FILE).exists()
+        return TransitionJournal(self._paths.root / JOURNAL_FILE).in_progress() is not None
 
     def wish(self) -> Wish:
         """What demand asks for at this moment, as it is weighed against what cutting GPUs anew would disturb."""

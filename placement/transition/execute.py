@@ -140,6 +140,7 @@ class Executor:
         if record is None:
             return None
         _check_gpus(record.transition, await self._fleet.observe())
+        self._journal.write(record.again())  # by this process from here on
         return await self._run(record.again())
 
     async def _run(self, record: Record) -> Outcome:

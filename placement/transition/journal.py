@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,6 +18,7 @@ from typing import Any
 from model_registry.atomic import write_atomically
 from model_registry.errors import SlicewayError
 from placement.errors import PlanError
+from placement.replicas.procfs import ProcessIdentity
 from placement.transition.steps import Dip, Step, Transition
 
 JOURNAL_FILE = "transition.json"
@@ -77,8 +79,21 @@ class TransitionJournal:
             raise self._damaged() from error
 
     def write(self, record: Record) -> None:
-        """Replace what is noted."""
-        write_atomically(self.path, json.dumps(_public(record)).encode(), mode=0o600)
+        """Replace what is noted, with who is at it."""
+        me = ProcessIdentity.of(os.getpid())
+        by = [me.pid, me.start_ticks, me.boot_id] if me is not None else None
+        write_atomically(self.path, json.dumps(_public(record) | {"by": by}).encode(), mode=0o600)
+
+    def in_progress(self) -> Record | None:
+        """What somebody carries out at this moment; None where nothing is under way, or whoever was at it has ended or
+        given up. Nothing is raised for a file that makes no sense.
+        """
+        try:
+            raw = json.loads(self.path.read_bytes())
+            record, by = _record(raw), ProcessIdentity(*raw["by"])
+        except (OSError, ValueError, KeyError, TypeError, SlicewayError):
+            return None
+        return record if record.failed is None and by.alive else None
 
     def clear(self) -> None:
         """Nothing is under way."""

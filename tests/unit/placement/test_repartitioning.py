@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from gateway.layouts import machine_of, one_at_a_time
 from gateway.repartitioning import Before, repartitioner, surplus
 from model_registry.geometry import Placement
 from placement.autoscale.attempts import Attempts, Result
-from placement.demand_slices import for_demand
+from placement.demand_slices import OpenToDemand, for_demand
 from placement.errors import PartitionError
 from placement.goals import PlacementConfig
 from placement.policy import AutoscalePolicy
@@ -182,8 +183,15 @@ def test_while_a_transition_is_under_way_demand_gets_nothing_new_and_leaves_what
     TransitionJournal(tmp_path / JOURNAL_FILE).write(Record(transition, FakeClock().now()))
     open_to = for_demand(config, inventory, paths)
     assert (open_to.barred, open_to.closed) == (frozenset(inventory.by_id), {"GPU-1/1g.10gb@0"})
-    (tmp_path / JOURNAL_FILE).write_text("{")
-    assert for_demand(config, inventory, paths).closed == frozenset()
+    raw = json.loads((tmp_path / JOURNAL_FILE).read_text())
+    for changed in (
+        raw | {"by": [raw["by"][0], raw["by"][1] + 1, raw["by"][2]]},  # whoever was at it has ended
+        raw | {"by": None},
+        raw | {"failed": {"step": 0, "error": {}}},
+        {},
+    ):
+        (tmp_path / JOURNAL_FILE).write_text(json.dumps(changed))
+        assert for_demand(config, inventory, paths) == OpenToDemand(), "nobody is at it: demand is served"
 
 
 async def test_an_operators_apply_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
