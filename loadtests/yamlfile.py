@@ -18,6 +18,17 @@ Step = str | int
 Lines = Mapping[tuple[Step, ...], int]
 """The line, from 1, of each value by its path."""
 
+_KINDS = {
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "string_type": "text",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+}
+
 MAX_FILE_BYTES = 4 * 2**20
 
 
@@ -80,9 +91,20 @@ class Source:
             )
         if detail["type"] == "missing":
             return Problem(f"{path[-1]!r} is missing", where)
+        if detail["type"] == "union_tag_invalid":
+            return _unknown_kind(detail["ctx"], where)
+        if (kind := _KINDS.get(detail["type"])) is not None:
+            return Problem(f"must be {kind}, not {detail['input']!r}", where)
         message = str(detail["msg"]).removeprefix("Value error, ")
         message, _, remedy = message.partition(" || ")
         return Problem(message, where, remedy)
+
+
+def _unknown_kind(context: Mapping[str, Any], where: str) -> Problem:
+    known = [name.strip("' ") for name in str(context["expected_tags"]).split(",")]
+    near = get_close_matches(str(context["tag"]), known, 1)
+    meant = f"Did you mean {near[0]!r}? " if near else ""
+    return Problem(f"there is no kind {context['tag']!r}", where, f"{meant}There are {', '.join(known)}.")
 
 
 def load(path: Path) -> Source:

@@ -44,7 +44,9 @@ Rows = list[dict[str, Any]]
 def require_locust() -> None:
     """Raises BenchError where the load tests cannot run."""
     if importlib.util.find_spec("locust") is None:
-        raise BenchError("the load tests need Locust, which is not installed", remedy="pip install 'sliceway[load]'")
+        raise BenchError(
+            "the load tests need Locust, which is not installed", remedy="In the checkout: pip install '.[load]'"
+        )
 
 
 def loadtests(arguments: Sequence[str], given: Mapping[str, Any] | None = None) -> int:

@@ -382,5 +382,5 @@ def _prepare_ray(token: Path | None) -> None:
     except ImportError as error:
         raise PlacementError(
             "Ray is not installed here",
-            remedy="Install it on every machine of the cluster: pip install 'sliceway[ray]'",
+            remedy="Install it on every machine of the cluster: in the checkout: pip install '.[ray]'",
         ) from error

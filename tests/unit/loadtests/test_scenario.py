@@ -118,3 +118,23 @@ def test_an_embedding_never_streams() -> None:
     assert not embedding.streams
     assert b'"stream"' not in Bodies(embedding, seed=1).make(Random(1)).body
     assert b'"include_usage": true' in Bodies(chat, seed=1).make(Random(1)).body
+
+
+@pytest.mark.parametrize(
+    ("fields", "said", "remedy"),
+    [
+        ({"duration_seconds": "5 s"}, "must be a number, not '5 s'", ""),
+        ({"seed": 1.5}, "must be a whole number, not 1.5", ""),
+        (
+            {"tenants": [TENANT | {"arrival": {"kind": "poison", "requests_per_second": 2}}]},
+            "there is no kind 'poison'",
+            "Did you mean 'poisson'? There are closed, open, poisson,",
+        ),
+    ],
+)
+def test_a_wrong_value_is_told_in_words(fields: dict[str, Any], said: str, remedy: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        parse(**fields)
+    (problem,) = caught.value.problems
+    assert problem.message == said
+    assert (problem.remedy or "").startswith(remedy)
