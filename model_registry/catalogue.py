@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -226,6 +227,13 @@ def load_catalogue() -> Catalogue:
     """Read the catalogue from the package's data. A few milliseconds: callers keep what they get."""
     raw = json.loads(files("model_registry").joinpath("data/catalogue.json").read_text(encoding="utf-8"))
     return Catalogue(products=tuple(_product(p, raw["sources"]) for p in raw["products"]), sources=raw["sources"])
+
+
+@cache
+def profile_names() -> tuple[str, ...]:
+    """Every name that a profile of any product has, by any driver, and `gpu` for a whole card; sorted."""
+    profiles = (profile for product in load_catalogue().products for profile in product.profiles)
+    return tuple(sorted({"gpu"} | {name for p in profiles for name in (p.name, *p.alternate_names)}))
 
 
 def differences(table: Product, driver: Product) -> tuple[str, ...]:

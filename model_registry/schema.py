@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -22,6 +23,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from model_registry.catalogue import profile_names
 
 _UNITS = {
     "B": 1,
@@ -234,6 +237,17 @@ class ModelConfig(Section):
             if not re.fullmatch(r"http://[^/\s]+/?|unix:/\S+", endpoint):
                 raise ValueError(f"endpoint {endpoint!r} is neither http://host:port nor unix:/path")
         return self
+
+    @field_validator("profile", "profiles")
+    @classmethod
+    def _known_profiles(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        named = (value,) if isinstance(value, str) else value or ()
+        for name in named:
+            if name not in (known := profile_names()):
+                near = get_close_matches(name, known, n=3, cutoff=0.5)
+                advice = f"did you mean {' or '.join(near)}?" if near else "`sliceway profiles` lists them by product"
+                raise ValueError(f"no GPU product has a profile {name!r}; {advice}")
+        return value
 
     @field_validator("profiles")
     @classmethod

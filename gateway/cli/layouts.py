@@ -92,7 +92,7 @@ def plan(
     if fleet is not None:
         show_fleet(fleet.answer, fleet.gpus, fleet.reserved)
     if replicas is not None and not replicas.same:
-        show_replicas(replicas)
+        show_replicas(replicas, fleet.finds_slice if fleet else None)
 
 
 def apply(
@@ -171,7 +171,7 @@ def assert_(
         if fleet is not None and fleet.answer.plan.changed:
             show_fleet(fleet.answer, fleet.gpus, fleet.reserved)
         if replicas is not None:
-            show_replicas(replicas)
+            show_replicas(replicas, fleet.finds_slice if fleet else None)
     raise typer.Exit(0 if same else 1)
 
 

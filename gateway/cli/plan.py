@@ -34,6 +34,12 @@ class PlannedFleet:
     gpus: Sequence[GpuState]
     reserved: Sequence[ReservedSlice]
 
+    def finds_slice(self, replica: str) -> bool:
+        """Whether the plan has a slice for it; so it is for replicas that are not planned (pinned ones)."""
+        if replica.rpartition("-")[0] not in self.answer.demands:
+            return True
+        return any(s.replica == replica for gpu in self.answer.plan.gpus for s in gpu.slices)
+
     def as_public(self, why: str | None = None) -> dict[str, object]:
         """The stable JSON shape: `fleet` in `sliceway plan --json`. `why` keeps the decisions about one model only."""
         public = self.answer.as_public() | {"reserved": [r.as_public() for r in self.reserved]}

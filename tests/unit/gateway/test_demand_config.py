@@ -82,6 +82,8 @@ def test_replicas_are_a_number_or_a_range(
         ("    replicas: 2\n    slices: [a]\n", "1 slices are named for 2 replicas"),
         ("    profile: 1g.10gb\n    profiles: [2g.20gb]\n", "say the same thing twice"),
         ("    profiles: [2g.20gb, 2g.20gb]\n", "'2g.20gb' stands here twice"),
+        ("    profiles: [2g.2gb]\n", "no GPU product has a profile '2g.2gb'; did you mean 2g.24gb or 2g.20gb"),
+        ("    profile: half\n", "no GPU product has a profile 'half'; `sliceway profiles` lists them by product"),
         ("    slo: {ttft: 1s}\n", "an slo holds at a demand"),
         (DEMAND + "    slo: {}\n", "an slo limits `ttft`, `itl` or both"),
         (DEMAND + "    replicas: 0\n", "a demand with replicas: 0 cannot be served"),

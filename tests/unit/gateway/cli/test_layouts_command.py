@@ -17,9 +17,10 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from gateway.cli import app
+from gateway.cli.layout_view import show_replicas
 from gateway.cli.layouts import yaml_text
 from gateway.config import load_config
-from gateway.layouts import machine_of, one_at_a_time, replica_difference
+from gateway.layouts import ReplicaDifference, machine_of, one_at_a_time, replica_difference
 from model_registry.errors import ConfigError, SlicewayError
 from placement.errors import ModeChangeNeeded, NotPrivileged, SliceInUse
 from placement.nvml.partition import NvmlPartitioner
@@ -198,7 +199,7 @@ def test_replicas_that_are_missing_differ_unless_only_layouts_are_asked_for(conf
     run("apply", path)
     run("assert", path, "--layouts-only")
     told = run("assert", path, code=1).stdout
-    assert "no controller runs; `sliceway up CONFIG` starts 2" in told
+    assert "no controller runs; `sliceway up CONFIG` starts as many of 2 as find a slice" in told
     replicas = json.loads(run("plan", path, "--json").stdout)["replicas"]
     assert replicas["controller"] is False
     assert replicas["missing"] == ["chat-0", "chat-1"]
@@ -296,3 +297,12 @@ def test_machines_of_other_kinds_lie_apart(config: Callable[..., Path], tmp_path
         loaded = load_config(config(discover=discover))
         names.add(machine_directory(loaded.fleet.discover, tmp_path).name)  # type: ignore[arg-type]
     assert names == {"a30-1", "a30-1+whole", "a30-1+plain-2"}
+
+
+def test_the_sentence_counts_only_replicas_that_the_plan_has_a_slice_for(capsys: pytest.CaptureFixture[str]) -> None:
+    missing = ReplicaDifference(controller=False, missing=("chat-0", "chat-1", "chat-2"))
+    show_replicas(missing, {"chat-0", "chat-2"}.__contains__)
+    show_replicas(missing, set(missing.missing).__contains__)
+    told = capsys.readouterr().out
+    assert "starts 2 of 3: the others find no slice" in told
+    assert told.rstrip().endswith("starts 3")
