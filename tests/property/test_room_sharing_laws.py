@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -214,6 +215,23 @@ def test_a_replica_that_is_gone_for_one_gateway_is_free_for_the_other() -> None:
         second.ask(10)
     world.rounds([first, second], 40)
     assert (second.load.sequences, second.waiting) == (SEATS, 0)
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_replica_that_came_back_between_two_rounds_is_used_again(others: int) -> None:
+    world = World()
+    gateways = [Gateway(world, name) for name in "ab"[: 1 + others]]
+    world.rounds(gateways, 8)
+    first = gateways[0]
+    gone = build_routes(TABLE.model_copy(update={"replicas": ()}), (), {})
+    for routes in (gone, ROUTES):
+        first.admission._routes = lambda routes=routes: routes  # type: ignore[misc]
+        first.admission.follow_routes()
+    world.rounds(gateways, 8)
+    for _ in range(SEATS):
+        first.ask(10)
+    world.rounds(gateways, 40)
+    assert (first.load.sequences, first.waiting) == (SEATS, 0)
 
 
 def test_where_the_store_is_away_each_goes_on_with_its_fair_part() -> None:

@@ -156,7 +156,8 @@ class Sharing:
         told = self._told.get(gauge.name, _UNTOLD)
         aim = aimed_share(gauge.full, told.share, window.used, gauge.wanted, told.wanted_by_others, self.peers)
         want = max(aim, window.used)  # what is used cannot be given back
-        if self._known(gauge, told, want, now):
+        cut_short = window.limit < min(told.share, aim)  # it has been made anew since, and knows of no share
+        if not cut_short and self._known(gauge, told, want, now):
             return None
         window.limit = min(window.limit, aim)
         lacking = max(0, want - told.share) if gauge.wanted else 0  # a fair part that nobody asks for is not lacking
