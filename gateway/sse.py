@@ -199,16 +199,19 @@ _SMALL_BODY_BYTES = 64 * 2**10
 
 
 class _AnyUsage(msgspec.Struct):
-    """OpenAI's two names for each, of which Anthropic shares one."""
+    """OpenAI's two names for each, of which Anthropic shares one; its `input_tokens` leave out what was written to a cache or read from one."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
 
     def as_usage(self) -> Usage:
+        cached = (self.cache_creation_input_tokens or 0) + (self.cache_read_input_tokens or 0)
         return Usage(
-            self.input_tokens or 0 if self.prompt_tokens is None else self.prompt_tokens,
+            (self.input_tokens or 0) + cached if self.prompt_tokens is None else self.prompt_tokens,
             self.output_tokens or 0 if self.completion_tokens is None else self.completion_tokens,
         )
 

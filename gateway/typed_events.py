@@ -29,10 +29,19 @@ _TYPE = re.compile(rb'"type" ?: ?"([a-zA-Z0-9._-]+)"')
 
 
 class Tokens(msgspec.Struct, frozen=True):
-    """Usage as both shapes have it; Anthropic's later events add to its first."""
+    """Usage as both shapes have it; Anthropic's later events add to its first, and its `input_tokens` leave out what a cache is about."""
 
     input_tokens: int | None = None
     output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        """All tokens of the prompt, cached or not; None where nothing is said of it."""
+        if self.input_tokens is None:
+            return None
+        return self.input_tokens + (self.cache_creation_input_tokens or 0) + (self.cache_read_input_tokens or 0)
 
 
 class _Holder(msgspec.Struct, frozen=True):
@@ -131,7 +140,7 @@ class TypedEventMeter:
             return
         known = self.usage or Usage()
         self.usage = Usage(
-            known.prompt_tokens if tokens.input_tokens is None else tokens.input_tokens,
+            known.prompt_tokens if tokens.prompt_tokens is None else tokens.prompt_tokens,
             known.completion_tokens if tokens.output_tokens is None else tokens.output_tokens,
         )
 

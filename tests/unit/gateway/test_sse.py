@@ -244,3 +244,9 @@ def test_a_tail_that_begins_in_the_middle_of_a_character_is_read() -> None:
     whole = json.dumps({"text": "ä" * 50, "usage": {"prompt_tokens": 1}}, ensure_ascii=False).encode()
     assert usage_of_body(whole[12:]) == Usage(1, 0)
     assert usage_of_body(whole[:-4]) is None
+
+
+def test_what_a_cache_had_of_a_prompt_counts_as_prompt() -> None:
+    """As vLLM 0.32.0 tells it on /v1/messages with --enable-prompt-tokens-details."""
+    usage = {"input_tokens": 1, "cache_creation_input_tokens": 200, "cache_read_input_tokens": 56, "output_tokens": 8}
+    assert usage_of_body(json.dumps({"usage": usage}).encode()) == Usage(257, 8)

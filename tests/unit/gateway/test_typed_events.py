@@ -92,3 +92,12 @@ def test_no_bytes_break_it(pieces: list[bytes]) -> None:
     for piece in pieces:
         watcher.meter.feed(piece, 0.0)
         watcher.meter.feed(b"event: error\ndata: " + piece + b"\n\n", 0.0)
+
+
+def test_what_a_cache_had_of_a_prompt_counts_as_prompt() -> None:
+    meter = TypedEventMeter(first=lambda now: None, gap=None)
+    began = {"input_tokens": 1, "cache_creation_input_tokens": 200, "cache_read_input_tokens": 56, "output_tokens": 0}
+    meter.feed(named("message_start", message={"usage": began}), 0.0)
+    assert meter.usage == Usage(257, 0)
+    meter.feed(named("message_delta", usage={"output_tokens": 8}), 1.0)
+    assert meter.usage == Usage(257, 8)
