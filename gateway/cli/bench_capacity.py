@@ -18,6 +18,8 @@ from gateway.config import Config, load_config
 from model_registry.catalogue import load_catalogue
 from model_registry.errors import ConfigError, SlicewayError
 from model_registry.sizing.throughput import THROUGHPUT_FILE, Throughput, ThroughputKey, ThroughputStore
+from placement.engines import describe_engine, find_engine_python
+from placement.goals import engine_kind
 from placement.slices import Slice, SliceKind
 
 LIMITS = ("ttft", "tpot", "itl", "e2e")
@@ -157,7 +159,7 @@ def _record(
             prompt_tokens=round(found["prompt_tokens"]),
             output_tokens=round(found["output_tokens"]),
             slo=found["slo"],
-            engine_version=engine,
+            engine_version=_engine_version(config, on, engine),
         ),
         model=found["model"],
         requests_per_second=found["requests_per_second"] / replicas,
@@ -172,6 +174,19 @@ def _record(
         simulated=bool(on and on.simulated),
         notes=tuple(found["warnings"]),
     )
+
+
+def _engine_version(config: Config, on: Slice | None, found: str | None) -> str | None:
+    """Of the vLLM on that slice: a machine may have one for its cores and one for its GPUs. None for another engine."""
+    if config.engine.command:
+        return None
+    if on is None:
+        return found
+    try:
+        environment = describe_engine(find_engine_python(engine_kind(on), config.engine.python))
+    except SlicewayError:
+        return found
+    return f"{environment.vllm} ({environment.kind})" if environment.vllm else found
 
 
 def share_of_card(one: Slice, slices: Sequence[Slice]) -> float:
