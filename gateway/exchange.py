@@ -18,6 +18,7 @@ from typing import Self
 from msgspec.structs import replace
 
 from gateway.admission import Admission, Ask, CacheSalts, Claim, rate_limit_headers
+from gateway.background import BackgroundResponses
 from gateway.config import GatewayConfig
 from gateway.digests import LatencyBook, Series
 from gateway.error_map import status_and_type
@@ -98,6 +99,7 @@ class Exchanges:
         salts: CacheSalts | None = None,
         look_again: Callable[[], bool] = lambda: False,
         batch_book: LatencyBook | None = None,
+        background: BackgroundResponses | None = None,
     ) -> None:
         self.policy = policy
         self.keyring = keyring
@@ -113,6 +115,7 @@ class Exchanges:
         self.salts = salts
         self.look_again = look_again
         self.batch_book = batch_book or LatencyBook()
+        self.background = background
         self.draining = False
         self.active: set[Exchange] = set()
 
@@ -178,6 +181,7 @@ class Exchange:
             "_on_placed",
             "_raw",
             "_refused",
+            "_response_id",
             "_series",
             "_stage",
             "_task",
@@ -222,6 +226,7 @@ class Exchange:
         self._series: Series | None = None
         self._refused: frozenset[str] = frozenset()  # replicas that accepted no connection
         self._deaths: frozenset[str] = frozenset()  # replicas whose connection ended before the client had a byte
+        self._response_id: str | None = None  # of the response that the request makes
         self._raw = b""
         self._body = Body()
         self._stage = Stage.BODY
@@ -391,7 +396,7 @@ class Exchange:
             name = "max_output_tokens" if self.route.path == "/v1/responses" else "max_tokens"
             sets[name] = self._claim.output_cap
         if self.route.stored and self.tenant is not None and self._desk.response_ids is not None:
-            sets["request_id"] = self._desk.response_ids.make(self.tenant.name, replica.replica)
+            sets["request_id"] = self._response_id = self._desk.response_ids.make(self.tenant.name, replica.replica)
         return outgoing_body(
             self._raw,
             self._body,
@@ -570,15 +575,24 @@ class Exchange:
         if self.usage is not None:
             stats.tokens[model, tenant, "prompt"] += self.usage.prompt_tokens
             stats.tokens[model, tenant, "completion"] += self.usage.completion_tokens or 0
-        elif self._series is not None and self.status < 400 and self.route.metered:
+        elif self._series is not None and self.status < 400 and self.route.metered and not self._goes_on:
             stats.without_usage[model] += 1
         if self._claim is not None:
             self._end_claim(self._claim)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether the engine goes on with the response when the request is over: it runs in the background, and has not been refused."""
+        asked = self._body.background is True and self._response_id is not None and self._series is not None
+        return asked and self.usage is None and not 400 <= self.status < CLIENT_LEFT
 
     def _end_claim(self, claim: Claim) -> None:
         """Charge what was used, as the engine told it; where it did not, what was relayed. What failed costs nothing."""
         desk, usage = self._desk, self.usage
         now = desk.clock()
+        if self._goes_on and desk.background is not None and claim.replica is not None and self._response_id:
+            desk.background.follow(self._response_id, claim.replica, claim)
+            return
         relayed = self.meter.events if self.meter is not None else 0
         if usage is not None:
             desk.admission.ratio(claim.model).learn(claim.body_bytes, usage.prompt_tokens)

@@ -54,6 +54,7 @@ class Body(msgspec.Struct, frozen=True):
     max_output_tokens: Any = None
     prompt: msgspec.Raw = msgspec.Raw(b"")
     previous_response_id: Any = None
+    background: Any = None
     request_id: Any = UNSET
     cache_salt: Any = UNSET
     priority: Any = UNSET

@@ -22,6 +22,7 @@ from gateway.admission.policy import admission_policy
 from gateway.admission.sharing import Sharing
 from gateway.admission.view import limits
 from gateway.auth.jwks import Tokens
+from gateway.background import ASK_SECONDS
 from gateway.config import Config, load_config
 from gateway.digests import LatencyBook
 from gateway.errors import Draining, EngineError, OperatorError
@@ -246,6 +247,8 @@ class Gateway:
         await self._parts.key_uses.write()
         self.figures.stop()
         self._announcements.remove()
+        if self.exchanges.background is not None:
+            self.exchanges.background.stop()
         for sharing in self._shared():
             await sharing.leave()
         await self._parts.engines.close()
@@ -258,6 +261,7 @@ class Gateway:
         return (
             (POLL_SECONDS, self._look),
             (PROBE_SECONDS, self._probe_all),
+            (ASK_SECONDS, self._follow_background),
             (HOUSEKEEPING_SECONDS, self._keep_house),
             (ERRAND_SECONDS, self._run_errands),
         )
@@ -482,6 +486,10 @@ class Gateway:
             await self._tokens.tick()
         if self.admin is not None:
             await self.admin.tick()
+
+    async def _follow_background(self) -> None:
+        if self.exchanges.background is not None:
+            await self.exchanges.background.tick()
 
     async def _keep_house(self) -> None:
         slices = frozenset(row.slice.id for row in self._routes.replicas()) | {row.id for row in self._routes.idle}

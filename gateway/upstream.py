@@ -31,6 +31,7 @@ NOT_PASSED_BACK = frozenset(
     )
 )
 _MAX_URLS = 1024
+_SMALL_BYTES = 4 * 2**20  # of what `get` reads; more is cut off
 
 
 class EngineResponse(Protocol):
@@ -124,7 +125,12 @@ class AiohttpEngines:
             async with session.get(
                 self._url(replica.endpoint, path), timeout=timeout, headers=_shown(replica), allow_redirects=False
             ) as response:
-                return response.status, await response.content.read(2**20)
+                held = bytearray()
+                async for part in response.content.iter_any():
+                    held += part
+                    if len(held) > _SMALL_BYTES:
+                        break
+                return response.status, bytes(held)
         except TimeoutError as error:
             raise EngineError(f"no answer within {timeout_seconds:g} s", replica=replica.replica) from error
         except (aiohttp.ClientError, OSError) as error:

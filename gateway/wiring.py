@@ -25,6 +25,7 @@ from gateway.admission import CacheSalts, Loads
 from gateway.admission.sharing import LimitShares, LimitStore, RoomShares, Sharing
 from gateway.admission.sharing.known_gateways import KnownGateways
 from gateway.admission.sharing.local_store import LocalStore
+from gateway.background import BackgroundResponses
 from gateway.batches.service import BatchService
 from gateway.batches.surroundings import surroundings
 from gateway.config import Config, load_config
@@ -114,6 +115,7 @@ def create_gateway(
         salts=CacheSalts(lambda: secret_in(state.responses_secret)),
         look_again=gateway.look_again,
         batch_book=parts.batch_book,
+        background=BackgroundResponses(parts.engines, gateway.admission, parts.stats),
     )
     gateway.metrics_page = MetricsPage(
         GatewayCollector(

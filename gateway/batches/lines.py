@@ -32,6 +32,7 @@ class Request(msgspec.Struct, frozen=True):
 class _Look(msgspec.Struct, frozen=True):
     model: str | None = None
     stream: Any = None
+    background: Any = None
 
 
 _decode = msgspec.json.Decoder(Request).decode
@@ -130,4 +131,7 @@ def _wrong(request: Request, looked: _Look, url: str, seen: set[str]) -> LineErr
         return LineError(
             "unsupported_parameter", "A batch cannot stream; leave out `body.stream`.", param="body.stream"
         )
+    if looked.background:
+        said = "A batch runs in the background as a whole; leave out `body.background`."
+        return LineError("unsupported_parameter", said, param="body.background")
     return None

@@ -173,14 +173,14 @@ class OtherRoutes:
         if previous is not None and previous not in self._stored:
             return _no_response(previous)
         tokens = min(int(body.get("max_output_tokens") or 16), self._engine.behaviour.output_tokens)
-        before = self._stored[previous]["usage"]["total_tokens"] if previous else 0
+        before = (self._stored[previous]["usage"] or {"total_tokens": 0})["total_tokens"] if previous else 0
         prompt = count_tokens(body.get("input")) + before
         response = _response(body, prompt, tokens)
         if body.get("store", True):
             self._stored[response["id"]] = response
         if body.get("background"):
-            response["status"] = "in_progress"
-            self._background[response["id"]] = asyncio.create_task(self._finish(response, tokens))
+            usage, response["usage"], response["status"] = response["usage"], None, "in_progress"
+            self._background[response["id"]] = asyncio.create_task(self._finish(response, prompt, tokens, usage))
             return web.json_response(response | {"status": "queued"})
         async with self._engine.running(prompt):
             self._engine.state.generation_tokens += tokens
@@ -189,9 +189,11 @@ class OtherRoutes:
             await self._engine.think(self._engine.behaviour.ttft_seconds)
             return web.json_response(response)
 
-    async def _finish(self, response: dict[str, Any], tokens: int) -> None:
-        await asyncio.sleep(self._engine.behaviour.ttft_seconds + tokens * self._engine.behaviour.itl_seconds)
-        response["status"] = "completed"
+    async def _finish(self, response: dict[str, Any], prompt: int, tokens: int, usage: dict[str, Any]) -> None:
+        async with self._engine.running(prompt):
+            await asyncio.sleep(self._engine.behaviour.ttft_seconds + tokens * self._engine.behaviour.itl_seconds)
+            self._engine.state.generation_tokens += tokens
+        response |= {"status": "completed", "usage": usage}
 
     async def _get_response(self, request: web.Request) -> web.StreamResponse:
         self._engine.state.last_request = {"path": request.path, "query": dict(request.query), "body": None}

@@ -68,6 +68,24 @@ def test_a_background_response_is_cancelled_in_its_engine(system: Surface) -> No
             object.__setattr__(system.fleet.engines[name].behaviour, "ttft_seconds", 0.0)
 
 
+def test_a_background_response_holds_its_seat_until_it_ends_and_is_metered_then(system: Surface) -> None:
+    client, exchanges = system.client(), system.gateway.gateway.exchanges
+    counted = ("chat", "acme", "completion")
+    before, engines = exchanges.stats.tokens[counted], [system.fleet.engines[name] for name in ("chat-0", "chat-1")]
+    for engine in engines:
+        object.__setattr__(engine.behaviour, "ttft_seconds", 2.0)
+    try:
+        started = client.responses.create(model="chat", input=HELLO, background=True, max_output_tokens=4)
+    finally:
+        for engine in engines:
+            object.__setattr__(engine.behaviour, "ttft_seconds", 0.0)
+    assert (len(exchanges.background), exchanges.router.in_flight) == (1, 1), "its engine goes on with it"  # type: ignore[arg-type]
+    wait_until(lambda: not len(exchanges.background), what="the response has ended")  # type: ignore[arg-type]
+    assert client.responses.retrieve(started.id).status == "completed"
+    assert exchanges.stats.tokens[counted] == before + 4
+    assert exchanges.router.in_flight == 0
+
+
 def test_a_streamed_response_has_every_event_and_is_stored(system: Surface) -> None:
     client = system.client()
     with client.responses.stream(model="chat", input=HELLO, max_output_tokens=4) as stream:
