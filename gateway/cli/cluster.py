@@ -118,6 +118,33 @@ def list_nodes(
         out.print(line, highlight=False, markup=False)
 
 
+@node.command()
+def upgrade(
+    address: Annotated[str, typer.Argument(help="The cluster's address.")], token: Token = None, as_json: Json = False
+) -> None:
+    """Replace every node's gateway and controller by the installed version, one node after another, without a request lost.
+
+    Engines run on; they are replaced where the configuration or the installed engine asks for others.
+    """
+    _prepare_ray(_existing(token))
+    import ray
+
+    from placement.cluster.actors import AGENT, NAMESPACE
+    from placement.cluster.start import connect
+
+    connect(address)
+    names = [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == NAMESPACE]
+    done = []
+    for name in sorted(n for n in names if n.startswith(AGENT)):
+        agent: Any = ray.get_actor(name, namespace=NAMESPACE)
+        ray.get(agent.renew.remote(), timeout=_STOP_SECONDS)
+        done.append(name.removeprefix(AGENT))
+        if not as_json:
+            out.print(f"node {done[-1]}: another gateway and another controller", highlight=False)
+    if as_json:
+        print_json({"nodes": done})
+
+
 def with_ray_address(arguments: list[str]) -> list[str]:
     """`--ray` may stand alone: then this machine is the first of a new cluster. What follows is its value if it is an address."""
     if "--ray" not in arguments:

@@ -241,6 +241,10 @@ class AgentActor:
         """Run this and nothing else."""
         await self._agent.order(NodeOrder.model_validate_json(order))
 
+    async def renew(self) -> None:
+        """Replace this node's gateway and controller by the installed version's."""
+        await asyncio.to_thread(self._processes.renew)
+
     async def stop(self, seconds: float) -> None:
         """End this node's gateway, controller and engines."""
         await asyncio.to_thread(self._processes.stop, seconds=seconds)

@@ -20,6 +20,8 @@ from placement.replicas.procfs import ProcessIdentity
 
 log = logging.getLogger(__name__)
 
+_KILL_SECONDS = 10.0
+
 
 class LocalProcesses:
     """Starts `command`'s sub-commands in sessions of their own, and finds them again by what it wrote down.
@@ -32,6 +34,7 @@ class LocalProcesses:
         self._command = tuple(command)
         self._environ = dict(environ)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._replaced: list[subprocess.Popen[bytes]] = []
 
     def ensure_controller(self, config: Path, seats: Path) -> None:
         """Have one controller run on this configuration and these seats."""
@@ -42,15 +45,30 @@ class LocalProcesses:
         self._signal("controller", signal.SIGHUP)
 
     def ensure_gateway(self, config: Path) -> None:
-        """Have one gateway run on this configuration."""
-        self._ensure("gateway", "gateway", str(config))
+        """Have one gateway run on this configuration. One that nobody knows of any more is replaced, and loses no request."""
+        self._ensure("gateway", *_gateway(config))
 
     def reload_gateway(self) -> None:
         """Have it read its configuration again."""
         self._signal("gateway", signal.SIGHUP)
 
+    def renew(self) -> None:
+        """Replace both by new processes, of the program as it is installed by now, while engines run and requests go on.
+
+        The gateway hands its socket over and ends by itself; the controller may be killed at any moment.
+        """
+        if self._found("gateway") is not None:
+            self._start("gateway", *_gateway(self._paths.gateway_config))
+        controller = self._found("controller")
+        if controller is not None:
+            self._signal("controller", signal.SIGKILL)
+            _ends(controller, _KILL_SECONDS)
+            self.ensure_controller(self._paths.controller_config, self._paths.seats)
+
     def stop(self, *, seconds: float) -> None:
         """End the gateway, then the controller with its engines; what does not end in time is killed."""
+        for retiring in self._replaced:
+            retiring.terminate()
         for name in ("gateway", "controller"):
             self._signal(name, signal.SIGTERM)
             found = self._found(name)
@@ -62,8 +80,10 @@ class LocalProcesses:
             self._record(name).unlink(missing_ok=True)
 
     def _ensure(self, name: str, *arguments: str) -> None:
-        if self._found(name) is not None:
-            return
+        if self._found(name) is None:
+            self._start(name, *arguments)
+
+    def _start(self, name: str, *arguments: str) -> None:
         logs = self._paths.root / "logs"
         logs.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (logs / f"{name}.log").open("ab") as output:
@@ -75,6 +95,8 @@ class LocalProcesses:
                 env=self._environ,
                 start_new_session=True,
             )
+        if (before := self._children.get(name)) is not None:
+            self._replaced.append(before)
         self._children[name] = child
         identity = ProcessIdentity.of(child.pid)
         if identity is not None:  # one that has ended already is started again by the next order
@@ -100,9 +122,14 @@ class LocalProcesses:
         child = self._children.get(name)
         if child is not None and child.poll() is not None:
             del self._children[name]
+        self._replaced = [one for one in self._replaced if one.poll() is None]
 
     def _record(self, name: str) -> Path:
         return self._paths.root / f"{name}.pid.json"
+
+
+def _gateway(config: Path) -> tuple[str, ...]:
+    return "gateway", str(config), "--take-over"
 
 
 def _ends(owner: Owner, seconds: float) -> bool:

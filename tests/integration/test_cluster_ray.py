@@ -184,6 +184,11 @@ class Cluster:
         psutil.wait_procs(tree, timeout=10)
         self.member.wait()
 
+    def own_processes(self) -> set[int]:
+        """Controllers and gateways, as the agents know them."""
+        found = [path for state in (self.state, self.other_state) for path in state.glob("nodes/*/*.pid.json")]
+        return {int(json.loads(path.read_text())["pid"]) for path in found}
+
     def everything(self) -> list[psutil.Process]:
         """What runs for both nodes. A gateway that comes back serves by the table it has before its node's engine is there."""
         return [process for state in (self.state, self.other_state) for process in self._of(state)]
@@ -305,6 +310,25 @@ def test_an_engine_upgrade_replaces_one_node_after_another_and_no_request_fails(
         until(lambda: len(cluster.engines().items() - before.items()) == 2, what="two new engines")
         until(lambda: cluster.ready(0) == cluster.ready(1) == {"chat-0", "chat-1"}, what="both in both tables")
     assert first.failed == second.failed == []
+
+
+def test_gateways_and_controllers_are_replaced_and_no_request_fails(cluster: Cluster) -> None:
+    engines, before = cluster.engines(), cluster.own_processes()
+    address = cluster.said().partition("cluster at ")[2].partition(";")[0]
+    command = [SLICEWAY, "node", "upgrade", address, "--token-file", str(cluster.state / "cluster.token"), "--json"]
+    with Asking(cluster, 0) as first, Asking(cluster, 1) as second:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert len(json.loads(done.stdout)["nodes"]) == 2
+        until(lambda: cluster.ready(0) == cluster.ready(1) == {"chat-0", "chat-1"}, what="the tables as before")
+        counts = len(first.answers), len(second.answers)
+        until(
+            lambda: len(first.answers) > counts[0] + 5 and len(second.answers) > counts[1] + 5,
+            what="answers of the new gateways",
+        )
+    assert first.failed == second.failed == []
+    assert not cluster.own_processes() & before, "two gateways and two controllers"
+    assert cluster.engines() == engines
 
 
 def test_a_lost_node_is_told_and_served_around_and_taken_in_again(cluster: Cluster) -> None:
