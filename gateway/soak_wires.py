@@ -79,6 +79,9 @@ class Wire(asyncio.Transport):
     def resume_reading(self) -> None:
         """As transports have it."""
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """As transports have it; the ends here take everything."""
+
 
 class EngineWire(Wire):
     """An engine at the other end of one connection; what becomes of each request is drawn."""

@@ -41,6 +41,9 @@ class Estimate(NamedTuple):
         return self.prompt_bound + self.output
 
 
+_SEARCHED_BYTES = 256 * 2**10  # more hold as many tokens as most models take anyway
+
+
 class TokenRatio:
     """Tokens per byte of request bodies of one model: quick to rise, slow to fall."""
 
@@ -95,5 +98,10 @@ def estimate(
 
 
 def refers_outside(raw: bytes) -> bool:
-    """Whether a body may hold images, sounds or files by their address."""
-    return b"_url" in raw or b"file_id" in raw or (b"input_" in raw and any(word in raw for word in _INPUTS))
+    """Whether a body may hold images, sounds or files by their address. A large one is not searched: it may."""
+    return (
+        len(raw) > _SEARCHED_BYTES
+        or b"_url" in raw
+        or b"file_id" in raw
+        or (b"input_" in raw and any(word in raw for word in _INPUTS))
+    )

@@ -22,8 +22,10 @@ from gateway.request import request_id
 LINGER_BYTES = 64 * 2**20
 LINGER_SECONDS = 30.0
 # How much of them is read in all per tick, so that whoever sends them takes no more than this of the one thread: 64 MiB/s.
-LINGER_TICK_SECONDS = 0.05
-LINGER_TICK_BYTES = 64 * 2**20 // 20
+LINGER_TICK_SECONDS = 0.01
+LINGER_TICK_BYTES = 64 * 2**20 // 100
+# What is kept of an answer for a client that does not read, here and once more in the kernel; then nothing is read from the engine.
+UNSENT_BYTES = 16 * 2**10
 
 
 # Of two, one server would believe the first, another one the last.
@@ -105,6 +107,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first head is awaited from here, later ones from their first byte."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=UNSENT_BYTES)
         self._head_since = self.loop.time()
 
     def data_received(self, data: bytes) -> None:

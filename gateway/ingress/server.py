@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Protocol
@@ -18,9 +19,10 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from gateway.errors import AddressInUse
-from gateway.ingress.protocol import BoundedHttpProtocol
+from gateway.ingress.protocol import UNSENT_BYTES, BoundedHttpProtocol
 
 BACKLOG = 4096
+_TCP_NOTSENT_LOWAT = 25  # linux/tcp.h; Python names it from 3.12 on
 
 
 class Drainable(Protocol):
@@ -115,6 +117,8 @@ def listening_socket(listen: str) -> socket.socket:
         ) from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":  # connections inherit it
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         sock.bind(address)
         sock.listen(BACKLOG)
     except OSError as error:
