@@ -33,6 +33,9 @@ _SMALL = 64
 _TINY = 16
 """Up to so many GPUs the least disturbance is always looked for among all plans."""
 
+_MANY = 400
+"""On larger fleets that run, only shapes that lose nobody and GPUs that are cut anew are looked at."""
+
 _FEW_NODES = 200
 """So much of a search tree is looked through for what matters less."""
 
@@ -95,7 +98,7 @@ def _search(problem: Problem, wants: Sequence[Want], limits: Limits) -> _Found:
                 bound = float(sum(leaving.values()))
                 return _stayed(problem, wants, shaper, moving_few, reached.answer.levels, bound=bound)
     detail = _Detail(problem, wants, shaper, sum(leaving.values()), limits)
-    found = (detail.few(reached, rest) if reached and reached.few.slack else None) or detail.search(reached, rest)
+    found = (detail.few(reached, rest) if reached else None) or detail.search(reached, rest)
     if found.seating.unseated and len(problem.gpus) <= _SMALL:
         found = detail.search(None, problem.order, by_gpu=True)
     return found
@@ -171,8 +174,8 @@ class _Detail:
         if tuple(rest) != (Objective.DISTURBANCE, Objective.FRAGMENTATION):
             return None
         if _bare(self.problem):
-            return self._new(reached)
-        return self._changed(reached) if _runs(self.problem) else None
+            return self._new(reached) if reached.few.slack else None
+        return self._changed(reached) if _runs(self.problem) and len(self.problem.gpus) <= _MANY else None
 
     def _new(self, reached: _Reached) -> _Found | None:
         """Where nothing is there: the fewest replicas, since each is an instance to create, then the tidiest layouts."""
@@ -210,8 +213,9 @@ class _Detail:
         """Where something runs: placements chosen one by one for the least disturbance, then the tidiest of these."""
         classes = placed(self.shaper, self.problem.gpus)
         master = self._master(classes, reached)
-        least, economy = master.minimise(Objective.DISTURBANCE, self.limits), master.economise(self.limits)
-        if least is None or economy is None or not self.shaper.complete:
+        limits = self.limits if len(self.problem.gpus) <= _SMALL else self._brief
+        least = master.minimise(Objective.DISTURBANCE, limits)
+        if least is None or (economy := master.economise(limits)) is None or not self.shaper.complete:
             return None
         answer = master.answer(())
         names = frozenset(w.name for w in self.wants)
@@ -269,6 +273,8 @@ class _Detail:
         levels = _minimised(master, objectives, brief)
         if lost is None or not levels or (most := int(levels[0].value + 1e-6) - self.unavoidable) <= lost:
             return classes, master, levels
+        if len(self.problem.gpus) > _MANY:
+            return classes, master, tuple(self._unproven(level) for level in levels)
         more = self.shaper.detailed(self.problem.gpus, most_lost=most, by_gpu=by_gpu)
         again = self._master(more, reached)
         better = _minimised(again, objectives, brief)
