@@ -171,6 +171,8 @@ class Exchange:
             "_content_type",
             "_holder",
             "_deaths",
+            "_dispatched_at",
+            "_first_content_at",
             "_deadline_ms",
             "_desk",
             "_interruption",
@@ -215,7 +217,8 @@ class Exchange:
         self._call = call
         self._content_type: bytes | None = None
         self._overhead_seconds: float | None = None  # None: nobody wants to know
-        self._waited_seconds = self._waiting_since = self._answered_at = 0.0
+        self._waited_seconds = self._waiting_since = self._answered_at = self._dispatched_at = 0.0
+        self._first_content_at: float | None = None
         self._holder: ReplicaRow | None = None  # of the stored response that the request is about
         self._task: asyncio.Task[None] | None = None
         self._on_interrupt = on_interrupt
@@ -423,9 +426,13 @@ class Exchange:
         batch = self._call is not None and self._call.batch
         book = self._desk.batch_book if batch else self._desk.book
         self._series = book.series(replica.slice.id, tenant.name if tenant else UNKNOWN, sent_at)
-        self._series.queue_seconds.add(sent_at - self.received_at, sent_at)
+        took_seconds = sent_at - self.received_at
+        own_seconds = max(0.0, took_seconds - self._waited_seconds)
+        self._series.queue_seconds.add(took_seconds, sent_at)
+        self._series.gateway_seconds.add(own_seconds, sent_at)
+        self._dispatched_at = sent_at
         if self._overhead_seconds is not None:
-            self._overhead_seconds = sent_at - self.received_at - self._waited_seconds
+            self._overhead_seconds = own_seconds
         self._desk.on_served(replica.replica)
 
     def stream_meter(self) -> StreamMeter | TypedEventMeter:
@@ -442,6 +449,8 @@ class Exchange:
     def _first_content(self, now: float) -> None:
         assert self._series is not None
         self._series.ttft_seconds.add(now - self.received_at, now)
+        self._series.engine_seconds.add(now - self._dispatched_at, now)
+        self._first_content_at = now
 
     def begun(self, status: int) -> None:
         """The status line is out."""
@@ -461,6 +470,10 @@ class Exchange:
         if self._series is not None and self.status < 400:
             now = self._desk.clock()
             self._series.e2e_seconds.add(now - self.received_at, now)
+            if self._first_content_at is None:
+                self._series.engine_seconds.add(now - self._dispatched_at, now)
+            else:
+                self._series.streaming_seconds.add(now - self._first_content_at, now)
 
     # ---- ends that nobody planned
 

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.admission import Admission, Loads
 from gateway.config import Config
-from gateway.digests import LatencyBook
+from gateway.digests import METRICS, LatencyBook
 from gateway.errors import (
     Draining,
     EngineDied,
@@ -87,6 +87,21 @@ def desk() -> Desk:
     return Desk()
 
 
+async def test_an_answer_that_is_no_stream_is_all_the_engines(desk: Desk) -> None:
+    with desk.open() as exchange:
+        exchange.admit({})
+        exchange.take_body(BODY)
+        replica = placed_at_once(exchange)
+        exchange.dispatched(desk.clock())
+        desk.clock.turn(2)
+        exchange.begun(200)
+        exchange.finished()
+    series = desk.book.series(replica.slice.id, "anonymous", desk.clock())
+    counts = {metric: series.digest(metric).quantiles("1m", desk.clock()).count for metric in METRICS}
+    assert counts == dict.fromkeys(METRICS, 1) | {"ttft_seconds": 0, "itl_seconds": 0, "streaming_seconds": 0}
+    assert series.digest("engine_seconds").quantiles("1m", desk.clock()).p50 == pytest.approx(2, rel=0.01)
+
+
 async def test_a_stream_is_measured_from_its_whole_body(desk: Desk) -> None:
     with desk.open() as exchange:
         exchange.admit({})
@@ -108,12 +123,12 @@ async def test_a_stream_is_measured_from_its_whole_body(desk: Desk) -> None:
         exchange.finished()
         assert desk.loads.total() == 1
     series = desk.book.series(replica.slice.id, "anonymous", desk.clock())
-    got = {
-        m: series.digest(m).quantiles("1m", desk.clock())
-        for m in ("queue_seconds", "ttft_seconds", "itl_seconds", "e2e_seconds")
-    }  # type: ignore[arg-type]
+    got = {metric: series.digest(metric).quantiles("1m", desk.clock()) for metric in METRICS}
     for metric, seconds in (
         ("queue_seconds", 0.25),
+        ("gateway_seconds", 0.25),
+        ("engine_seconds", 1.0),
+        ("streaming_seconds", 0.5),
         ("ttft_seconds", 1.25),
         ("itl_seconds", 0.5),
         ("e2e_seconds", 1.75),
