@@ -66,8 +66,8 @@ def _planned_at_start(config: Config, path: Path, layouts: StartingLayouts) -> S
             raise
         return layouts  # no GPU here: the slices are of this machine's cores, which no plan cuts
     if left_running(StatePaths(config.state)):
-        said = f"engines of an earlier run go on; what was changed since is carried out by: sliceway apply {shlex.quote(str(path))}"
-        return StartingLayouts((*layouts.said, said), layouts.missing)
+        later = f"engines of an earlier run go on; what was changed since is carried out by: sliceway apply {shlex.quote(str(path))}"
+        return StartingLayouts((*layouts.said, later), layouts.missing)
     command = f"sliceway plan {shlex.quote(str(path))}"
     try:
         with one_at_a_time(config, machine):
