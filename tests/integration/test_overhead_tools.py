@@ -1,0 +1,54 @@
+"""The compiled engine and client of `sliceway bench overhead --full`, with each other."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from gateway.bench import BenchError
+from gateway.overhead.pairs import arrivals
+from gateway.overhead.tools import Tools, request
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler"),
+]
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
+    return Tools.compiled(tmp_path_factory.mktemp("tools"))
+
+
+@pytest.fixture(scope="module")
+def engine(tools: Tools) -> Iterator[int]:
+    with tools.engine(event_seconds=0.001) as port:
+        yield port
+
+
+def test_pairs_are_answered_with_their_gaps(tools: Tools, engine: int) -> None:
+    asked = request(engine, stream=True, tokens=5)
+    run = tools.opened((engine, engine), (asked, asked), arrivals(10, 200.0, random.Random(1)))
+    assert not run.errors
+    assert len(run.pairs) == 10
+    for timing in (half for pair in run.pairs for half in (pair.direct, pair.through)):
+        assert 0 < timing.first <= timing.whole
+        assert 0 < len(timing.gaps) <= 4  # events that come in one read are one arrival
+        assert timing.gateway_says is None
+
+
+def test_a_closed_loop_counts_answers_and_events(tools: Tools, engine: int) -> None:
+    plain = tools.closed(engine, request(engine, stream=False, tokens=1), connections=2, seconds=1.0)
+    assert plain.requests > 0
+    assert (plain.events, plain.errors) == (0, 0)
+    stream = tools.closed(engine, request(engine, stream=True, tokens=3), connections=2, seconds=1.0)
+    assert stream.errors == 0
+    assert stream.events >= 6 * stream.requests > 0  # three of content; the end, usage and [DONE]
+
+
+def test_where_nobody_listens_the_load_says_so(tools: Tools) -> None:
+    with pytest.raises(BenchError, match="could not be carried out"):
+        tools.closed(1, request(1, stream=False, tokens=1), connections=1, seconds=0.1)
