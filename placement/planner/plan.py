@@ -33,7 +33,7 @@ _SMALL = 64
 _TINY = 16
 """Up to so many GPUs the least disturbance is always looked for among all plans."""
 
-_MANY = 400
+_MANY = 1200
 """On larger fleets that run, only shapes that lose nobody and GPUs that are cut anew are looked at."""
 
 _FEW_NODES = 200
