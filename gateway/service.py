@@ -246,9 +246,9 @@ class Gateway:
             await self.admin.stop()
         await self._parts.key_uses.write()
         self.figures.stop()
-        self._announcements.remove()
         if self.exchanges.background is not None:
             self.exchanges.background.stop()
+        self._announcements.remove()
         for sharing in self._shared():
             await sharing.leave()
         await self._parts.engines.close()

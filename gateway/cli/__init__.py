@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version
-from typing import Annotated
 
 import typer
 
@@ -29,6 +27,7 @@ from gateway.cli import (
     status,
     tenants,
     upgrade,
+    version,
 )
 from gateway.cli.output import run
 
@@ -40,22 +39,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"sliceway {version('sliceway')}")
-        raise typer.Exit
-
-
-@app.callback()
-def sliceway(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
-    ] = False,
-) -> None:
-    """Turn GPU slices into an OpenAI-compatible service."""
-
-
 for _module in (
+    version,
     cluster,
     serve,
     upgrade,

@@ -28,11 +28,11 @@ FEWER = {"litellm": 8}  # connections that it can carry
 
 @dataclass
 class Samples:
-    """Microseconds of CPU per request and per event, one of each per round."""
+    """Seconds of CPU per request and per event, one of each per round."""
 
     name: str
-    request_us: list[float] = field(default_factory=list)
-    event_us: list[float] = field(default_factory=list)
+    request_seconds: list[float] = field(default_factory=list)
+    event_seconds: list[float] = field(default_factory=list)
     errors: int = 0
 
 
@@ -57,17 +57,19 @@ def take_turns(
                 del samples[one.name]
             elif number:
                 mine = samples[one.name]
-                mine.request_us.append(plain[0])
-                mine.event_us.append(event[0])
+                mine.request_seconds.append(plain[0])
+                mine.event_seconds.append(event[0])
                 mine.errors += plain[1] + event[1]
-                told(f"round {number} of {rounds}: {one.name:14} {plain[0]:9.1f} us/request {event[0]:8.2f} us/event")
+                told(
+                    f"round {number} of {rounds}: {one.name:14} {plain[0] * 1e6:9.1f} us/request {event[0] * 1e6:8.2f} us/event"
+                )
     if OURS not in samples:
         raise BenchError("this gateway answered no request", remedy="See what its log says.")
     return list(samples.values())
 
 
 def _cost(tools: Tools, one: Running, *, stream: bool, seconds: float) -> tuple[float, int] | None:
-    """CPU microseconds per request, or per event of a stream; and how many requests failed. None where there was no answer."""
+    """CPU seconds per request, or per event of a stream; and how many requests failed. None where there was no answer."""
     tokens = STREAM_TOKENS if stream else PLAIN_TOKENS
     asked = request(one.port, stream=stream, tokens=tokens, key=one.key)
     connections = FEWER.get(one.name, STREAMS if stream else CONNECTIONS)
@@ -75,7 +77,7 @@ def _cost(tools: Tools, one: Running, *, stream: bool, seconds: float) -> tuple[
     done = tools.closed(one.port, asked, connections=connections, seconds=seconds)
     spent = one.cpu_seconds() - before
     count = done.events if stream else done.requests
-    return (spent * 1e6 / count, done.errors) if count else None
+    return (spent / count, done.errors) if count else None
 
 
 def compared(samples: Sequence[Samples]) -> list[dict[str, Any]]:
@@ -85,8 +87,8 @@ def compared(samples: Sequence[Samples]) -> list[dict[str, Any]]:
         {
             "name": one.name,
             "errors": one.errors,
-            **dict(_row("request", one.request_us, ours.request_us)),
-            **dict(_row("event", one.event_us, ours.event_us)),
+            **dict(_row("request", one.request_seconds, ours.request_seconds)),
+            **dict(_row("event", one.event_seconds, ours.event_seconds)),
         }
         for one in samples
     ]
@@ -94,7 +96,7 @@ def compared(samples: Sequence[Samples]) -> list[dict[str, Any]]:
 
 def _row(what: str, theirs: Sequence[float], ours: Sequence[float]) -> Iterator[tuple[str, float]]:
     ratios = sorted(their / our for their, our in zip(theirs, ours, strict=True))
-    yield f"{what}_us", round(statistics.median(theirs), 2)
+    yield f"{what}_us", round(statistics.median(theirs) * 1e6, 2)
     yield f"{what}_ratio", round(statistics.median(ratios), 3)
     yield f"{what}_ratio_low", round(quantile(ratios, 0.1), 3)
     yield f"{what}_ratio_high", round(quantile(ratios, 0.9), 3)

@@ -45,6 +45,7 @@ WRONG_UNITS = (
 )
 NUMBER = re.compile(r"\b(int|float)\b")
 EDGES = {
+    "gateway.overhead.tools.Closed": "the compiled client's line of JSON, in whole microseconds",
     "model_registry.sizing.calibration.EngineReport": "vLLM's log is in GiB",
     "model_registry.sizing.versions.EngineRules": "published figures, in the GiB of their sources",
 }

@@ -112,7 +112,9 @@ def test_apply_carries_the_plan_out_and_a_second_time_there_is_nothing_to_do(con
     path = config(rest=CHAT + SMALL)
     applied = told("apply", path)["fleet"]
     assert applied["ok"]
-    assert {s["action"] for s in applied["done"]} == {"create", "seat"}, "nobody runs engines, so none is started or checked"
+    assert {s["action"] for s in applied["done"]} == {"create", "seat"}, (
+        "nobody runs engines, so none is started or checked"
+    )
     assert told("apply", path)["fleet"]["done"] == []
     again = told("plan", path)["fleet"]
     assert (again["changed"], again["transition"]["steps"]) == (False, [])

@@ -9,8 +9,8 @@ from gateway.overhead.words import markdown
 
 
 def test_gateways_are_compared_within_each_round() -> None:
-    ours = Samples("sliceway", [100.0, 300.0, 200.0], [10.0, 30.0, 20.0])
-    other = Samples("other", [200.0, 600.0, 400.0], [5.0, 15.0, 10.0], errors=2)
+    ours = Samples("sliceway", [100e-6, 300e-6, 200e-6], [10e-6, 30e-6, 20e-6])
+    other = Samples("other", [200e-6, 600e-6, 400e-6], [5e-6, 15e-6, 10e-6], errors=2)
     rows = {row["name"]: row for row in compared([other, ours])}
     assert rows["other"]["request_us"] == 400.0
     assert (rows["other"]["request_ratio"], rows["other"]["event_ratio"]) == (2.0, 0.5)
@@ -41,7 +41,7 @@ def test_the_tables_name_who_is_left_out_and_why() -> None:
             "bound_bytes": 200e6,
         },
         "cost": {
-            "rows": compared([Samples("sliceway", [100.0], [10.0])]),
+            "rows": compared([Samples("sliceway", [100e-6], [10e-6])]),
             "left_out": {"nginx": "not installed: apt install nginx-light"},
             "rounds": 1,
             "seconds": 1.0,
