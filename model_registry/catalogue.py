@@ -20,6 +20,8 @@ from typing import Any
 from model_registry.errors import UnknownProduct, UnknownProfile
 
 MIB = 2**20
+# As many tell a generation: h100, a30, b200. Fewer are no word that anybody began.
+_FAMILY_LETTERS = 3
 
 
 class Confidence(StrEnum):
@@ -209,18 +211,29 @@ class Catalogue:
 
     def _unknown(self, name: str, wanted: str) -> UnknownProduct:
         short = {p.name: p.short_names[0] for p in self.products}
-        begins = [[s for s in p.short_names if wanted and _key(s).startswith(wanted)] for p in self.products]
-        several = [names[0] for names in begins if names]
-        if several:
+        if several := self._beginning_with(wanted):
             return UnknownProduct(
                 f"{name!r} could be any of {len(several)} products", remedy=f"Say which: {', '.join(several)}."
             )
-        by_key = {_key(a): a for p in self.products for a in (p.name, *p.aliases)}
-        near = _nearest(wanted, by_key, labels=by_key)
         return UnknownProduct(
             f"there is no GPU product {name!r} in the MIG catalogue",
-            remedy=f"{near}All of them: {', '.join(short.values())}.",
+            remedy=f"{self._near(wanted)}All of them: {', '.join(short.values())}.",
         )
+
+    def _beginning_with(self, key: str) -> list[str]:
+        """The short names of the products that one of whose short names begins with `key`; none for the empty key."""
+        begins = [[s for s in p.short_names if key and _key(s).startswith(key)] for p in self.products]
+        return [names[0] for names in begins if names]
+
+    def _near(self, wanted: str) -> str:
+        """Whoever writes `h1000` means a card of the generation that the word begins with, though `a100-80` has as many letters
+        in common.
+        """
+        for length in range(len(wanted), _FAMILY_LETTERS - 1, -1):
+            if family := self._beginning_with(wanted[:length]):
+                return f"Did you mean {' or '.join(family)}? "
+        by_key = {_key(a): a for p in self.products for a in (p.name, *p.aliases)}
+        return _nearest(wanted, by_key, labels=by_key)
 
 
 def load_catalogue() -> Catalogue:

@@ -50,6 +50,22 @@ def test_a_misspelt_product_gets_the_nearest_name(catalogue: Catalogue) -> None:
     assert "rtx-pro-6000" in str(refused.value.remedy).split("?")[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("h1000", "h100-sxm or h100-pcie or h100-nvl or h100-96gb"),
+        ("A1000", "a100-40gb or a100-80gb"),
+        ("h100-smx", "h100-sxm"),
+        ("NVIDIA B2000", "b200"),
+        ("h20O", "h20"),
+    ],
+)
+def test_the_nearest_name_begins_as_the_word_does(catalogue: Catalogue, name: str, near: str) -> None:
+    with pytest.raises(UnknownProduct) as refused:
+        catalogue.product(name)
+    assert str(refused.value.remedy).startswith(f"Did you mean {near}")
+
+
 @pytest.mark.parametrize("name", ["", "  ", "0x", "dead"])
 def test_nonsense_is_refused_with_the_list(catalogue: Catalogue, name: str) -> None:
     with pytest.raises(UnknownProduct, match="no GPU product"):
