@@ -4,6 +4,7 @@ SlicewayError
 ├── RegistryError            what is this model, what does it need
 │   ├── ConfigError          a line of the operator's YAML is wrong
 │   ├── ModelNotFound        the named source holds no model
+│   │   └── NoSuchSource         it is no path that exists, and nothing that could be looked up elsewhere
 │   ├── ModelUnreadable      the source is there, its files make no sense
 │   ├── ImportFailed         a model could not be fetched, converted or put into its place
 │   ├── UnknownProduct       no such GPU in the catalogue
@@ -70,6 +71,10 @@ class ModelNotFound(RegistryError):
     """The source names no model: neither a directory, nor a GGUF file, nor a hub id that can be had."""
 
     code = "model_not_found"
+
+
+class NoSuchSource(ModelNotFound):
+    """The source is a path where nothing is, or a word that is neither a path nor a hub id: no network would find it."""
 
 
 class ModelUnreadable(RegistryError):

@@ -23,7 +23,7 @@ from typing import Any
 from model_registry import gguf_header, packages
 from model_registry.atomic import write_atomically
 from model_registry.conversion import Converter, ImportProgress, Report
-from model_registry.errors import ConfigError, ImportFailed, ModelNotFound, ModelUnreadable
+from model_registry.errors import ConfigError, ImportFailed, ModelUnreadable, NoSuchSource
 from model_registry.hub import is_repo_id
 from model_registry.source import resolve_source
 
@@ -151,12 +151,12 @@ class _Origin:
         if path.is_file():
             return cls(path, _model_name(path.stem), ours=False)
         if is_repo_id(source):
-            raise ModelNotFound(
+            raise NoSuchSource(
                 f"there is no file {source!r}; if it is a hub id, it needs no import",
                 where=source,
                 remedy=f"Write `source: {source}` in the configuration; the engine fetches it.",
             )
-        raise ModelNotFound("there is no such file or directory", where=source, remedy=_WAYS)
+        raise NoSuchSource("there is no such file or directory", where=source, remedy=_WAYS)
 
     def sha256(self, report: Report) -> str:
         """Of the GGUF file, or over names and sizes of a directory's files and the contents of its config.json."""

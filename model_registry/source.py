@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model_registry import gguf_header, tensors
-from model_registry.errors import ModelNotFound, ModelUnreadable
+from model_registry.errors import ModelUnreadable, NoSuchSource
 from model_registry.gguf_config import config_from
 from model_registry.hub import BOTH_WAYS, Hub, HubSettings, HuggingFaceHub, is_repo_id
 from model_registry.model import ModelSpec, Task, TensorSummary
@@ -28,7 +28,8 @@ def resolve_source(
 
     A path that exists is taken before a hub id. `revision` is for hub ids. `environ` (the process's if None) gives the
     hub's settings; `hub` replaces the Hugging Face hub.
-    Raises ModelNotFound, with both ways to name a model, and ModelUnreadable, which names the broken file.
+    Raises ModelNotFound, with both ways to name a model (NoSuchSource where no hub was asked), and ModelUnreadable, which
+    names the broken file.
     """
     text = str(source)
     path = _expanded(text)
@@ -37,9 +38,9 @@ def resolve_source(
     if text and path.exists():
         return _read_file(path, source=text)
     if _is_meant_as_path(text):
-        raise ModelNotFound("there is no such file or directory", where=text, remedy=BOTH_WAYS)
+        raise NoSuchSource("there is no such file or directory", where=text, remedy=BOTH_WAYS)
     if not is_repo_id(text):
-        raise ModelNotFound(
+        raise NoSuchSource(
             "this is no path that exists and no hub id, which has the form org/name", where=text, remedy=BOTH_WAYS
         )
     return _from_hub(

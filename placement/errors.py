@@ -9,6 +9,7 @@ PlacementError
 ├── StateLocked         another controller holds the state directory
 ├── TableUnreadable     the routing table on disk is damaged
 ├── NotCarriedOut       an order to a single replica did not come about
+│   └── NoSuchReplica       the order names a replica that the controller does not have
 ├── SimulatorError      a simulated machine could not be made or used
 │   └── WrongFleet          what a simulated machine is to have makes no sense
 ├── PlanError           a fleet could not be planned
@@ -80,6 +81,12 @@ class NotCarriedOut(PlacementError):
     """An order was given to a controller and did not come about in time. It stays in force."""
 
     code = "not_carried_out"
+
+
+class NoSuchReplica(NotCarriedOut):
+    """An order names a replica that the controller does not have; no order was given."""
+
+    code = "unknown_replica"
 
 
 class SimulatorError(PlacementError):

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from placement.errors import NotCarriedOut
+from placement.errors import NoSuchReplica, NotCarriedOut
 from placement.locks import holder
 from placement.orders import Orders, read_orders, write_orders
 from placement.replicas.replica import DRAINED
@@ -39,7 +39,7 @@ _SLACK_SECONDS = 30.0
 class Foreman:
     """Gives orders to the controller of one state directory. Every verb blocks, and may be called again.
 
-    Verbs raise NotCarriedOut where no controller runs, a replica is unknown or has failed, or time runs out.
+    Verbs raise NotCarriedOut where no controller runs, a replica has failed or time runs out, and NoSuchReplica, a kind of it.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Foreman:
         known = {r.replica for r in status.replicas} | set(status.unplaced) | read_orders(self._paths).stopped
         for name in names:
             if name not in known:
-                raise NotCarriedOut(
+                raise NoSuchReplica(
                     f"there is no replica {name!r}",
                     remedy=f"There are {', '.join(sorted(known)) or 'none'}.",
                 )

@@ -16,10 +16,26 @@ from rich.console import Console
 from rich.markup import escape
 
 from gateway.errors import OperatorError
-from model_registry.errors import ConfigError, IllegalLayout, SlicewayError, UnknownProduct, UnknownProfile
-from placement.errors import WrongFleet
+from model_registry.errors import (
+    ConfigError,
+    IllegalLayout,
+    NoSuchSource,
+    SlicewayError,
+    UnknownProduct,
+    UnknownProfile,
+)
+from placement.errors import NoSuchReplica, WrongFleet
 
-_WRONG_INPUT = (ConfigError, UnknownProduct, UnknownProfile, IllegalLayout, OperatorError, WrongFleet)
+_WRONG_INPUT = (
+    ConfigError,
+    UnknownProduct,
+    UnknownProfile,
+    IllegalLayout,
+    OperatorError,
+    WrongFleet,
+    NoSuchReplica,
+    NoSuchSource,
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 

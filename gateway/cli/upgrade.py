@@ -6,13 +6,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from gateway.cli.locate import ConfigArgument, ConfigOption, required_config
 from gateway.cli.output import Json, out, print_json
-from gateway.config import load_config
 from gateway.errors import GatewayError
 from gateway.processes import UpRecord, read_record
 from placement.locks import holder
@@ -34,15 +32,12 @@ def register(app: typer.Typer) -> None:
     app.command()(upgrade)
 
 
-def upgrade(
-    config: Annotated[Path, typer.Argument(help="The configuration that `sliceway up` serves.", dir_okay=False)],
-    as_json: Json = False,
-) -> None:
+def upgrade(config: ConfigArgument = None, config_option: ConfigOption = None, as_json: Json = False) -> None:
     """Replace gateway and controller by the installed version, without a request lost. Engines run on.
 
     Engines are replaced, one after another, where the configuration or the installed engine asks for others.
     """
-    paths = StatePaths(load_config(config).state)
+    paths = StatePaths(required_config(config_option, config).state)
     up, before = holder(paths.up_lock), read_record(paths.up_record)
     if up is None or before is None:
         raise NotUpgraded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from gateway.cli.output import exit_code, show_error
 from gateway.errors import OperatorError, UnknownSlice
 from model_registry.catalogue import load_catalogue
 from model_registry.errors import ConfigError, SlicewayError
+from placement.locks import exclusive
 from placement.simulator.machine import parse_fleet
 from placement.state import StatePaths
+from placement.status import ControllerStatus, write_status
 from placement.table import RoutingTable, SliceRow, publish
 
 CONFIG = """\
@@ -42,7 +45,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["up", "down", "controller", "gateway", "plan", "status", "reload"])
+@pytest.mark.parametrize("command", ["up", "down", "controller", "gateway", "plan", "status", "reload", "upgrade"])
 def test_every_command_takes_the_configuration_that_lies_here(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +71,26 @@ def test_slices_that_only_the_controller_sees_count(config: Path, tmp_path: Path
     done = CliRunner().invoke(app, ["replica", "start", "m-0", "--on", "GPU-1/1g.10gb@0", "-c", str(config)])
     assert "no controller runs here" in str(done.exception)  # so the slice itself was not in question
     assert "GPU-1/1g.10gb@0" in str(refused("replica", "start", "m-0", "--on", "GPU-1/1g", "-c", config).remedy)
+
+
+@pytest.mark.parametrize("verb", ["drain", "stop", "start"])
+def test_a_replica_that_there_is_not(verb: str, config: Path, tmp_path: Path) -> None:
+    paths = StatePaths(tmp_path / "state")
+    paths.prepare({})
+    now = datetime(2026, 11, 21, tzinfo=UTC)
+    told = {"pid": 1, "started_at": now, "updated_at": now, "state": "running", "config": "c", "generation": 1}
+    unplaced = {"m-0": {"code": "no_free_slice", "message": "no room", "where": None, "remedy": None}}
+    write_status(ControllerStatus.model_validate(told | {"unplaced": unplaced}), paths.controller_status)
+    with exclusive(paths.controller_lock, what="controller", remedy=""):
+        error = refused("replica", verb, "m-9", "-c", config)
+    assert "there is no replica 'm-9'" in str(error)
+    assert "m-0" in str(error.remedy)
+    assert not paths.orders.exists()
+
+
+@pytest.mark.parametrize("words", [("./missing.gguf",), ("nosuch",), ("/nowhere/config.json", "--json")])
+def test_a_model_that_is_no_file_and_no_hub_id(words: tuple[str, ...]) -> None:
+    assert "models import" in str(refused("size", *words).remedy)
 
 
 @pytest.mark.parametrize("fleet", ["h100-sxm:x", "h100-sxm:0", "", "h100-sxm:100000", "h100:8", "nosuch:1"])
