@@ -57,6 +57,8 @@ def list_keys(
     """List keys by their ids; the keys themselves are nowhere."""
     asked = operations(required_config(config_option, config))
     records, uses = asked.keys(tenant), asked.key_uses()
+    if tenant is not None and not records:  # a tenant that was removed may have keys left: those are listed
+        asked.tenant(tenant)
     if as_json:
         print_json({"keys": [shown(record, uses.get(record.id)) for record in records]})
         return

@@ -55,6 +55,20 @@ def test_an_unknown_tenant_is_refused_with_the_nearest_name(config: Path) -> Non
     assert "acme, beta" in str(error)
 
 
+def test_the_keys_of_a_tenant_that_there_is_not(config: Path) -> None:
+    error = run("list", config, "--tenant", "acne").exception
+    assert isinstance(error, UnknownTenant)
+    assert "Did you mean 'acme'?" in str(error.remedy)
+    assert "no keys yet" in run("list", config, "--tenant", "acme").stdout
+
+
+def test_keys_of_a_tenant_that_was_taken_out_are_still_listed(config: Path) -> None:
+    run("create", "beta", config)
+    config.write_text(config.read_text().replace(", {name: beta}", ""))
+    listed = json.loads(run("list", config, "--tenant", "beta", "--json").stdout)["keys"]
+    assert [key["tenant"] for key in listed] == ["beta"]
+
+
 def test_an_unknown_key_is_refused(config: Path) -> None:
     assert isinstance(run("revoke", "nothing", config).exception, UnknownKey)
 
