@@ -295,7 +295,11 @@ def _export_systemd(path: Path | None, *, as_json: bool) -> None:
         )
     loaded = load_config(path)
     if not loaded.fleet.layouts:
-        raise ConfigError("fleet.layouts is empty, so there is nothing to bring back at boot", where=str(path))
+        raise ConfigError(
+            "fleet.layouts is empty, so there is nothing to bring back at boot",
+            where=str(path),
+            remedy="Write what GPUs are to be cut into under fleet.layouts; what they hold at present: sliceway export",
+        )
     script = shutil.which("sliceway")
     command = [script] if script else [sys.executable, "-m", "gateway.cli"]
     unit = export_systemd(command, path.absolute())

@@ -243,8 +243,9 @@ def test_a_unit_needs_a_configuration_with_layouts(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="a unit needs a configuration"):
         run("export", "systemd")
-    with pytest.raises(ConfigError, match=r"fleet\.layouts is empty"):
+    with pytest.raises(ConfigError, match=r"fleet\.layouts is empty") as refused:
         run("export", "systemd", config("slices: []"))
+    assert "under fleet.layouts" in str(refused.value.remedy)
     with pytest.raises(ConfigError, match="one word too many"):
         run("export", "labels", "a.yaml", "b.yaml")
 
