@@ -12,6 +12,7 @@ import pytest
 
 from gateway.digests import LatencyBook
 from gateway.errors import Draining
+from gateway.service import Gateway
 from gateway.testing import wait_until
 from placement.table import ReplicaState
 from tests.integration.surface_harness import Surface, served, surface, surface_config, surface_fleet
@@ -57,6 +58,11 @@ def measured(book: LatencyBook) -> int:
     return total
 
 
+def books(gateway: Gateway) -> tuple[int, int]:
+    """The answers measured for clients that wait, and for batches. To be asked on the gateway's own thread."""
+    return measured(gateway.exchanges.book), measured(gateway.exchanges.batch_book)
+
+
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surface]:
     with surface(tmp_path_factory.mktemp("state")) as made:
@@ -64,11 +70,11 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surface]:
 
 
 def test_a_batch_is_answered_by_custom_id(system: Surface) -> None:
-    client, exchanges = system.client(), system.gateway.gateway.exchanges
-    waited_for, in_batches = measured(exchanges.book), measured(exchanges.batch_book)
+    client, gateway = system.client(), system.gateway
+    wait_until(lambda: gateway.idle, what="what came before is over and measured")
+    waited_for, in_batches = gateway.on_loop(lambda: books(gateway.gateway))
     batch = ended(client, started(client, [line(f"n{i}") for i in range(20)], metadata={"for": "test"}).id)
-    assert measured(exchanges.book) == waited_for
-    assert measured(exchanges.batch_book) == in_batches + 20
+    assert gateway.on_loop(lambda: books(gateway.gateway)) == (waited_for, in_batches + 20)
     assert (batch.status, batch.errors, batch.error_file_id) == ("completed", None, None)
     assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (20, 20, 0)
     assert batch.metadata == {"for": "test"}
