@@ -25,7 +25,7 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
 
 @pytest.fixture(scope="module")
 def engine(tools: Tools) -> Iterator[int]:
-    with tools.engine(event_seconds=0.001) as port:
+    with tools.engine(event_seconds=0.005) as port:
         yield port
 
 
@@ -36,8 +36,9 @@ def test_pairs_are_answered_with_their_gaps(tools: Tools, engine: int) -> None:
     assert len(run.pairs) == 10
     for timing in (half for pair in run.pairs for half in (pair.direct, pair.through)):
         assert 0 < timing.first <= timing.whole
-        assert 0 < len(timing.gaps) <= 4  # events that come in one read are one arrival
+        assert len(timing.gaps) <= 4  # events that come in one read are one arrival
         assert timing.gateway_says is None
+    assert any(half.gaps for pair in run.pairs for half in (pair.direct, pair.through))
 
 
 def test_a_closed_loop_counts_answers_and_events(tools: Tools, engine: int) -> None:
