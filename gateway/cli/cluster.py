@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,8 @@ from gateway.cli.output import Json, out, print_json
 from gateway.config import Config, load_config
 from model_registry.atomic import write_atomically
 from model_registry.errors import ConfigError, SlicewayError
+from placement.cluster.address import PATIENCE_SECONDS, RETRY_SECONDS, wait_for_answer
+from placement.cluster.errors import ClusterUnreachable
 from placement.errors import PlacementError
 from placement.inventory import observe
 from placement.schema import FleetConfig
@@ -76,7 +79,8 @@ def join(
 ) -> None:
     """Offer this machine's slices to a cluster, until Ctrl-C.
 
-    If the cluster's head is lost, engines go on, and this machine joins again as soon as there is one.
+    A cluster that does not answer is waited for, five minutes the first time. If its head is lost later, engines go on, and this
+    machine joins again as soon as there is one.
     """
     _prepare_ray(_existing(token))
     from placement.cluster.start import own_address
@@ -89,8 +93,9 @@ def join(
         listen,
     )
     with _stopping() as stop:
-        while not stop.is_set():
-            _member(machine, address, stop)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        if wait_for_answer(address, pause=stop.wait, say=_say):
+            _belong(machine, address, stop, deadline)
 
 
 @node.command("list")
@@ -171,21 +176,26 @@ def up_on_ray(path: Path, config: Config, address: str, *, listen: str | None) -
             )
             raylet = Raylet(machine, _inventory(machine), address=None, port=_free_port(machine.address))
             address = raylet.address
-            raylet.wait_until_joined(machine.name)
-        else:
-            connect(address)
-        token = f" --token-file {config.state / TOKEN_FILE}" if local else ""
-        out.print(
-            f"cluster at {address}; other machines join with: sliceway node join {address}{token}", highlight=False
-        )
         try:
-            _lead(path, config, machine, stop)
+            if raylet is not None and machine is not None:
+                raylet.wait_until_joined(machine.name)
+            else:
+                connect(address)
+            _say_where(address, config.state / TOKEN_FILE if local else None)
+            try:
+                _lead(path, config, machine, stop)
+            finally:
+                out.print("stopping; requests may finish", highlight=False)
+                _dissolve()
         finally:
-            out.print("stopping; requests may finish", highlight=False)
-            _dissolve()
             _disconnect()
             if raylet is not None:
                 raylet.stop()
+
+
+def _say_where(address: str, token: Path | None) -> None:
+    option = f" --token-file {token}" if token is not None else ""
+    out.print(f"cluster at {address}; other machines join with: sliceway node join {address}{option}", highlight=False)
 
 
 def _lead(path: Path, config: Config, machine: Machine | None, stop: threading.Event) -> None:
@@ -237,9 +247,28 @@ def _reloaded(path: Path, config: Config, head: Any) -> Config:
     return new
 
 
+def _belong(machine: Machine, address: str, stop: threading.Event, deadline: float) -> None:
+    """Join, and join again, until `stop`. Raises ClusterUnreachable where the first time does not succeed until `deadline`
+    (monotonic); afterwards engines are at work here, and there is no end to trying.
+    """
+    joined = False
+    while not stop.is_set():
+        try:
+            _member(machine, address, stop)
+            joined = True
+        except ClusterUnreachable as error:
+            if not joined and time.monotonic() >= deadline:
+                raise
+            _say(str(error))
+            stop.wait(RETRY_SECONDS)
+
+
+def _say(text: str) -> None:
+    out.print(text, highlight=False, markup=False)
+
+
 def _member(machine: Machine, address: str, stop: threading.Event) -> None:
-    """This machine's part in the cluster, until `stop` or until Ray here has ended."""
-    from placement.cluster.errors import ClusterUnreachable
+    """This machine's part in the cluster, until `stop` or until Ray here has ended. Raises ClusterUnreachable."""
     from placement.cluster.start import Raylet, offer
 
     raylet = Raylet(machine, _inventory(machine), address=address)
@@ -253,9 +282,6 @@ def _member(machine: Machine, address: str, stop: threading.Event) -> None:
             _leave(machine.name)
         else:
             out.print("the cluster is lost; engines go on, joining again as soon as it is there", highlight=False)
-    except ClusterUnreachable as error:
-        out.print(str(error), highlight=False, markup=False)
-        stop.wait(5.0)
     finally:
         _disconnect()
         raylet.stop()

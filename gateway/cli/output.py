@@ -24,6 +24,7 @@ from model_registry.errors import (
     UnknownProduct,
     UnknownProfile,
 )
+from placement.cluster.errors import NoAddress
 from placement.errors import NoSuchReplica, WrongFleet
 
 _WRONG_INPUT = (
@@ -35,6 +36,7 @@ _WRONG_INPUT = (
     WrongFleet,
     NoSuchReplica,
     NoSuchSource,
+    NoAddress,
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

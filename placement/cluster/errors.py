@@ -5,6 +5,7 @@ ClusterError
 ├── NodeMismatch        a node runs other versions than the head
 ├── SliceHeld           a node offers a slice that another node already offers
 └── ClusterUnreachable  there is no cluster at that address, or none could be started
+    └── NoAddress           it is no address, or its name cannot be resolved
 """
 
 from __future__ import annotations
@@ -40,3 +41,9 @@ class ClusterUnreachable(ClusterError):
     """There is no cluster at that address."""
 
     code = "cluster_unreachable"
+
+
+class NoAddress(ClusterUnreachable):
+    """It is not of the form HOST:PORT, or the host's name cannot be resolved."""
+
+    code = "no_cluster_address"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import re
 import signal
 import socket
 import subprocess
@@ -19,6 +21,7 @@ from typing import Any
 import ray
 
 from placement.cluster.actors import NAMESPACE, start_agent
+from placement.cluster.address import knock
 from placement.cluster.errors import ClusterUnreachable, NodeMismatch
 from placement.cluster.members import Versions
 from placement.cluster.node import NodePaths
@@ -26,6 +29,8 @@ from placement.cluster.offers import node_resource, offered
 from placement.slices import Inventory
 
 START_SECONDS = 60.0
+_STOP_SECONDS = 20.0
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 # Ray's own: it looks at GPUs as whole cards, and would hide a slice from its engine.
 _RAY_ENVIRONMENT = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
@@ -141,24 +146,34 @@ class Raylet:
             time.sleep(0.3)
 
     def _last_words(self) -> str:
-        lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        text = _ESCAPES.sub("", self._log.read_text(errors="replace"))
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         return lines[-1] if lines else "Ray said nothing"
 
     def stop(self) -> None:
         """End it, and what Ray has started on this machine for it."""
-        if not self.ended:
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
+        end_group(self._process)
+
+
+def end_group(process: subprocess.Popen[bytes], patience_seconds: float = _STOP_SECONDS) -> None:
+    """End `process`, the leader of its own process group, and whatever of the group it leaves behind, or has left already.
+
+    Ray ends its servers when it is asked to, but not when it fails, or is asked before it is at work. Engines, controllers
+    and gateways are in groups of their own.
+    """
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience_seconds)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def connect(address: str) -> None:
     """Have this process talk to the cluster at `address`. Raises ClusterUnreachable, NodeMismatch."""
     os.environ.update(_RAY_ENVIRONMENT)
-    _knock(address)
+    knock(address)
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
     except RuntimeError as error:
@@ -172,20 +187,6 @@ def connect(address: str) -> None:
         raise ClusterUnreachable(
             f"no cluster answers at {address}: {error}",
             remedy="Start one with `sliceway up CONFIG --ray`, which prints its address.",
-        ) from error
-
-
-def _knock(address: str) -> None:
-    """Ray tries for minutes and then ends the process: look first whether anybody is there. Raises ClusterUnreachable."""
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=5.0):
-            return
-    except (OSError, ValueError) as error:
-        raise ClusterUnreachable(
-            f"no cluster answers at {address}: {error}",
-            where=address,
-            remedy="Write HOST:PORT as `sliceway up CONFIG --ray` prints it, and check that it runs.",
         ) from error
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,3 +63,36 @@ def test_somebody_who_is_no_cluster(answering: str, fails_with: Callable[[Except
     fails_with(ConnectionError("ray client connection timeout"))
     with pytest.raises(ClusterUnreachable, match="ray client connection timeout"):
         start.connect(answering)
+
+
+def in_a_group(script: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+
+
+@pytest.mark.parametrize("ends_first", [True, False])
+def test_what_ray_leaves_behind_ends_with_it(ends_first: bool) -> None:
+    with in_a_group(f"sleep 600 & echo begun; {'exit 1' if ends_first else 'sleep 600'}") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        if ends_first:
+            process.wait()
+        start.end_group(process)
+        assert process.stdout.read() == b""  # the end of the pipe: nobody is left who holds it
+
+
+def test_what_does_not_end_in_time_is_killed() -> None:
+    with in_a_group("trap '' TERM; echo begun; while :; do sleep 600; done") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        start.end_group(process, patience_seconds=0.05)
+        assert process.returncode == -signal.SIGKILL
+
+
+def test_what_ray_said_last_is_told_without_colours(tmp_path: Path) -> None:
+    log = tmp_path / "ray.log"
+    log.write_text("first\n\x1b[36m\x1b[1m--block\x1b[22m\x1b[39m\n\x1b[0m\n")
+    left = SimpleNamespace(ended=True, address="127.0.0.1:1", _log=log)
+    left._last_words = lambda: start.Raylet._last_words(left)
+    with pytest.raises(ClusterUnreachable, match="this machine could not join") as refused:
+        start.Raylet.wait_until_joined(left, "node")
+    assert refused.value.message.endswith("127.0.0.1:1: --block")
