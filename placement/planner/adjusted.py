@@ -19,6 +19,9 @@ from placement.planner.wants import Want
 _EMPTIED = 64
 """So many GPUs are tried to be emptied."""
 
+_IN_VAIN = 16
+"""After so many in a row whose replicas found no better room, those with more on them are not tried."""
+
 
 def adjusted(problem: Problem, wants: Sequence[Want], allowed_per_hour: float) -> Standing | None:
     """The fleet with each demand adjusted by itself, the most important first; None if a constraint stands against it.
@@ -53,12 +56,14 @@ def _emptied(
     price = _price(gpus)
     light = [g for g in gpus if g.open and not any(i.reserved for i in g.instances) and _replicas(g)]
     light.sort(key=lambda g: (_replicas(g) / max(g.price_per_hour, 1e-9), g.id))
+    in_vain = 0
     for candidate in light[:_EMPTIED]:
-        if price <= allowed_per_hour + 1e-9:
+        if price <= allowed_per_hour + 1e-9 or in_vain == _IN_VAIN:
             break
+        in_vain += 1
         fewer = _without(gpus, candidate.id, demands, headroom)
         if fewer is not None and (less := _price(fewer)) < price - 1e-9:
-            gpus, price = fewer, less
+            gpus, price, in_vain = fewer, less, 0
     return gpus
 
 

@@ -33,8 +33,14 @@ _SMALL = 64
 _TINY = 16
 """Up to so many GPUs the least disturbance is always looked for among all plans."""
 
-_MANY = 1200
+_MANY = 400
 """On larger fleets that run, only shapes that lose nobody and GPUs that are cut anew are looked at."""
+
+_FIRST_TRY = 0.06
+"""On all but tiny fleets of up to `_SMALL` GPUs, so much of the work shows whether placements one by one give an answer."""
+
+_SHAPES = 0.25
+"""On all but tiny fleets that run, so much of the work for what matters less goes into each program over shapes."""
 
 _FEW_NODES = 200
 """So much of a search tree is looked through for what matters less."""
@@ -213,9 +219,8 @@ class _Detail:
         """Where something runs: placements chosen one by one for the least disturbance, then the tidiest of these."""
         classes = placed(self.shaper, self.problem.gpus)
         master = self._master(classes, reached)
-        limits = self.limits if len(self.problem.gpus) <= _SMALL else self._brief
-        least = master.minimise(Objective.DISTURBANCE, limits)
-        if least is None or (economy := master.economise(limits)) is None or not self.shaper.complete:
+        least = master.minimise(Objective.DISTURBANCE, self._one_by_one)
+        if least is None or (economy := master.economise(self._brief)) is None or not self.shaper.complete:
             return None
         answer = master.answer(())
         names = frozenset(w.name for w in self.wants)
@@ -252,6 +257,19 @@ class _Detail:
         return _Found(seat(classes, master.answer(()), self.wants), (*reached.answer.levels, least, tidy))
 
     @property
+    def _one_by_one(self) -> Limits:
+        """For placements chosen one by one. Without an answer from them shapes are searched, which must not take much longer."""
+        if len(self.problem.gpus) <= _TINY:
+            return self.limits
+        return self.limits.share(_FIRST_TRY) if len(self.problem.gpus) <= _SMALL else self._brief
+
+    @property
+    def _over_shapes(self) -> Limits:
+        """For programs over the shapes of GPUs, where what runs is already known to be in need of moves."""
+        large = len(self.problem.gpus) > _TINY and _runs(self.problem)
+        return self._brief.share(_SHAPES) if large else self._brief
+
+    @property
     def _brief(self) -> Limits:
         """For objectives that matter less, on all but tiny fleets."""
         if len(self.problem.gpus) <= _TINY:
@@ -267,7 +285,7 @@ class _Detail:
         Where that is disturbance, shapes that lose no replica are looked at first. What is found then bounds how many
         any shape of a better plan can lose: those up to the bound are added, and the search is made again.
         """
-        brief = self._brief if reached else self.limits
+        brief = self._over_shapes if reached else self.limits
         classes = self.shaper.detailed(self.problem.gpus, most_lost=lost, by_gpu=by_gpu)
         master = self._master(classes, reached)
         levels = _minimised(master, objectives, brief)
