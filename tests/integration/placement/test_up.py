@@ -80,7 +80,7 @@ def refused(site: Site, *more: str) -> SlicewayError:
     ("change", "code", "words"),
     [
         ({"models": [{"name": "a", "source": "x", "replicas": 9}]}, 1, "no slice is left for 'a-"),
-        ({"models": [{"name": "a", "source": "/no/such/directory"}], "engine": {}}, 1, "/no/such/directory"),
+        ({"models": [{"name": "a", "source": "/no/such/directory"}], "engine": {}}, 2, "/no/such/directory"),
         ({"models": [{"name": "a", "source": "x", "slices": ["cpu-7"]}]}, 1, "there is no slice 'cpu-7'"),
         ({"engine": {"command": ["x"]}}, 2, "{uds}"),
         ({"fleet": {"cpu": {"memory": "10 apples"}}}, 2, "apples"),
