@@ -39,7 +39,7 @@ class Bench:
         return httpx2.post(self.url + CHAT, json=chat_body() if body is None else body, timeout=30, **options)
 
     def get(self, path: str) -> httpx2.Response:
-        return httpx2.get(self.url + path)
+        return httpx2.get(self.url + path, timeout=30)
 
     def know(self, generation: int | None = None) -> None:
         """Have the gateway read the fleet's last routing table."""
