@@ -24,9 +24,10 @@ SENTINEL = Path(__file__).parents[3] / "scripts" / "sentinel.py"
 SCRIPT_ENGINE = Path(__file__).with_name("script_engine.py")
 SCRIPT = ["{python}", str(SCRIPT_ENGINE), "{uds}"]
 FAST = {"first_delay_seconds": 0.1, "max_delay_seconds": 0.4, "max_fast_failures": 3, "fast_failure_seconds": 0.05}
+PATIENCE_SECONDS = 60.0  # several Python processes start one after the other, on machines that do other things as well
 
 
-def until(condition: Callable[[], Any], what: str, *, seconds: float = 20.0) -> Any:
+def until(condition: Callable[[], Any], what: str, *, seconds: float = PATIENCE_SECONDS) -> Any:
     """The first true value of `condition`; a failure that says `what` was waited for if there is none in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -36,7 +37,7 @@ def until(condition: Callable[[], Any], what: str, *, seconds: float = 20.0) -> 
     pytest.fail(f"not within {seconds:g} s: {what}")
 
 
-async def until_async(condition: Callable[[], Any], what: str, *, seconds: float = 20.0) -> Any:
+async def until_async(condition: Callable[[], Any], what: str, *, seconds: float = PATIENCE_SECONDS) -> Any:
     """The same where a loop has to go on."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -153,7 +154,7 @@ class Site:
         return entry
 
     def wait_for(
-        self, name: str, state: ReplicaState, *, other_than: int | None = None, seconds: float = 20.0
+        self, name: str, state: ReplicaState, *, other_than: int | None = None, seconds: float = PATIENCE_SECONDS
     ) -> ReplicaStatus:
         """Wait until a replica is in this state, in another process than `other_than`."""
 

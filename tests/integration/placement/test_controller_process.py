@@ -16,7 +16,7 @@ from gateway.cli import app
 from model_registry.errors import ConfigError
 from placement.table import ReplicaState
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 Site = Any  # the fixture's class lives in conftest.py, which cannot be imported
 SCRIPT = ["{python}", str(Path(__file__).with_name("script_engine.py")), "{uds}"]
@@ -37,7 +37,7 @@ def test_engines_get_ready_on_slices_of_their_own_and_a_stop_leaves_nothing(site
     family = psutil.Process(controller.pid).children(recursive=True)
     assert len(family) >= 4
     controller.terminate()
-    assert controller.wait(20) == 0
+    assert controller.wait(60) == 0
     eventually(lambda: not any(p.is_running() for p in family), "all of it has ended")
     assert not any(psutil.pid_exists(pid) for pid in pids)
     after = site.table()
@@ -75,7 +75,7 @@ def test_a_killed_controller_loses_nothing(site: Site, eventually: Eventually) -
     pids = [site.ready("a-0"), site.ready("b-0")]
     before = site.table()
     second = site.run("controller", str(site.config))
-    assert second.wait(20) == 1
+    assert second.wait(60) == 1
     assert f"pid {controller.pid}" in site.said(), "there is one already"
 
     controller.kill()
@@ -97,7 +97,7 @@ def test_a_killed_controller_loses_nothing(site: Site, eventually: Eventually) -
     assert site.ready("b-0") == pids[1]
     assert "ended while no controller ran: killed by SIGKILL" in site.said()
     third.terminate()
-    assert third.wait(20) == 0
+    assert third.wait(60) == 0
     assert not psutil.pid_exists(pids[1])
 
 

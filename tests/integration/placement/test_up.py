@@ -21,7 +21,7 @@ from model_registry.errors import SlicewayError
 from placement.locks import holder
 from placement.table import ReplicaState
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
 Site = Any
 Eventually = Callable[..., Any]
@@ -38,7 +38,7 @@ def port() -> int:
 def ask(port: int, path: str = "/v1/models") -> Any:
     """The gateway's answer; None while there is none."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as response:
             return json.load(response)
     except (OSError, ValueError):
         return None
@@ -49,7 +49,7 @@ def complete(port: int) -> str:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/completions", body, {"content-type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=10) as response:
+    with urllib.request.urlopen(request, timeout=60) as response:
         return str(json.load(response)["choices"][0]["text"])
 
 
@@ -59,7 +59,7 @@ def gateway_pid(site: Site) -> int:
 
 def up(site: Site, eventually: Eventually, port: int, *more: str) -> Any:
     process = site.run("up", str(site.config), *more)
-    eventually(lambda: "serving" in site.log.read_text() or process.poll() is not None, "up serves", seconds=30)
+    eventually(lambda: "serving" in site.log.read_text() or process.poll() is not None, "up serves", seconds=100)
     assert process.poll() is None, site.said()
     return process
 
@@ -117,7 +117,7 @@ def test_it_serves_alone_takes_new_configurations_and_leaves_nothing(
     assert complete(port)
 
     second = site.run("up", str(site.config))
-    assert second.wait(30) == 1
+    assert second.wait(100) == 1
     assert f"pid {process.pid}" in site.log.read_text()
 
     site.config.write_text("version: v1\nmodles: []\n")
@@ -133,7 +133,7 @@ def test_it_serves_alone_takes_new_configurations_and_leaves_nothing(
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) == 6, "controller, gateway, and two shims with an engine each"
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    assert process.wait(100) == 0
     assert not any(p.is_running() for p in family)
     assert ask(port) is None
     said = site.log.read_text()
@@ -167,8 +167,8 @@ def test_whatever_is_killed_comes_back_without_the_engines_noticing(
     assert "the controller ended" in said
 
     site.write(A, gateway={"listen": f"127.0.0.1:{port}"})
-    assert site.run("down", str(site.config), "--json").wait(30) == 0
-    assert second.wait(30) == 0
+    assert site.run("down", str(site.config), "--json").wait(100) == 0
+    assert second.wait(100) == 0
     assert '"up"' in site.log.read_text()
     assert not psutil.pid_exists(engine)
 
@@ -195,7 +195,7 @@ def test_what_fits_is_served_if_the_operator_says_so_and_failures_fail_a_test_ru
         gateway={"listen": f"127.0.0.1:{port}"},
     )
     assert "no slice is left" in refused(site).message
-    assert site.run("up", str(site.config), "--once", "--partial").wait(30) == 1
+    assert site.run("up", str(site.config), "--once", "--partial").wait(100) == 1
     said = site.log.read_text()
     for words in (
         "left out: b-0: no slice is left",
@@ -209,7 +209,7 @@ def test_what_fits_is_served_if_the_operator_says_so_and_failures_fail_a_test_ru
 
 def test_once_is_a_test_of_the_configuration(site: Site, port: int) -> None:
     site.write(A, gateway={"listen": f"127.0.0.1:{port}"})
-    assert site.run("up", str(site.config), "--once", "--json").wait(30) == 0
+    assert site.run("up", str(site.config), "--once", "--json").wait(100) == 0
     events = [json.loads(line) for line in site.log.read_text().splitlines()]
     states = [e["state"] for e in events if e["event"] == "replica"]
     assert {"starting", "ready"} <= set(states)
@@ -218,7 +218,6 @@ def test_once_is_a_test_of_the_configuration(site: Site, port: int) -> None:
 # ---- upgrades
 
 
-@pytest.mark.timeout(240)
 def test_gateway_and_controller_are_replaced_while_requests_run(site: Site, eventually: Eventually, port: int) -> None:
     site.write(A, gateway={"listen": f"127.0.0.1:{port}", "keep_alive_seconds": 1})
     process = up(site, eventually, port)
