@@ -26,8 +26,11 @@ _ANSWER_SECONDS = 5.0
 
 
 def handover_path(runtime: Path, listen: str) -> Path:
-    """Where the process that listens on `listen` is asked; of several on one state directory each has its own."""
-    return runtime / f"gateway-{hashlib.sha256(listen.encode()).hexdigest()[:12]}.sock"
+    """Where the process that listens on `listen` is asked; of several on one state directory each has its own.
+
+    The name is no longer than an engine's socket's, which `runtime` has room for (`StatePaths.runtime`).
+    """
+    return runtime / f"gw{hashlib.sha256(listen.encode()).hexdigest()[:10]}.sock"
 
 
 @dataclass(frozen=True, slots=True)
