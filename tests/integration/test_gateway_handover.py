@@ -16,7 +16,7 @@ import pytest
 
 from gateway.ingress.handover import handover_path, serving_pid, take_over
 from gateway.testing import FakeFleet, fake_fleet, wait_until
-from placement.state import StatePaths
+from placement.state import SOCKET_PATH_BYTES, StatePaths
 from tests.integration.gateway_harness import CHAT, chat_body, events
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
@@ -128,3 +128,10 @@ def test_where_nobody_serves_nothing_is_taken_over(site: Site) -> None:
     assert serving_pid(site.door) is None
     with site.process("--take-over"):
         assert httpx2.get(site.url + "/healthz").status_code == 200
+
+
+def test_its_name_fits_wherever_an_engines_does(tmp_path: Path) -> None:
+    """`runtime` leaves room for a name of this length, and sun_path for the longest process id in place of the ending."""
+    name = handover_path(tmp_path, "127.0.0.1:8080").name
+    assert len(name) <= len("0123456789ab.sock")
+    assert SOCKET_PATH_BYTES + len(".4194304") - len(".sock") < 108

@@ -178,6 +178,16 @@ class World:
         return sum(process.admits(self.now) for _ in range(LIMIT + 5))
 
 
+def test_what_a_process_holds_is_not_cut_while_its_report_is_under_way() -> None:
+    """It may use all of it before the answer comes, also in the time in which a limit that is new is given out by parts."""
+    first, granted = settle(None, Report("m", 4, 0.0, 4, 0, ()), "a", {}, 0.0, 5.0, 1)
+    assert granted.share == 4
+    _, granted = settle(first, Report("m", 4, 0.0, 4, 0, ((0.0, 1),)), "a", {"a": 5.0, "b": 5.0}, 1.0, 5.0, 2)
+    assert granted.share == 4
+    _, granted = settle(first, Report("m", 4, 0.0, 2, 0, ((0.0, 1),)), "a", {"a": 5.0, "b": 5.0}, 1.0, 5.0, 2)
+    assert granted.share == 2
+
+
 def test_an_idle_process_does_not_keep_a_limit_from_one_that_has_just_come() -> None:
     world = World()
     idle = Process(world, world.store, "idle")

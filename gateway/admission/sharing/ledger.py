@@ -54,12 +54,13 @@ def settle(
     """The state of a limit after `report` of `process`, and what it is granted.
 
     `leases` says until when each process is taken to live. A limit that is new to the store may have been known before it lost its memory: for the
-    length of a lease a process of `peers` gets no more than its part, so that the others can report first.
+    length of a lease a process of `peers` gets no more than its part, so that the others can report first. What it holds already it gives back only
+    by wanting less.
     """
     held: dict[str, list[Any]] = dict(state["h"]) if state else {}
     ghosts: list[list[Any]] = [g for g in state["g"] if g[0] > now and g[2] != process] if state else []
     born: float = state["b"] if state else now
-    held.pop(process, None)
+    before = held.pop(process, [0])[0]  # it may have used all of this since it wrote the report
     for other in sorted(held):
         until = leases.get(other, 0.0)
         if until <= now:
@@ -68,7 +69,7 @@ def settle(
     floor = sum(units for _, units in used)
     free = max(0, report.limit - sum(h[0] for h in held.values()) - sum(g[1] for g in ghosts))
     ceiling = report.limit // max(1, peers) if now < born + lease_seconds and peers > 1 else report.limit
-    share = max(min(report.want, free, ceiling), floor)
+    share = max(min(report.want, free, max(ceiling, before)), floor)
     if report.leaving:
         ghosts += [[until, units, ""] for until, units in used]
     else:

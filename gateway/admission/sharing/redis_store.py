@@ -64,7 +64,8 @@ local function settle(key, r, process, leases, now, lease_seconds, peers)
   local free = math.max(0, r.limit - others_hold - sum(ghosts, -1))
   local ceiling = r.limit
   if now < state.b + lease_seconds and peers > 1 then ceiling = math.floor(r.limit / peers) end
-  local share = math.max(math.min(r.want, free, ceiling), floor)
+  local before = state.h[process] and state.h[process][1] or 0
+  local share = math.max(math.min(r.want, free, math.max(ceiling, before)), floor)
   if r.leaving then
     for _, e in ipairs(used) do ghosts[#ghosts + 1] = {e[1], e[2], ''} end
   else
