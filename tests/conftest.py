@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,15 +60,34 @@ def simulator_binding() -> ModuleType:
     return binding_to(libraries().nvml)
 
 
+@pytest.fixture(autouse=True)
+def _no_machine_stays() -> Iterator[None]:
+    """A command that is run in this process enters its simulated machine for good; the next test starts without one."""
+    names = ("SLICEWAY_NVML_STATE", "SLICEWAY_NVML_PRIVILEGE", "LD_LIBRARY_PATH")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 @pytest.fixture
 def nvml(simulator_binding: ModuleType, simulate: Simulate) -> Iterator[Callable[..., Any]]:
     """Initialises nvidia-ml-py on a new simulated machine: `n = nvml("h100-sxm", mig=True)`; `n.machine` controls it."""
 
+    def end_sessions() -> None:
+        """The library stays on its first machine until the last session is over: whoever left one open, it ends here."""
+        with contextlib.suppress(simulator_binding.NVMLError):
+            while True:
+                simulator_binding.nvmlShutdown()
+
     def start(fleet: str = "h100-sxm", **options: Any) -> Any:
         simulator_binding.machine = simulate(fleet, **options)  # type: ignore[attr-defined]
+        end_sessions()
         simulator_binding.nvmlInit()
         return simulator_binding
 
     yield start
-    with contextlib.suppress(simulator_binding.NVMLError):  # a test may have done it
-        simulator_binding.nvmlShutdown()
+    end_sessions()
