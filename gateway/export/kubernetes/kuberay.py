@@ -29,6 +29,7 @@ from gateway.export.kubernetes.objects import (
     hub_token,
     labels,
     manifest,
+    network_policy,
     pod_base,
 )
 from gateway.export.kubernetes.text import yaml_text
@@ -238,25 +239,10 @@ def _policies(unit: GatewayUnit, settings: Settings) -> list[Manifest]:
     }
     clients = {"ports": [{"protocol": "TCP", "port": unit.port}]}
     return [
-        _policy("sliceway-ray-head", HEAD, [inside, operator], settings),
-        _policy("sliceway-ray-workers", WORKER, [inside, operator, clients], settings),
+        network_policy("sliceway-ray-head", HEAD, [inside, operator], settings),
+        network_policy("sliceway-ray-workers", WORKER, [inside, operator, clients], settings),
     ]
 
 
 def _is(*components: str) -> Manifest:
     return {"key": "app.kubernetes.io/component", "operator": "In", "values": list(components)}
-
-
-def _policy(name: str, component: str, ingress: list[Manifest], settings: Settings) -> Manifest:
-    return manifest(
-        "networking.k8s.io/v1",
-        "NetworkPolicy",
-        name,
-        namespace=settings.namespace,
-        component=component,
-        spec={
-            "podSelector": {"matchLabels": labels(component)},
-            "policyTypes": ["Ingress"],
-            "ingress": ingress,
-        },
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.export.kubernetes import engines, front
-from gateway.export.kubernetes.objects import Manifest, Settings, labels, manifest
+from gateway.export.kubernetes.objects import Manifest, Settings, labels, network_policy
 from gateway.export.model import ENGINE_PORT, GatewayUnit
 
 
@@ -15,21 +15,6 @@ def policies(unit: GatewayUnit, settings: Settings) -> list[Manifest]:
     }
     to_gateways = {"ports": [{"protocol": "TCP", "port": unit.port}]}
     return [
-        _policy("sliceway-engines", engines.COMPONENT, to_engines, settings),
-        _policy("sliceway-gateways", front.COMPONENT, to_gateways, settings),
+        network_policy("sliceway-engines", engines.COMPONENT, [to_engines], settings),
+        network_policy("sliceway-gateways", front.COMPONENT, [to_gateways], settings),
     ]
-
-
-def _policy(name: str, component: str, ingress: Manifest, settings: Settings) -> Manifest:
-    return manifest(
-        "networking.k8s.io/v1",
-        "NetworkPolicy",
-        name,
-        namespace=settings.namespace,
-        component=component,
-        spec={
-            "podSelector": {"matchLabels": labels(component)},
-            "policyTypes": ["Ingress"],
-            "ingress": [ingress],
-        },
-    )

@@ -46,6 +46,22 @@ def manifest(api: str, kind: str, name: str, *, namespace: str | None, component
     return {"apiVersion": api, "kind": kind, "metadata": metadata, **content}
 
 
+def network_policy(name: str, component: str, ingress: list[Manifest], settings: Settings) -> Manifest:
+    """Who may open connections to the pods of `component`; what they open themselves is free."""
+    return manifest(
+        "networking.k8s.io/v1",
+        "NetworkPolicy",
+        name,
+        namespace=settings.namespace,
+        component=component,
+        spec={
+            "podSelector": {"matchLabels": labels(component)},
+            "policyTypes": ["Ingress"],
+            "ingress": ingress,
+        },
+    )
+
+
 def labels(component: str, **more: str) -> dict[str, str]:
     """`app.kubernetes.io/part-of` and `component`, and `sliceway/...` for the rest."""
     own = {f"sliceway/{name}": value for name, value in more.items()}
