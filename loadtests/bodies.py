@@ -28,14 +28,18 @@ class Asked:
 
 
 class Bodies:
-    """Makes the requests of one tenant. `lexicon` is needed where the tenant counts its prompts in tokens."""
+    """Makes the requests of one tenant. `lexicon` is needed where the tenant counts its prompts in tokens.
 
-    def __init__(self, tenant: TenantLoad, *, seed: int, lexicon: Lexicon | None = None) -> None:
+    Two that differ in `wording` alone make prompts and answers of the same lengths, and no prompt of the same words.
+    """
+
+    def __init__(self, tenant: TenantLoad, *, seed: int, wording: int = 0, lexicon: Lexicon | None = None) -> None:
         if tenant.prompt_tokens is not None and lexicon is None:
             raise ValueError(f"tenant {tenant.name!r} counts tokens; without a lexicon nobody knows what one is")
         self._tenant = tenant
         self._lexicon = lexicon
         self._seed = seed
+        self._wording = wording
         self._tools = _tools(tenant.tools.count) if tenant.tools else []
 
     def make(self, random: Random, row: Row | None = None, history: Sequence[Message] = ()) -> Asked:
@@ -64,11 +68,12 @@ class Bodies:
     def _text(self, random: Random, row: Row | None) -> str:
         wanted = self._tenant.prompt_tokens
         if self._lexicon is None or (wanted is None and row is None):
-            return prompt(self._tenant.prompt_words, random)
+            return prompt(self._tenant.prompt_words, self._words_of(random.getrandbits(64)))
         tokens = row.prompt_tokens if row else wanted.draw(random) if wanted else 0
         words = self._lexicon.words_for(tokens)
         prefix = self._prefix(random, row, words)
-        own = self._lexicon.text(words - len(prefix), random) if words > len(prefix) else ""
+        drawn = self._words_of(random.getrandbits(64))
+        own = self._lexicon.text(words - len(prefix), drawn) if words > len(prefix) else ""
         return " ".join(filter(None, (ANCHOR, *prefix, own)))
 
     def _prefix(self, random: Random, row: Row | None, words: int) -> list[str]:
@@ -83,7 +88,11 @@ class Bodies:
         assert self._lexicon is not None
         length = min(words, round(tokens / self._lexicon.tokens_per_word))
         # The same words for every process and user of this tenant, whatever they drew before.
-        return self._lexicon.text(length, Random(f"{self._seed}/{self._tenant.name}/prefix/{name}")).split()
+        return self._lexicon.text(length, self._words_of(f"{self._seed}/{self._tenant.name}/prefix/{name}")).split()
+
+    def _words_of(self, of: object) -> Random:
+        """What words are drawn from, apart from all lengths: these stay the same in another wording."""
+        return Random(f"{self._wording}/{of}")
 
 
 def prompt(words: int, random: Random) -> str:

@@ -76,7 +76,8 @@ class Load:
         self._places = places or Places()
         self._keys = {t.name: (keys or {}).get(t.name) or t.key(environment) for t in scenario.tenants}
         self._bodies = {
-            t.name: Bodies(t, seed=scenario.seed, lexicon=(lexicons or {}).get(t.name)) for t in scenario.tenants
+            t.name: Bodies(t, seed=scenario.seed, wording=scenario.wording, lexicon=(lexicons or {}).get(t.name))
+            for t in scenario.tenants
         }
         self._rows = {t.name: _rows_of(t) for t in scenario.tenants}
         self._shard = shard

@@ -208,6 +208,10 @@ class Scenario(Section):
         default=120.0, gt=0, description="A connection on which nothing happens for so long has failed."
     )
     seed: int = 1
+    wording: int = Field(
+        default=0,
+        description="Another number asks at the same times, in the same lengths, with other words: nothing of it is in a prefix cache.",
+    )
     tenants: tuple[TenantLoad, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

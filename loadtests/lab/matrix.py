@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from loadtests.aggressors import OnHost, Requesting, load_of, parse_cores
@@ -73,9 +74,11 @@ def cells_of(scenario: IsolationScenario, rows: Rows, context_of: ContextOf, con
 def phases(scenario: IsolationScenario, cells: Sequence[Cell], base_url: str) -> Iterator[Phase]:
     """Every phase in the order in which they are to run: mirrored from round to round (A B C, C B A, ...).
 
-    A machine that grows slower or faster meanwhile treats all settings alike then. The victim asks the same questions in
-    every setting of a round, and others in the next round.
+    A machine that grows slower or faster meanwhile treats all settings alike then. In every setting of a round the victim asks
+    at the same times and in the same lengths, but with words of that setting's own: an engine keeps the prefixes that it
+    has seen, and whoever asked second would be answered from what the first one paid for.
     """
+    wordings = count()
     for number in range(scenario.rounds):
         for cell in cells if number % 2 == 0 else tuple(reversed(cells)):
             beside = (cell.beside,) if cell.beside else ()
@@ -88,6 +91,7 @@ def phases(scenario: IsolationScenario, cells: Sequence[Cell], base_url: str) ->
                     duration_seconds=scenario.duration_seconds,
                     timeout_seconds=scenario.timeout_seconds,
                     seed=scenario.seed + number,
+                    wording=next(wordings),
                     tenants=(scenario.victim, *scenario.others, *beside),
                 ),
             )

@@ -66,6 +66,9 @@ def test_rounds_are_mirrored_and_ask_the_same_in_every_setting() -> None:
     keys = [phase.cell.key for phase in order]
     assert keys[:4] == list(reversed(keys[4:]))
     assert [phase.scenario.seed for phase in order] == [5] * 4 + [6] * 4
+    assert len({phase.scenario.wording for phase in order}) == 8, (
+        "a setting would find the prompts of another in the cache"
+    )
     assert {phase.scenario.tenants[0] for phase in order} == {scenario.victim}
     assert all(t.background == (t.name == "noisy") for p in order for t in p.scenario.tenants)
 
@@ -158,7 +161,8 @@ def test_an_unknown_tenant_is_told_with_its_line_and_the_known_ones(tmp_path: Pa
     path = tmp_path / "s.yaml"
     path.write_text(
         "kind: isolation\nvictim: {name: quiet, model: chat}\naggressors:\n  - kind: flood\n    tenant: nosy\n"
-        "settings: [{where: same_slice}]\n"
+        "settings: [{where: same_slice}]\n",
+        encoding="utf-8",
     )
     source = load(path)
     scenario = read_isolation(source)

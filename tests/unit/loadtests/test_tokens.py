@@ -73,6 +73,29 @@ def test_shared_prefixes_are_shared_and_the_rest_is_not() -> None:
     assert {len(text.split()) for text in texts} == {60}
 
 
+def test_another_wording_has_the_same_lengths_and_no_prompt_of_the_first() -> None:
+    lexicon = calibrate(counting()[0], "test")
+    lengths = {
+        "prompt_tokens": {"kind": "uniform", "min": 40, "max": 90},
+        "output_tokens": {"kind": "uniform", "min": 1, "max": 99},
+    }
+    load = tenant(shared_prefix={"tokens": 30, "groups": 2}, **lengths)
+
+    def asked(wording: int) -> list[dict[str, Any]]:
+        bodies = Bodies(load, seed=3, wording=wording, lexicon=lexicon)
+        return [json.loads(bodies.make(Random(i)).body) for i in range(50)]
+
+    def texts(bodies: list[dict[str, Any]]) -> list[list[str]]:
+        return [body["messages"][-1]["content"].split() for body in bodies]
+
+    one, other = asked(1), asked(2)
+    assert one == asked(1)
+    assert [body["max_tokens"] for body in one] == [body["max_tokens"] for body in other]
+    assert list(map(len, texts(one))) == list(map(len, texts(other)))
+    assert {tuple(words[:8]) for words in texts(one)}.isdisjoint(tuple(words[:8]) for words in texts(other))
+    assert len({tuple(words[:31]) for words in texts(other)}) == 2
+
+
 def test_a_trace_decides_lengths_and_prefixes() -> None:
     lexicon = calibrate(counting()[0], "test")
     texts = prompts_of(tenant(), lexicon, row=Row(0.0, 20, 4, prefix="sys", prefix_tokens=12))
