@@ -800,6 +800,20 @@ static ret_t copy_text(char *out, unsigned length, const char *text)
 
 /* ---------------------------------------------------------------- NVML: library and system */
 
+API ret_t nvmlShutdown(void)
+{
+    ret_t result = OK;
+    pthread_mutex_lock(&init_mutex);
+    if (references == 0)
+        result = UNINITIALIZED;
+    else if (--references == 0) {
+        munmap(machine, sizeof(struct machine));
+        machine = NULL;
+    }
+    pthread_mutex_unlock(&init_mutex);
+    return result;
+}
+
 API ret_t nvmlInitWithFlags(unsigned flags)
 {
     (void)flags;
@@ -819,25 +833,15 @@ API ret_t nvmlInitWithFlags(unsigned flags)
     if (result != OK)
         return result;
     result = begin_system("nvmlInit", -1);
-    return result == OK ? end(OK) : result;
+    if (result == OK)
+        result = end(OK);
+    if (result != OK)
+        nvmlShutdown(); /* only what succeeded is to be shut down */
+    return result;
 }
 
 API ret_t nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
 API ret_t nvmlInit(void) { return nvmlInitWithFlags(0); }
-
-API ret_t nvmlShutdown(void)
-{
-    ret_t result = OK;
-    pthread_mutex_lock(&init_mutex);
-    if (references == 0)
-        result = UNINITIALIZED;
-    else if (--references == 0) {
-        munmap(machine, sizeof(struct machine));
-        machine = NULL;
-    }
-    pthread_mutex_unlock(&init_mutex);
-    return result;
-}
 
 API const char *nvmlErrorString(int result)
 {

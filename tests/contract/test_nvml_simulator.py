@@ -429,6 +429,31 @@ def test_a_call_may_be_carried_out_and_its_answer_lost(nvml: Nvml) -> None:
     assert n.nvmlDeviceGetGpuInstanceRemainingCapacity(gpu, ONE) == 6
 
 
+@pytest.mark.parametrize("after", [False, True], ids=["refused", "answer lost"])
+def test_an_initialisation_that_fails_is_none_that_is_to_be_shut_down(nvml: Nvml, after: bool) -> None:
+    n = nvml("h100-sxm:2")
+    n.machine.inject("nvmlInit", n.NVML_ERROR_UNKNOWN, after=after)
+    with pytest.raises(n.NVMLError_Unknown):
+        n.nvmlInit()
+    assert n.nvmlDeviceGetCount() == 2, "the session that was there is untouched"
+    n.nvmlShutdown()
+    with pytest.raises(n.NVMLError_Uninitialized):
+        n.nvmlDeviceGetCount()
+
+
+def test_what_is_initialised_after_a_failure_starts_afresh(nvml: Nvml, simulate: Nvml, tmp_path: Path) -> None:
+    n = nvml("h100-sxm:2")
+    n.nvmlShutdown()
+    n.machine.inject("nvmlInit", n.NVML_ERROR_UNKNOWN)
+    with pytest.raises(n.NVMLError_Unknown):
+        n.nvmlInit()
+    with pytest.raises(n.NVMLError_Uninitialized):
+        n.nvmlShutdown()
+    simulate("a30:3", tmp_path / "other")
+    n.nvmlInit()
+    assert n.nvmlDeviceGetCount() == 3
+
+
 def test_faults_last_as_long_as_was_asked_and_can_be_taken_back(nvml: Nvml) -> None:
     n = nvml("h100-sxm")
     n.machine.inject("nvmlDeviceGetCount_v2", n.NVML_ERROR_UNKNOWN, times=0)
@@ -457,7 +482,7 @@ def run(
     machine: Simulation, code: str, *, python: str = sys.executable, **environ: str
 ) -> subprocess.CompletedProcess[str]:
     env = {"PATH": os.environ["PATH"], **machine.environment(environ={}), **environ}
-    return subprocess.run([python, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([python, "-c", code], env=env, capture_output=True, encoding="utf-8", timeout=60, check=False)
 
 
 def test_another_process_sees_the_same_machine_through_the_linker(nvml: Nvml) -> None:
@@ -480,7 +505,7 @@ print(pynvml.nvmlDeviceGetCount())
 """
     env = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], env=env, capture_output=True, encoding="utf-8", timeout=60, check=False
     )
     assert done.stdout == "3\n", done.stderr
 
@@ -515,7 +540,8 @@ print(made)
 """
     env = {"PATH": os.environ["PATH"], **n.machine.environment(environ={})}
     racers = [
-        subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, encoding="utf-8")
+        for _ in range(3)
     ]
     assert sum(int(r.communicate(timeout=60)[0]) for r in racers) == 7
     journal = n.machine.journal()
