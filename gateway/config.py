@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +13,7 @@ from gateway.admission.schema import QueueConfig, SharedLimitsConfig, TenantLimi
 from gateway.auth.schema import AuthConfig
 from gateway.batches.schema import BatchesConfig
 from gateway.secret_values import SecretRef
+from model_registry.directories import user_directory
 from model_registry.loader import load_yaml
 from model_registry.schema import FilePath, Inconsistent, ModelConfig, Name, Problem, ReplicaRange, Section, Size
 from placement.schema import EngineConfig, FleetConfig
@@ -294,8 +294,7 @@ class Config(Section):
         """The state directory, absolute."""
         if self.state_dir is not None:
             return self.state_dir.expanduser().absolute()
-        base = os.environ.get("XDG_STATE_HOME")
-        return (Path(base) if base else Path.home() / ".local" / "state") / "sliceway"
+        return user_directory("XDG_STATE_HOME", ".local/state") / "sliceway"
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -10,7 +10,8 @@ SlicewayError
 │   ├── UnknownProduct       no such GPU in the catalogue
 │   ├── UnknownProfile       no such MIG profile on this GPU
 │   ├── IllegalLayout        MIG instances that cannot be on one GPU together
-│   └── ContextTooLong       more context asked for than the model was made for
+│   ├── ContextTooLong       more context asked for than the model was made for
+│   └── NoHome               there is no directory for this user's own files
 ├── PlacementError           (placement.errors)
 └── GatewayError             (gateway.errors)
 """
@@ -111,3 +112,9 @@ class ContextTooLong(RegistryError):
     """`max_model_len` exceeds what the model was made for."""
 
     code = "context_too_long"
+
+
+class NoHome(RegistryError):
+    """Files of this user are to be read or kept, and neither HOME nor the XDG variable says where."""
+
+    code = "no_home"

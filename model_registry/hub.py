@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from model_registry.directories import user_directory
 from model_registry.errors import ModelNotFound, ModelUnreadable
 from model_registry.model import TensorSummary
 from model_registry.tensors import INDEX, index_total, indexed_files, read_index, weight_files
@@ -56,8 +57,8 @@ class HubSettings:
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> HubSettings:
         """The settings in force under `environ`, found the way huggingface_hub finds them."""
-        user_cache = Path(environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME", "~")).expanduser() / ".cache")
-        home = Path(environ.get("HF_HOME") or user_cache / "huggingface").expanduser()
+        home = Path(environ.get("HF_HOME") or user_directory("XDG_CACHE_HOME", ".cache", environ) / "huggingface")
+        home = home.expanduser()
         cache = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub"
         return cls(
             cache=Path(cache).expanduser(),

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from model_registry.directories import user_directory
 from placement.errors import SimulatorError
 
 FLAGS = ("-std=gnu11", "-O2", "-Wall", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread")
@@ -46,13 +47,21 @@ class Libraries:
 def libraries(cache: Path | None = None, environ: Mapping[str, str] = os.environ) -> Libraries:
     """The compiled libraries, from `cache` (under XDG_CACHE_HOME if unset) or made there; about a second the first time.
 
-    Raises SimulatorError where there is no C compiler or it fails.
+    Raises SimulatorError where there is no C compiler or it fails, and where the libraries cannot be kept; NoHome where
+    there is no directory to keep them in.
     """
     source = files("placement.simulator").joinpath("libnvidia_ml.c").read_bytes()
     key = hashlib.sha256(b"\0".join((source, " ".join(FLAGS).encode(), platform.machine().encode()))).hexdigest()[:16]
-    home = (cache or _cache_home(environ)) / key
-    if not (home / CONTROL).exists() or not (home / NVML).exists():
-        _build(source, home, compiler(environ))
+    home = (cache or user_directory("XDG_CACHE_HOME", ".cache", environ) / "sliceway" / "simulator") / key
+    try:
+        if not (home / CONTROL).exists() or not (home / NVML).exists():
+            _build(source, home, compiler(environ))
+    except OSError as error:
+        raise SimulatorError(
+            f"the simulator's compiled libraries cannot be kept there: {error.strerror or error}",
+            where=str(home.parent),
+            remedy="Set XDG_CACHE_HOME to a directory in which you may write.",
+        ) from error
     return Libraries(home)
 
 
@@ -72,11 +81,6 @@ def compiler(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
         "simulating GPUs needs a C compiler, and there is none",
         remedy="Install one (apt install gcc), or take the one from PyPI: pip install ziglang",
     )
-
-
-def _cache_home(environ: Mapping[str, str]) -> Path:
-    base = environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sliceway" / "simulator"
 
 
 def _build(source: bytes, home: Path, command: tuple[str, ...]) -> None:
@@ -100,7 +104,9 @@ def _build(source: bytes, home: Path, command: tuple[str, ...]) -> None:
 def _compile(command: tuple[str, ...], work: Path, name: str) -> None:
     arguments = [*command, *FLAGS, f"-Wl,-soname,{name}", "-o", name, "libnvidia_ml.c"]
     try:
-        done = subprocess.run(arguments, cwd=work, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            arguments, cwd=work, capture_output=True, encoding="utf-8", errors="replace", timeout=300, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SimulatorError(f"the C compiler could not be run: {error}", where=" ".join(command)) from error
     if done.returncode:

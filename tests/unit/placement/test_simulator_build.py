@@ -12,7 +12,7 @@ from placement.simulator.build import compiler, libraries
 
 
 def fake_compiler(path: Path, script: str) -> str:
-    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return str(path)
 
@@ -43,7 +43,7 @@ def test_built_once_and_found_again(tmp_path: Path) -> None:
     counting = fake_compiler(tmp_path / "counting-cc", f'echo x >> {log}\nexec {cc} "$@"')
     built = libraries(tmp_path / "cache", {"CC": counting})
     assert libraries(tmp_path / "cache", {"CC": counting}) == built
-    assert log.read_text() == "x\nx\n"
+    assert log.read_text(encoding="utf-8") == "x\nx\n"
     assert sorted(p.name for p in built.directory.iterdir()) == ["libnvidia-ml.so.1", "libsliceway-simulator.so"]
     assert ctypes.CDLL(str(built.control)).nvmlInit_v2() == 9
     assert [p for p in (tmp_path / "cache").iterdir() if p.name.startswith(".")] == []
@@ -59,3 +59,11 @@ def test_a_failing_compiler_says_its_last_words_and_leaves_nothing(tmp_path: Pat
 def test_a_compiler_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SimulatorError, match="could not be run"):
         libraries(tmp_path / "cache", {"CC": str(tmp_path / "nothing")})
+
+
+def test_a_cache_that_cannot_be_written_is_told_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where a directory should be", encoding="utf-8")
+    with pytest.raises(SimulatorError, match="cannot be kept") as told:
+        libraries(environ={"XDG_CACHE_HOME": str(tmp_path / "cache"), "CC": "true"})
+    assert told.value.where == str(tmp_path / "cache" / "sliceway" / "simulator")
+    assert "XDG_CACHE_HOME" in str(told.value.remedy)
