@@ -173,6 +173,7 @@ class Exchange:
             "_deaths",
             "_dispatched_at",
             "_first_content_at",
+            "_head_seconds",
             "_deadline_ms",
             "_desk",
             "_interruption",
@@ -217,6 +218,7 @@ class Exchange:
         self._call = call
         self._content_type: bytes | None = None
         self._overhead_seconds: float | None = None  # None: nobody wants to know
+        self._head_seconds = 0.0
         self._waited_seconds = self._waiting_since = self._answered_at = self._dispatched_at = 0.0
         self._first_content_at: float | None = None
         self._holder: ReplicaRow | None = None  # of the stored response that the request is about
@@ -262,6 +264,8 @@ class Exchange:
         if self.tenant is None:
             self.tenant = self._desk.authenticate(credentials(headers))
         check_head(headers, max_body_bytes=policy.limits.max_body)
+        if self._overhead_seconds is not None:
+            self._head_seconds = self._desk.clock() - self.received_at
 
     def take_body(self, raw: bytes) -> None:
         """Decide on the body; from here on latencies count. Raises MalformedRequest, UnknownModel, WrongTask, UnknownResponse."""
@@ -432,7 +436,7 @@ class Exchange:
         self._series.gateway_seconds.add(own_seconds, sent_at)
         self._dispatched_at = sent_at
         if self._overhead_seconds is not None:
-            self._overhead_seconds = own_seconds
+            self._overhead_seconds = self._head_seconds + own_seconds
         self._desk.on_served(replica.replica)
 
     def stream_meter(self) -> StreamMeter | TypedEventMeter:
@@ -548,8 +552,9 @@ class Exchange:
     def overhead_headers(self) -> list[tuple[bytes, bytes]]:
         """`x-sliceway-overhead-ms`, where it is asked for: the gateway's own time until the head of the answer is written.
 
-        It is the time from the whole request to its hand-over to an engine, without the wait for a place, and from the engine's first
-        bytes to this moment. What clients, engines and the network between take is not in it.
+        It is the time that the request's head took (whose key it is, and what can be refused without a body), from the whole request to its
+        hand-over to an engine, without the wait for a place, and from the engine's first bytes to this moment. What clients, engines and the
+        network between take is not in it.
         """
         if self._overhead_seconds is None:
             return []

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from gateway.admission import Admission, Loads
+from gateway.admission import Admission, CacheSalts, Loads
 from gateway.config import Config
 from gateway.digests import METRICS, LatencyBook
 from gateway.errors import (
@@ -255,3 +257,98 @@ async def test_the_overhead_is_what_neither_the_client_nor_the_engine_took(desk:
         assert exchange.overhead_headers() == [(b"x-sliceway-overhead-ms", b"3.000")]
         exchange.begun(200)
         exchange.finished()
+
+
+async def test_the_overhead_begins_with_the_head_and_not_with_a_handler(desk: Desk) -> None:
+    """Whose key it is takes time before the body is looked at: that counts, and the body's own way here does not."""
+
+    def slow_keys() -> Keyring:
+        desk.clock.turn(0.004)
+        return Keyring({}, b"")
+
+    desk.exchanges.keyring = slow_keys
+    with desk.open() as exchange:
+        exchange.admit({b"x-sliceway-overhead": b"1"})
+        desk.clock.turn(5)
+        exchange.take_body(BODY)
+        for seconds in (0.002, 0.001):  # the first engine ends before it answers
+            exchange.place(never)
+            desk.clock.turn(seconds)
+            exchange.dispatched(desk.clock())
+        exchange.answer_came()
+        assert exchange.overhead_headers() == [(b"x-sliceway-overhead-ms", b"7.000")]
+
+
+# ---- long prompts: nothing that is done for each token, on the thread that all streams share
+
+
+def executed(work: Callable[[], object]) -> int:
+    """Calls of Python and C functions while `work` runs."""
+    count = 0
+
+    def seen(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(seen)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def prompt_of(tokens: int, kind: str) -> bytes:
+    """The body of a request with about so many tokens."""
+    said: dict[str, Any] = {"model": "m", "stream": True, "max_tokens": 8}
+    match kind:
+        case "text":
+            said["messages"] = [{"role": "user", "content": "word " * tokens}]
+        case "turns":
+            said["messages"] = [{"role": "user", "content": "word " * 50}] * (tokens // 50)
+        case "image":
+            image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "AAAA" * tokens}}
+            said["messages"] = [{"role": "user", "content": [image]}]
+        case _:
+            said["prompt"] = list(range(1000, 1000 + tokens))
+    return json.dumps(said).encode()
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("text", "/v1/chat/completions"),
+        ("turns", "/v1/chat/completions"),
+        ("image", "/v1/chat/completions"),
+        ("token ids", "/v1/completions"),
+    ],
+)
+async def test_a_prompt_of_sixty_thousand_tokens_is_no_more_work_than_a_short_one(
+    desk: Desk, kind: str, path: str
+) -> None:
+    """No call and no object for a token: the body is scanned and copied by C code, whatever its length."""
+    desk.exchanges.salts = CacheSalts(lambda: bytes(32))
+    short, long = prompt_of(1000, kind), prompt_of(60_000, kind)
+
+    def serve(body: bytes) -> tuple[int, int]:
+        with desk.exchanges.open(ROUTES[path], b"req_1") as exchange:
+            exchange.admit({})
+            before = sys.getallocatedblocks()
+
+            def whole() -> None:
+                exchange.take_body(body)
+                replica = placed_at_once(exchange)
+                assert len(exchange.outgoing(replica)) > len(body)
+
+            calls = executed(whole)
+            made = sys.getallocatedblocks() - before
+            exchange.dispatched(desk.clock())
+            exchange.begun(200)
+            exchange.finished()
+        return calls, made
+
+    serve(short)  # what is made once is made
+    (calls, made), (more_calls, more_made) = serve(short), serve(long)
+    assert len(long) > 50 * len(short) > 50_000
+    assert abs(more_calls - calls) < 10, "but for what only large bodies are looked at for"
+    assert more_made - made < 1000
