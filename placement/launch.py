@@ -186,6 +186,7 @@ def build_launch(
         **({"VLLM_SERVER_DEV_MODE": "1"} if sleep_mode else {}),
         **(extra_environment or {}),
         **engine.environment,
+        **_closed_to_others(engine),
     }
     return LaunchSpec(
         replica, sized.config.name, sized.task, target, tuple(argv), environment, cache if compiles else None
@@ -297,6 +298,11 @@ def _network_environment(engine: EngineConfig) -> dict[str, str]:
         return {}
     secret = engine.network.secret()
     return {"VLLM_API_KEY": secret, "ENGINE_API_KEY": secret}
+
+
+def _closed_to_others(engine: EngineConfig) -> dict[str, str]:
+    """Where other machines reach an engine it is never in vLLM's development mode: no key guards `/sleep`, `/collective_rpc` and the like."""
+    return {"VLLM_SERVER_DEV_MODE": "0"} if engine.network is not None and engine.transport == "tcp" else {}
 
 
 def _custom_argv(sized: SizedModel, target: Slice, engine: EngineConfig, own_python: Path) -> list[str]:

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from model_registry.errors import ConfigError
 from model_registry.model import EngineLimits, Footprint, SliceFit
 from model_registry.schema import ModelConfig
+from placement.engines import find_engine_python
+from placement.errors import EngineMissing
 from placement.goals import slice_kind
 from placement.launch import Endpoint, LaunchSpec, SizedModel, build_launch
 from placement.schema import EngineConfig
@@ -288,3 +290,66 @@ def test_sleep_mode_is_a_flag_and_the_variable_that_opens_its_endpoints() -> Non
     assert "--enable-sleep-mode" in sleeper.argv
     assert sleeper.environment["VLLM_SERVER_DEV_MODE"] == "1"
     assert plain.spec_hash != sleeper.spec_hash
+
+
+# ---- the engine's own features, and its closed doors
+
+
+def test_an_engine_that_other_machines_reach_is_never_in_development_mode(tmp_path: Path) -> None:
+    """No key guards vLLM's `/sleep`, `/wake_up` and `/collective_rpc`; on loopback and behind a socket nobody else is there."""
+    secret = tmp_path / "secret"
+    secret.write_text("s", encoding="utf-8")
+    asked = {"VLLM_SERVER_DEV_MODE": "1"}
+    network = {"address": "10.0.0.1", "secret_file": str(secret)}
+    reached = launch(transport="tcp", network=network, environment=asked)
+    assert reached.environment["VLLM_SERVER_DEV_MODE"] == "0"
+    assert launch(transport="tcp", environment=asked).environment["VLLM_SERVER_DEV_MODE"] == "1"
+    assert launch(environment=asked).environment["VLLM_SERVER_DEV_MODE"] == "1"
+    assert "VLLM_SERVER_DEV_MODE" not in launch().environment
+
+
+FEATURES = {
+    "--shutdown-timeout": "streams end before the engine does",
+    "--custom-histogram-buckets": "its histograms are on the gateway's grid",
+    "--kv-cache-memory-bytes": "a CPU engine takes no share of the whole machine",
+    "--max-num-batched-tokens": "its defaults come from the whole GPU",
+    "--enable-sleep-mode": "a model without requests sleeps in its place",
+}
+"""vLLM's own features that do a job here, and which one."""
+
+NOT_ASKED_FOR = {
+    "--max-num-queued-reqs": "counts a request of many sequences that runs alone as too many; the gateway counts what it sent",
+    "--max-num-queued-tokens": "refuses without saying when to come back; the gateway's queue says it",
+    "--scheduling-policy": "a client could then go before others by its body's `priority`; tenants' priorities are the gateway's",
+    "--sse-keep-alive-interval": "a comment before the first event would send the status line, and an early error its status",
+    "--enable-force-include-usage": "puts usage on every event; the gateway asks each stream for the last one",
+    "--enable-per-request-metrics": "changes what clients get; the gateway measures by itself",
+    "--api-key": "leaves half of the routes open; sockets of mode 0600 leave none",
+}
+"""Those that do not, and why; an operator can still ask for them with `engine_args`."""
+
+
+def test_engines_are_given_the_features_that_do_a_job_here_and_no_others() -> None:
+    cpu, sleeper = launch(), launch(target=MIG, sleep_mode=True)
+    given = {part for spec in (cpu, sleeper) for part in spec.argv if part.startswith("--")}
+    assert set(FEATURES) <= given
+    assert not set(NOT_ASKED_FOR) & given
+    asked = launch(sized(engine_args=["--max-num-queued-reqs", "64"]))
+    assert flag(asked, "--max-num-queued-reqs") == "64"
+
+
+@pytest.mark.engine
+def test_the_installed_vllm_knows_every_flag_that_it_is_given() -> None:
+    """By its parser's source: to import it would take longer than all other tests of this file."""
+    try:
+        python = find_engine_python("cpu")
+    except EngineMissing as error:
+        pytest.skip(f"no engine environment: {error.message}")
+    (vllm,) = (python.parents[1] / "lib").glob("python3*/site-packages/vllm")
+    parsers = (vllm / "engine" / "arg_utils.py", *(vllm / "entrypoints").rglob("cli_args.py"))
+    source = "\n".join(path.read_text(encoding="utf-8") for path in parsers)
+    flags = {part for spec in (launch(), launch(target=MIG, sleep_mode=True)) for part in spec.argv}
+    for name in sorted(part for part in flags if part.startswith("--")):
+        field = name.removeprefix("--").replace("-", "_")
+        assert f'"{name}"' in source or f"\n    {field}: " in source, f"vLLM knows no {name}"
+    assert '"--no-such-flag"' not in source
