@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,16 @@ from model_registry.schema import ModelConfig
 from model_registry.sizing.calibration import CalibrationStore
 from model_registry.sizing.units import GIB
 from placement.calibration import CalibratedRegistry
+from placement.clock import SystemClock
+from placement.goals import Workshop
 from placement.registry import ModelRegistry
+from placement.replicas.journal import Journal, JournalEntry
+from placement.replicas.parts import Goal
+from placement.replicas.process import LocalLauncher
 from placement.schema import EngineConfig
 from placement.slices import Gpu, Slice, SliceKind
+from placement.state import StatePaths
+from placement.workbench import Workbench
 
 CARD = Gpu("GPU-a", 0, "A100-80GB", 80 * GIB)
 MIG = Slice("GPU-a/1g.10gb@0", SliceKind.MIG, "1g.10gb", 9728 * 2**20, uuid="MIG-1", gpu=CARD)
@@ -42,7 +50,7 @@ def model(tmp_path: Path) -> ModelConfig:
         "max_position_embeddings": 1024,
         "torch_dtype": "bfloat16",
     }
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return ModelConfig(name="m", source=str(folder))
 
 
@@ -92,7 +100,7 @@ def test_a_damaged_store_keeps_nothing_from_serving(
     model: ModelConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "calibration.json"
-    path.write_text("{")
+    path.write_text("{", encoding="utf-8")
     calibrated = registry(path)
     sized = calibrated.describe(model)
 
@@ -100,7 +108,7 @@ def test_a_damaged_store_keeps_nothing_from_serving(
     assert calibrated.learn("m", MIG, LOG) is not None
     assert "estimates alone" in caplog.text
     assert "not kept" in caplog.text
-    assert path.read_text() == "{"
+    assert path.read_text(encoding="utf-8") == "{"
 
 
 def test_the_same_start_is_written_once(model: ModelConfig, tmp_path: Path) -> None:
@@ -112,3 +120,32 @@ def test_the_same_start_is_written_once(model: ModelConfig, tmp_path: Path) -> N
     calibrated.learn("m", MIG, LOG)
 
     assert not path.exists()
+
+
+async def test_a_controller_keeps_what_its_engine_said_when_it_came_up(model: ModelConfig, tmp_path: Path) -> None:
+    """Of this start, and not of an earlier one in the same log; looked at when the replica is proven, before it serves."""
+    path, paths = tmp_path / "calibration.json", StatePaths(tmp_path / "state")
+    launcher = LocalLauncher(paths, Journal(paths), {})
+    bench = Workbench(Workshop(paths, {}), launcher, SystemClock(), lambda: 0.0, lambda: None)
+    bench.registry = registry(path)
+    estimated = bench.registry.fit(bench.registry.describe(model), MIG)
+    earlier = LOG.replace("6.25", "1.00")
+    log = paths.log("m-0")
+    log.parent.mkdir(parents=True)
+    log.write_text(earlier + LOG, encoding="utf-8")
+    entry = JournalEntry(
+        replica="m-0",
+        model="m",
+        task="generate",
+        slice_id=MIG.id,
+        spec_hash="",
+        endpoint=f"unix:{tmp_path}/nobody",
+        log_offset=len(earlier),
+        started_at=datetime.now(UTC),
+    )
+    await bench.hands().prove(Goal("m-0", "m", "generate", MIG, 1, None), entry)
+
+    again = registry(path)
+    measured = again.fit(again.describe(model), MIG)
+    assert measured.available_kv_bytes / GIB == pytest.approx(6.25, abs=0.01)
+    assert measured.available_kv_bytes != estimated.available_kv_bytes

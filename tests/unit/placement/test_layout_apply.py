@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -228,6 +229,29 @@ def test_someone_who_cuts_at_the_same_time_is_noticed_and_left_alone(nvml: Nvml)
     (gpu,) = apply(Meddled(), [LayoutRule(layout=COUNTS)]).gpus
     assert gpu.result == "rolled-back"
     assert held(n) == ["1g.10gb@6"], "theirs stays, ours goes"
+
+
+def test_what_the_driver_made_is_compared_with_what_was_asked_for(nvml: Nvml) -> None:
+    """A driver that says yes and makes another instance, or makes it elsewhere, is not believed."""
+    n = nvml("h100-sxm", mig=True)
+    plain = NvmlPartitioner(n)
+
+    class Mistaken:
+        """Makes the large instance at another start than the one it was given, and tells of no error."""
+
+        observe, complete, destroy, set_mode = plain.observe, plain.complete, plain.destroy, plain.set_mode
+
+        def create(self, gpu: str, placement: Any) -> None:
+            if placement.profile == "3g.40gb":
+                placement = replace(placement, start=4 - placement.start)
+            plain.create(gpu, placement)
+
+    (gpu,) = apply(Mistaken(), [LayoutRule(layout=["3g.40gb@0"])]).gpus
+    assert not gpu.ok
+    assert gpu.result in ("rolled-back", "failed")
+    assert gpu.error is not None
+    assert gpu.now is not None
+    assert "3g.40gb@0" not in [i.name for i in gpu.now.instances]
 
 
 def test_a_process_that_starts_meanwhile_stops_it_and_is_named(nvml: Nvml) -> None:
