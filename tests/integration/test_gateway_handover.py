@@ -14,7 +14,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from gateway.config import load_config
 from gateway.ingress.handover import handover_path, serving_pid, take_over
+from gateway.keys import Keystore
 from gateway.testing import FakeFleet, fake_fleet, wait_until
 from placement.state import SOCKET_PATH_BYTES, StatePaths
 from tests.integration.gateway_harness import CHAT, chat_body, events
@@ -25,7 +27,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 class Site:
     """A configuration, its engine, and where its gateway is asked."""
 
-    def __init__(self, directory: Path, fleet: FakeFleet) -> None:
+    def __init__(self, directory: Path, fleet: FakeFleet, tenants: list[dict[str, object]] | None = None) -> None:
         self.directory, self.fleet = directory, fleet
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
@@ -36,9 +38,24 @@ class Site:
         gateway = {"listen": self.listen, "authentication": "none", "keep_alive_seconds": 5}
         models = [{"name": "m", "source": "x"}]
         self.config.write_text(
-            json.dumps({"version": "v1", "state_dir": str(state), "models": models, "gateway": gateway})
+            json.dumps({"version": "v1", "state_dir": str(state), "models": models, "gateway": gateway}),
+            encoding="utf-8",
         )
+        self.key = ""
+        if tenants:
+            self._ask_for_keys(tenants)
         self.door = handover_path(StatePaths(state).runtime({}), self.listen)
+
+    def _ask_for_keys(self, tenants: list[dict[str, object]]) -> None:
+        raw = json.loads(self.config.read_text(encoding="utf-8")) | {"tenants": tenants}
+        raw["gateway"]["authentication"] = "keys"
+        self.config.write_text(json.dumps(raw), encoding="utf-8")
+        self.key, _ = Keystore.of(load_config(self.config)).create(str(tenants[0]["name"]), now=1.0)
+
+    def ask(self, max_tokens: int) -> httpx2.Response:
+        head = {"authorization": f"Bearer {self.key}"}
+        body = chat_body(stream=False, max_tokens=max_tokens)
+        return httpx2.post(self.url + CHAT, json=body, headers=head, timeout=30)
 
     @contextmanager
     def process(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -53,7 +70,7 @@ class Site:
             process.wait()
 
     def said(self) -> str:
-        return (self.directory / "gateway.log").read_text()
+        return (self.directory / "gateway.log").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -121,6 +138,20 @@ def test_a_successor_that_ends_before_it_serves_changes_nothing(site: Site) -> N
         assert serving_pid(site.door) == first.pid
         with site.process() as third:
             assert third.wait(30) != 0, "the address is taken for who does not ask for it"
+
+
+def test_what_a_tenant_used_counts_on_in_the_process_that_takes_over(tmp_path: Path) -> None:
+    """An upgrade of the gateway is no way to a fresh budget."""
+    with fake_fleet(tmp_path / "state") as fleet:
+        fleet.start("m-0", "m", output_tokens=200)
+        site = Site(tmp_path, fleet, tenants=[{"name": "acme", "limits": {"tokens_per_day": 4000}}])
+        with site.process() as first:
+            assert site.ask(3000).status_code == 200, "it fits at first"
+            assert [site.ask(200).status_code for _ in range(8)] == [200] * 8
+            with site.process("--take-over"):
+                wait_until(lambda: first.poll() is not None, what="the first process has ended")
+                assert site.ask(3000).status_code == 429, site.said()
+                assert site.ask(200).status_code == 200, "the rest is there"
 
 
 def test_where_nobody_serves_nothing_is_taken_over(site: Site) -> None:

@@ -223,6 +223,29 @@ def test_when_a_key_was_last_used_survives_the_gateway(relay: str, tmp_path: Pat
     assert idle.id not in used
 
 
+def test_what_was_used_of_a_limit_counts_on_in_the_next_gateway(relay: str, tmp_path: Path) -> None:
+    """The height of the limit is the configuration's; what is used of it lies in the state directory."""
+    acme = {"name": "acme", "limits": {"tokens_per_day": 4000}}
+    large = {"max_tokens": 3000}  # 3000 of an answer, and the prompt: more than will be left, less than the limit
+    with house(tmp_path, relay, acme) as one:
+        one.start("m@0", output_tokens=200)
+        fits = one.ask("acme", **large)
+        assert fits.status_code == 200
+        assert fits.headers["x-ratelimit-limit-tokens"] == "4000"
+        assert [one.ask("acme", max_tokens=200).status_code for _ in range(8)] == [200] * 8
+    with house(tmp_path, relay, acme) as one:
+        one.start("m@0", output_tokens=200)
+        refused = one.ask("acme", **large)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert "on tokens per day: limit 4000" in refused.json()["error"]["message"]
+        rest = one.ask("acme", max_tokens=200)
+        assert rest.status_code == 200, "the rest is there"
+        assert int(rest.headers["x-ratelimit-remaining-tokens"]) <= 4000 - 9 * 201, "and no more"
+    with house(tmp_path, relay, acme | {"limits": {"tokens_per_day": 8000}}) as one:
+        one.start("m@0", output_tokens=200)
+        assert one.ask("acme", **large).status_code == 200, "a higher limit, less what was used"
+
+
 def test_two_gateways_give_a_replica_no_more_than_its_seats(relay: str, tmp_path: Path) -> None:
     """The replica would take sixteen; `max_in_flight_per_replica` says four, for all gateways together."""
     with house(tmp_path, relay, {"name": "acme"}, gateways=2, max_in_flight_per_replica=4) as one:

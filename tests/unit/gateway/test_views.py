@@ -69,6 +69,30 @@ async def test_every_slice_is_there_with_its_tenants_and_windows() -> None:
         assert rows[1]["windows"][window]["itl_seconds"] == {"p50": None, "p99": None, "count": 0}
 
 
+async def test_what_the_gateway_took_and_what_the_engine_took_are_told_apart_for_each_model() -> None:
+    """By `/slices`, whose rows name their model; and by `/metrics`, where the slice leads from the times to the model."""
+    clock, book = FakeClock(), LatencyBook()
+    rows = (replica_row("m-0", "m", "unix:/0"), replica_row("k-0", "k", "unix:/1"))
+    routes = build_routes(
+        RoutingTable(generation=1, models=(ModelRow(name="m"), ModelRow(name="k")), replicas=rows), (), {}
+    )
+    took = {"m": (0.002, 0.4), "k": (0.001, 3.0)}
+    for row in rows:
+        series = book.series(row.slice.id, "acme", clock())
+        series.gateway_seconds.add(took[row.model][0], clock())
+        series.engine_seconds.add(took[row.model][1], clock())
+    shown = {row["model"]: row["windows"]["1m"] for row in await SlicesView(lambda: routes, book, clock).rows()}
+    for model, (gateway, engine) in took.items():
+        assert shown[model]["gateway_seconds"]["p50"] == pytest.approx(gateway, rel=0.01)
+        assert shown[model]["engine_seconds"]["p50"] == pytest.approx(engine, rel=0.01)
+    files = Files({})
+    text = MetricsPage(GatewayCollector(Stats(), book, Loads(bound=1), lambda: routes, lambda: files, clock)).render()
+    for row in rows:
+        sums = [f'sliceway_{stage}_seconds_sum{{slice="{row.slice.id}"' for stage in ("gateway", "engine")]
+        leads = f'sliceway_in_flight_requests{{model="{row.model}",replica="{row.replica}",slice="{row.slice.id}"}}'
+        assert all(text.decode().count(part) == 1 for part in (*sums, leads))
+
+
 async def test_windows_forget_in_their_own_time() -> None:
     clock = FakeClock()
     view = SlicesView(lambda: ROUTES, filled(clock), clock)
