@@ -11,7 +11,8 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from placement.clock import SystemClock
 from placement.cluster.errors import NodeLost
 from placement.cluster.goal import read_goal
 from placement.cluster.head import Head, Hold
+from placement.cluster.holder import SliceHolder
 from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions
 from placement.cluster.node import NodeAgent, NodePaths, NodeSettings
 from placement.cluster.offers import node_resource, resource_of
 from placement.cluster.processes import LocalProcesses
-from placement.cluster.seats import this_process
 from placement.inventory import observe
 from placement.schema import FleetConfig
 from placement.simulate import enter
@@ -55,21 +56,26 @@ class RayStore:
         await asyncio.to_thread(_internal_kv_put, _JOURNAL, journal, True, namespace=NAMESPACE.encode())
 
 
-class SliceHolder:
-    """Holds one slice in Ray's books for one replica, and is what its engine belongs to."""
+@dataclass(slots=True)
+class _Asked:
+    """A holder that was asked for. `owner` is known once it has answered."""
 
-    def owner(self) -> str:
-        """This process, as a node's controller can look for it."""
-        return this_process().model_dump_json()
+    seat: Seat
+    holder: ActorHandle[Any]
+    answer: Any
+    owner: Owner | None = None
 
 
 class RayNodes:
     """The nodes and their books, as Ray keeps them."""
 
     def __init__(self) -> None:
-        self._asked: dict[str, tuple[Seat, ActorHandle[Any], Any]] = {}
+        self._asked: dict[str, _Asked] = {}
         self._agents: dict[str, ActorHandle[Any]] = {}
-        self._books: Mapping[str, Seat] = {}  # as last looked at: the head does, once in every round
+        # As last looked at, the second only where it is needed: the head does, once in every round.
+        self._books: Mapping[str, Seat] = {}
+        self._offered: Collection[str] | None = None
+        self._holders = _as_remote(SliceHolder)  # once, because Ray keeps each class that it is given
 
     async def names(self) -> Sequence[str]:
         """Every agent that is not known to be dead."""
@@ -86,17 +92,24 @@ class RayNodes:
     async def hold(self, seat: Seat) -> Hold:
         """A holder for the slice; how far it is."""
         asked = self._asked.get(seat.replica)
-        if asked is None or asked[0] != seat:
+        if asked is None or asked.seat != seat:
             asked = self._asked[seat.replica] = await asyncio.to_thread(self._ask, seat)
-        done, _ = await asyncio.to_thread(ray.wait, [asked[2]], timeout=0)
-        if not done:
-            rivals = [s for s in self._books.values() if s.key == seat.key and s.replica != seat.replica]
-            return Hold(seat, waits_for=await asyncio.to_thread(_why_pending, seat, rivals))
-        try:
-            return Hold(seat, owner=Owner.model_validate_json(await asked[2]))
-        except RayActorError:
-            del self._asked[seat.replica]
-            return Hold(seat, waits_for=f"another holder of slice {seat.key}: the last one died")
+        if asked.owner is None:
+            done, _ = await asyncio.to_thread(ray.wait, [asked.answer], timeout=0)
+            if not done:
+                return Hold(seat, waits_for=await self._why_pending(seat))
+            try:
+                asked.owner = Owner.model_validate_json(await asked.answer)
+            except RayActorError:
+                return self._died(seat)
+        elif self._books.get(seat.replica) != seat:  # an answer outlives who gave it
+            return self._died(seat)
+        return Hold(seat, owner=asked.owner)
+
+    def _died(self, seat: Seat) -> Hold:
+        """The next time it is asked for, there will be another one."""
+        del self._asked[seat.replica]
+        return Hold(seat, waits_for=f"another holder of slice {seat.key}: the last one died")
 
     async def let_go(self, replica: str) -> None:
         """End the replica's holders."""
@@ -108,17 +121,30 @@ class RayNodes:
     async def held(self) -> Mapping[str, Seat]:
         """Every holder that is there or is being made."""
         self._books = {seat.replica: seat for seat in map(_seat_of, await _named(_HOLDER))}
+        self._offered = None
         return self._books
 
-    def _ask(self, seat: Seat) -> tuple[Seat, ActorHandle[Any], Any]:
+    def _ask(self, seat: Seat) -> _Asked:
         holder = _detached(
-            SliceHolder,
+            self._holders,
             _holder_name(seat),
             get_if_exists=True,
             max_restarts=0,
             resources={resource_of(seat.key): 1.0},
         ).remote()
-        return seat, holder, holder.owner.remote()
+        return _Asked(seat, holder, holder.owner.remote())
+
+    async def _why_pending(self, seat: Seat) -> str:
+        """What Ray waits for, in terms of slices."""
+        if self._offered is None:
+            cluster: Any = ray
+            self._offered = frozenset(await asyncio.to_thread(cluster.cluster_resources))
+        if resource_of(seat.key) not in self._offered:
+            return f"a node that offers slice {seat.key}: none in the cluster does"
+        rivals = [s for s in self._books.values() if s.key == seat.key and s.replica != seat.replica]
+        if rivals:
+            return f"slice {seat.key}, which is still held for {rivals[0].replica}"
+        return f"Ray to start its holder on node {seat.node}"
 
     async def _agent(self, node: str, call: Callable[[ActorHandle[Any]], Any]) -> Any:
         """Ask it by the handle that is known: looking one up by name is a question to Ray's own head each time."""
@@ -143,17 +169,6 @@ def _seat_of(name: str) -> Seat:
 async def _named(prefix: str) -> list[str]:
     everyone = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
     return [a["name"] for a in everyone if a["namespace"] == NAMESPACE and a["name"].startswith(prefix)]
-
-
-def _why_pending(seat: Seat, rivals: Sequence[Seat]) -> str:
-    """What Ray waits for, in terms of slices."""
-    name = resource_of(seat.key)
-    cluster: Any = ray
-    if name not in cluster.cluster_resources():
-        return f"a node that offers slice {seat.key}: none in the cluster does"
-    if rivals:
-        return f"slice {seat.key}, which is still held for {rivals[0].replica}"
-    return f"Ray to start its holder on node {seat.node}"
 
 
 class HeadActor:
@@ -259,15 +274,21 @@ async def _next_broadcast(head: str, after: int, timeout_seconds: float) -> Broa
 def start_head(versions: Versions, secret: str) -> ActorHandle[Any]:
     """The cluster's head; the one that is there, if there is one."""
     created = int(time.time())  # noqa: TID251 - shown as the models' age
-    options = _detached(HeadActor, HEAD, get_if_exists=True, max_restarts=-1, max_concurrency=1000)
+    options = _detached(_as_remote(HeadActor), HEAD, get_if_exists=True, max_restarts=-1, max_concurrency=1000)
     head: ActorHandle[Any] = options.remote(versions.model_dump_json(), secret, created)
     return head
 
 
-def _detached(cls: type, name: str, **options: Any) -> Any:
-    """What makes a named actor of `cls` that outlives whoever makes it, and takes nothing but the resources it names."""
+def _detached(made: Any, name: str, **options: Any) -> Any:
+    """What makes a named actor of the class that `ray.remote` has made, which outlives whoever makes it and takes nothing but the
+    resources it names.
+    """
+    return made.options(name=name, namespace=NAMESPACE, lifetime="detached", num_cpus=0, num_gpus=0, **options)
+
+
+def _as_remote(cls: type) -> Any:
     remote: Any = ray.remote
-    return remote(cls).options(name=name, namespace=NAMESPACE, lifetime="detached", num_cpus=0, num_gpus=0, **options)
+    return remote(cls)
 
 
 def start_agent(node: Mapping[str, Any]) -> ActorHandle[Any]:
@@ -277,7 +298,7 @@ def start_agent(node: Mapping[str, Any]) -> ActorHandle[Any]:
         ray.kill(ray.get_actor(name, namespace=NAMESPACE))
         _until_gone(name)
     options = _detached(
-        AgentActor, name, max_restarts=-1, max_concurrency=100, resources={node_resource(node["name"]): 1.0}
+        _as_remote(AgentActor), name, max_restarts=-1, max_concurrency=100, resources={node_resource(node["name"]): 1.0}
     )
     agent: ActorHandle[Any] = options.remote(dict(node))
     return agent

@@ -95,14 +95,14 @@ class Raylet:
 
     def __init__(self, machine: Machine, inventory: Inventory, *, address: str | None, port: int | None = None) -> None:
         """Join the cluster at `address`, or be the first node of one that listens on `port`."""
-        where = (
-            ["--head", f"--port={port}", "--include-dashboard=false"] if address is None else [f"--address={address}"]
-        )
+        head = ["--head", f"--port={port}", "--include-dashboard=false", f"--ray-client-server-port={_free_port()}"]
+        where = head if address is None else [f"--address={address}"]
         self.address = address or f"{machine.address}:{port}"
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *where),
             f"--node-ip-address={machine.address}",
             "--num-gpus=0",
+            "--dashboard-agent-listen-port=0",  # else one that is the same on every machine, and for every node on it
             f"--resources={json.dumps(offered(machine.name, inventory))}",
         ]
         logs = machine.directory / "logs"
@@ -146,13 +146,20 @@ class Raylet:
             time.sleep(0.3)
 
     def _last_words(self) -> str:
-        text = _ESCAPES.sub("", self._log.read_text(errors="replace"))
+        text = _ESCAPES.sub("", self._log.read_text(errors="replace", encoding="utf-8"))
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return lines[-1] if lines else "Ray said nothing"
 
     def stop(self) -> None:
         """End it, and what Ray has started on this machine for it."""
         end_group(self._process)
+
+
+def _free_port() -> int:
+    """For Ray's client server: it takes 10001 unless it is told another one, and cannot be told to have none."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def end_group(process: subprocess.Popen[bytes], patience_seconds: float = _STOP_SECONDS) -> None:
