@@ -15,6 +15,8 @@ from gateway.admin.access import Access
 from gateway.console.state import console_state
 from gateway.errors import UnknownPath
 from model_registry.errors import SlicewayError
+from placement.state import StatePaths
+from placement.status import running_status
 from placement.table import ReplicaRow
 from placement.transition.journal import JOURNAL_FILE, Record, TransitionJournal
 
@@ -68,7 +70,10 @@ def add_console(app: FastAPI, backstage: Backstage, access: Callable[[], Access]
         _, readiness = backstage.readiness()
         reasons = {row.replica: row.reason for row in backstage.replicas()}
         under_way = await run_in_threadpool(_transition, state)
-        shown = console_state(await backstage.slices(), readiness, backstage.limits_in_force(), reasons, under_way)
+        controller = await run_in_threadpool(running_status, StatePaths(state))
+        shown = console_state(
+            await backstage.slices(), readiness, backstage.limits_in_force(), reasons, under_way, controller
+        )
         return Response(
             msgspec.json.encode(shown), media_type="application/json", headers={"cache-control": "no-store"}
         )

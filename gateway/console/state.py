@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from model_registry.catalogue import load_catalogue
+from placement.assign import stem_of
+from placement.status import ControllerStatus, ScalingRow
+from placement.table import ReplicaState
 from placement.transition.journal import Record
 
 _IDENTITY = re.compile(r"(?:.*/)?(?P<gpu>GPU-[^/]+)/(?P<profile>[^@#]+)@(?P<start>\d+)")
@@ -20,8 +24,12 @@ def console_state(
     limits: Iterable[Mapping[str, Any]],
     reasons: Mapping[str, str | None],
     transition: Record | None,
+    controller: ControllerStatus | None = None,
 ) -> dict[str, Any]:
-    """`rows` are those of `/slices`, `limits` those of `gateway.admission.view`; `reasons` say why a replica is not ready."""
+    """`rows` are those of `/slices`, `limits` those of `gateway.admission.view`; `reasons` say why a replica is not ready.
+
+    `controller` is what the one that runs tells of itself; None where there is none.
+    """
     return {
         "ready": readiness["ready"],
         "draining": readiness["draining"],
@@ -30,6 +38,7 @@ def console_state(
         "gpus": _gpus(rows),
         "slices": [_row(row, reasons) for row in rows],
         "throttled": _throttled(limits),
+        "plan": _plan(controller),
         "transition": _transition(transition),
     }
 
@@ -102,6 +111,34 @@ def _limit(limit: Mapping[str, Any]) -> dict[str, Any]:
         "throttled_seconds": limit["throttled_seconds"],
         "retry_after_seconds": limit["retry_after_seconds"],
     }
+
+
+def _plan(status: ControllerStatus | None) -> dict[str, Any] | None:
+    """What is to run, by model (`model@tenant` for a dedicated tenant's), how much of it does, and what has no slice."""
+    if status is None:
+        return None
+    planned = Counter([stem_of(row.replica) for row in status.replicas] + list(map(stem_of, status.unplaced)))
+    ready = Counter(stem_of(row.replica) for row in status.replicas if row.state is ReplicaState.READY)
+    return {
+        "models": [
+            {"model": name, "planned": planned[name], "ready": ready[name], "demand": _demand(status.scaling.get(name))}
+            for name in sorted(planned.keys() | status.scaling.keys())
+        ],
+        "unplaced": [
+            {"replica": replica, "message": error.message, "remedy": error.remedy}
+            for replica, error in sorted(status.unplaced.items())
+        ],
+        "refused": status.refused.error.message if status.refused else None,
+        "repartition": status.repartition.step if status.repartition.running else None,
+    }
+
+
+def _demand(row: ScalingRow | None) -> str | None:
+    """Of a model whose replicas follow demand: how many are asked for, within which bounds, and why."""
+    if row is None:
+        return None
+    short = f", {row.short} without a slice" if row.short else ""
+    return f"{row.replicas} of {row.least} to {row.most}{short} ({row.reason})"
 
 
 def _transition(record: Record | None) -> dict[str, Any] | None:

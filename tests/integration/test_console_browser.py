@@ -39,7 +39,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeFleet]:
 @pytest.fixture(scope="module")
 def gateway(fleet: FakeFleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     secret = tmp_path_factory.mktemp("secret") / "admin"
-    secret.write_text(ADMIN_KEY)
+    secret.write_text(ADMIN_KEY, encoding="utf-8")
     config = Config.model_validate(
         {
             "version": "v1",
@@ -147,6 +147,44 @@ def test_the_queue_of_every_slice_is_counted(page: WebDriver) -> None:
     until(page, lambda: page.find_elements(By.CSS_SELECTOR, "#slices tbody tr:not(.tenant)"), "the slices")
     cells = page.find_elements(By.CSS_SELECTOR, "#slices tbody tr:not(.tenant) td:nth-child(4)")
     assert [cell.text for cell in cells] == ["0"]
+
+
+MIG_SLICE = "GPU-5c5f4b7e-0d4a-4bbd-9a06-2d0c7b6f1e11/1g.10gb@3"
+OUT_OF_SIGHT = """
+const frame = document.querySelector(".scroll").getBoundingClientRect();
+return [...document.querySelectorAll("#slices tbody td")].filter((e) => e.textContent)
+  .filter((e) => { const at = e.getBoundingClientRect(); return at.left < frame.left - 1 || at.right > Math.min(frame.right, innerWidth) + 1; })
+  .map((e) => `${e.dataset.label}: ${e.textContent}`);
+"""
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_every_figure_of_a_slice_is_in_sight_however_long_its_id_is(
+    page: WebDriver, fleet: FakeFleet, gateway: RunningGateway, width: int
+) -> None:
+    kept = fleet.rows["chat-0"]
+    fleet.rows["chat-0"] = kept.model_copy(update={"slice": kept.slice.model_copy(update={"id": MIG_SLICE})})
+    fleet.publish()
+    gateway.look()
+    try:
+        sized(page, width)
+        signed_in(page)
+        named = f"#slices [title='{MIG_SLICE}']"
+        until(page, lambda: page.find_elements(By.CSS_SELECTOR, named), "the slice, with its whole id at hand")
+        assert page.find_element(By.CSS_SELECTOR, named).text == "GPU-5c5f\u20261e11/1g.10gb@3"
+        assert MIG_SLICE.partition("/")[0] in find(page, "fleet").text
+        labels = page.execute_script("return [...document.querySelectorAll('#slices td')].map((e) => e.dataset.label)")
+        assert "E2E p50 / p99" in labels
+        assert page.execute_script(OUT_OF_SIGHT) == []
+    finally:
+        fleet.rows["chat-0"] = kept
+        fleet.publish()
+        gateway.look()
+
+
+def test_it_says_what_is_planned_or_that_nobody_plans(page: WebDriver) -> None:
+    signed_in(page)
+    until(page, lambda: "No controller runs here" in find(page, "plan").text, "the plan")
 
 
 @pytest.mark.parametrize("width", [360, 1280])

@@ -14,6 +14,9 @@ function make(tag, text, className) {
   return node;
 }
 
+// Of a driver's id both ends tell it from others. All of it is in the title, and stands in full above the drawing of its card.
+const short = (id) => id.replace(/\b(GPU|MIG)-([0-9a-f]{4})[0-9a-f-]{20,}([0-9a-f]{4})\b/gi, "$1-$2\u2026$3");
+
 const pair = (series) => (series && series.count ? `${Math.round(series.p50 * 10000) / 10} / ${Math.round(series.p99 * 10000) / 10}` : "-");
 
 function signedIn(yes) {
@@ -48,6 +51,7 @@ function show(state) {
   find("fleet").replaceChildren(...state.gpus.map(drawGpu));
   document.querySelector("#slices tbody").replaceChildren(...state.slices.flatMap(rows));
   find("limits").replaceChildren(...(state.throttled.length ? state.throttled.map(drawLimit) : [make("p", "Nobody: no limit is half used, and none refuses.")]));
+  drawPlan(state.plan);
   drawTransition(state.transition);
   const models = [...new Set(state.slices.map((s) => s.model).filter(Boolean))].sort();
   const chosen = find("model");
@@ -71,17 +75,27 @@ function drawGpu(card) {
   return box;
 }
 
+function line(name, title, model, state, queue, window, className) {
+  const row = make("tr", null, className);
+  row.setAttribute("role", "row");
+  const shown = [name, model, state, queue, window.e2e_seconds.count, pair(window.ttft_seconds), pair(window.itl_seconds), pair(window.e2e_seconds)];
+  const headings = document.querySelectorAll("#slices th");
+  shown.forEach((text, column) => {
+    const cell = make("td", text);
+    cell.setAttribute("role", "cell");
+    cell.dataset.label = headings[column].textContent;
+    row.append(cell);
+  });
+  row.firstChild.title = title;
+  return row;
+}
+
 function rows(one) {
-  const line = (head, model, state, queue, window, className) => {
-    const row = make("tr", null, className);
-    for (const text of [head, model, state, queue, window.e2e_seconds.count, pair(window.ttft_seconds), pair(window.itl_seconds), pair(window.e2e_seconds)]) row.append(make("td", text));
-    return row;
-  };
   const state = one.reason ? `${one.state}: ${one.reason}` : one.state;
   const waiting = one.queue ? one.queue.waiting_requests : "-";
   return [
-    line(one.slice.id, one.model || "-", state, waiting, one.window),
-    ...Object.entries(one.tenants).map(([name, window]) => line(`\u2003${name}`, "", "", "", window, "tenant")),
+    line(short(one.slice.id), one.slice.id, one.model || "-", state, waiting, one.window),
+    ...Object.entries(one.tenants).map(([name, window]) => line(`\u2003${name}`, `${name} on ${one.slice.id}`, "", "", "", window, "tenant")),
   ];
 }
 
@@ -98,6 +112,17 @@ function drawLimit(limit) {
   bar.append(fill);
   box.append(bar);
   return box;
+}
+
+function drawPlan(plan) {
+  const box = find("plan");
+  if (!plan) return box.replaceChildren(make("p", "No controller runs here: this gateway serves what others start."));
+  const list = make("ul");
+  list.append(...plan.models.map((m) => make("li", `${m.model}: ${m.ready} of ${m.planned} replicas ready${m.demand ? `; demand: ${m.demand}` : ""}`)));
+  list.append(...plan.unplaced.map((one) => make("li", `${one.replica} has no slice: ${one.message} ${one.remedy || ""}`)));
+  box.replaceChildren(list);
+  if (plan.refused) box.append(make("p", `The last configuration was not taken over: ${plan.refused}`));
+  if (plan.repartition) box.append(make("p", `GPUs are cut anew for demand: ${plan.repartition}`));
 }
 
 function drawTransition(change) {

@@ -5,6 +5,7 @@ from typing import Any
 
 from gateway.console.state import console_state, memory_slices
 from model_registry.geometry import Placement
+from placement.status import ControllerStatus
 from placement.transition.journal import Record
 from placement.transition.steps import Place, Step, Transition
 
@@ -27,7 +28,9 @@ def row(slice_id: str, *, profile: str | None = None, model: str | None = None, 
 def state(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
     readiness = {"ready": True, "draining": False, "generation": 7, "problems": []}
     asked: dict[str, Any] = {"limits": (), "reasons": {}, "transition": None} | more
-    return console_state(rows, readiness, asked["limits"], asked["reasons"], asked["transition"])
+    return console_state(
+        rows, readiness, asked["limits"], asked["reasons"], asked["transition"], asked.get("controller")
+    )
 
 
 def test_slices_stand_in_their_places_on_their_card() -> None:
@@ -95,3 +98,32 @@ def test_a_transition_says_how_far_it_is_and_what_stopped_it() -> None:
     assert [step["state"] for step in shown["steps"]] == ["done", "failed"]
     assert shown["error"]["message"] == "no"
     assert state()["transition"] is None
+
+
+def test_the_plan_is_what_is_to_run_and_what_has_no_slice() -> None:
+    now = "2026-11-21T00:00:00Z"
+    running = {"model": "chat", "slice": {"id": "a", "kind": "cpu"}, "memory_bytes": 1, "since": now, "log": "l"}
+    controller = ControllerStatus.model_validate(
+        {
+            "pid": 1,
+            "started_at": now,
+            "updated_at": now,
+            "state": "running",
+            "config": "c.yaml",
+            "generation": 1,
+            "replicas": [
+                running | {"replica": "chat-0", "state": "ready"},
+                running | {"replica": "chat-1", "state": "starting"},
+            ],
+            "unplaced": {"chat@acme-0": {"code": "no_slice", "message": "no slice is free", "remedy": "Add one."}},
+            "scaling": {"chat": {"replicas": 3, "placed": 2, "least": 1, "most": 4, "reason": "3 are needed"}},
+        }
+    )
+    plan = state(controller=controller)["plan"]
+    assert plan["models"] == [
+        {"model": "chat", "planned": 2, "ready": 1, "demand": "3 of 1 to 4, 1 without a slice (3 are needed)"},
+        {"model": "chat@acme", "planned": 1, "ready": 0, "demand": None},
+    ]
+    assert plan["unplaced"] == [{"replica": "chat@acme-0", "message": "no slice is free", "remedy": "Add one."}]
+    assert (plan["refused"], plan["repartition"]) == (None, None)
+    assert state()["plan"] is None
