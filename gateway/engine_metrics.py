@@ -11,9 +11,11 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from gateway.errors import EngineError
 from gateway.exchange import Clock
+from gateway.metrics import Family, Sample, exposition
 from gateway.routes import Routes
 from gateway.slice_metrics import slice_labels
 from gateway.upstream import Engines
@@ -23,8 +25,10 @@ CACHE_SECONDS = 2.0
 TIMEOUT_SECONDS = 2.0
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+Kind = Literal["gauge", "counter", "histogram"]
+
 # Name here -> type, and the names it has in vLLM, the newest first (0.33.0 back to 0.8; the same sheet as docs/http.md's).
-FAMILIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+FAMILIES: Mapping[str, tuple[Kind, tuple[str, ...]]] = {
     "vllm:num_requests_running": ("gauge", ("vllm:num_requests_running",)),
     "vllm:num_requests_waiting": ("gauge", ("vllm:num_requests_waiting",)),
     "vllm:kv_cache_usage_perc": ("gauge", ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")),
@@ -68,7 +72,7 @@ class EngineMetrics:
         routes: Callable[[], Routes],
         engines: Engines,
         clock: Clock,
-        slices: Callable[[], Awaitable[str]] | None = None,
+        slices: Callable[[], Awaitable[Iterable[Family]]] | None = None,
     ) -> None:
         self._routes = routes
         self._engines = engines
@@ -85,7 +89,7 @@ class EngineMetrics:
                 ready = [r for r in self._routes().replicas() if r.state is ReplicaState.READY]
                 of_slices = asyncio.ensure_future(self._slices()) if self._slices else None
                 pages = await asyncio.gather(*(self._ask(replica) for replica in ready))
-                self._page = ("".join(lines(pages)) + (await of_slices if of_slices else "")).encode()
+                self._page = exposition([*families(pages), *(await of_slices if of_slices else ())])
                 self._taken_at = self._clock()
             return self._page
 
@@ -97,17 +101,15 @@ class EngineMetrics:
         return _Page(replica, body.decode("utf-8", "replace") if status == 200 else None)
 
 
-def lines(pages: Sequence[_Page]) -> Iterator[str]:
-    """Prometheus' text: every family once, with the samples of all engines."""
-    yield "# TYPE sliceway_engine_up gauge\n"
-    for page in pages:
-        yield f"sliceway_engine_up{{{_labels(page.replica)}}} {int(page.text is not None)}\n"
+def families(pages: Sequence[_Page]) -> Iterator[Family]:
+    """Every family once, with the samples of all engines."""
+    up = tuple(Sample(_labels(page.replica), page.text is not None) for page in pages)
+    yield Family("sliceway_engine_up", "gauge", "1 where a ready engine told its metrics, 0 where it did not.", up)
     found = [(_labels(page.replica), _samples(page.text)) for page in pages if page.text is not None]
     for name, (kind, names) in FAMILIES.items():
-        body = [line for labels, samples in found for line in _family(name, kind, names, labels, samples)]
-        if body:
-            yield f"# TYPE {name} {kind}\n"
-            yield from body
+        told = tuple(sample for labels, samples in found for sample in _told(kind, names, labels, samples))
+        if told:
+            yield Family(name, kind, "The engine's own figure, under the names of its slice.", told)
 
 
 Samples = Mapping[str, Mapping[str, float]]
@@ -133,20 +135,20 @@ def _samples(text: str) -> Samples:
     return found
 
 
-def _family(name: str, kind: str, names: Iterable[str], labels: str, samples: Samples) -> Iterator[str]:
+def _told(kind: Kind, names: Iterable[str], labels: Mapping[str, str], samples: Samples) -> Iterator[Sample]:
+    """What one engine says of a family that it knows by one of `names`."""
     if kind != "histogram":
         known = next((samples[n] for n in names if n in samples), None)
         if known is not None:
-            yield f"{name}{{{labels}}} {known.get('', 0.0):.17g}\n"
+            yield Sample(labels, known.get("", 0.0))
         return
     known_as = next((n for n in names if f"{n}_bucket" in samples), None)
     if known_as is None:
         return
     for part in _HISTOGRAM_PARTS:
         for bound, value in samples.get(known_as + part, {}).items():
-            le = f',le="{bound}"' if bound else ""
-            yield f"{name}{part}{{{labels}{le}}} {value:.17g}\n"
+            yield Sample({**labels, "le": bound} if bound else labels, value, part)
 
 
-def _labels(replica: ReplicaRow) -> str:
+def _labels(replica: ReplicaRow) -> Mapping[str, str]:
     return slice_labels(replica.slice, replica.replica, replica.model)

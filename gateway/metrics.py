@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -232,6 +232,44 @@ class MetricsPage:
     def render(self) -> bytes:
         """All metrics at this moment."""
         return generate_latest(self._registry)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One figure of a family. `part` is what a histogram's sample has after the family's name: `_bucket`, `_sum`, `_count`."""
+
+    labels: Mapping[str, str]
+    value: float
+    part: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A metric that somebody else counts, and the gateway passes on; `name` is a counter's with its `_total`."""
+
+    name: str
+    kind: Literal["gauge", "counter", "histogram"]
+    text: str
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Told:
+    families: Iterable[Family]
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self.families:
+            metric = Metric(family.name.removesuffix("_total"), family.text, family.kind)
+            for sample in family.samples:
+                metric.add_sample(family.name + sample.part, dict(sample.labels), sample.value)
+            yield metric
+
+
+def exposition(families: Iterable[Family]) -> bytes:
+    """Prometheus' text of `families`, whatever their labels hold."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Told(families))
+    return generate_latest(registry)
 
 
 def _counter(name: str, text: str, labels: tuple[str, ...], counts: Mapping[Any, int]) -> Metric:

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 
+from gateway.metrics import Family, Sample
 from gateway.routes import Routes
 from placement.nvml import SliceActivity, read_activity
 from placement.table import SliceRow
@@ -30,50 +31,42 @@ class SliceMetrics:
         self._read = read
         self._reading: asyncio.Task[tuple[SliceActivity, ...]] | None = None
 
-    async def page(self) -> str:
-        """Prometheus' text; empty where there is no driver, or none that answers within `TIMEOUT_SECONDS`."""
+    async def families(self) -> tuple[Family, ...]:
+        """What there is to tell; nothing where there is no driver, or none that answers within `TIMEOUT_SECONDS`."""
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(asyncio.to_thread(self._read))
         done, _ = await asyncio.wait((self._reading,), timeout=TIMEOUT_SECONDS)
         if not done:
             log.warning("NVML has not answered for %g s: no figures of slices in this scrape", TIMEOUT_SECONDS)
-            return ""
-        return "".join(lines(self._routes(), self._reading.result()))
+            return ()
+        return tuple(families(self._routes(), self._reading.result()))
 
 
-def lines(routes: Routes, activity: Iterable[SliceActivity]) -> Iterator[str]:
+def families(routes: Routes, activity: Iterable[SliceActivity]) -> Iterator[Family]:
     """Every family once, of the slices that are both in the table and in this machine."""
     rows = {row.slice.uuid: (row.slice, row.replica, row.model) for row in routes.replicas() if row.slice.uuid}
     rows |= {row.uuid: (row, "", "") for row in routes.idle if row.uuid}
     found = [
-        (slice_labels(*rows[one.uuid]) + _instance(one), one)
+        (slice_labels(*rows[one.uuid]) | _instance(one), one)
         for one in sorted(activity, key=lambda one: one.uuid)
         if one.uuid in rows
     ]
     if not found:
         return
-    yield "# TYPE sliceway_slice_memory_used_bytes gauge\n"
-    yield from (f"sliceway_slice_memory_used_bytes{{{labels}}} {one.used_bytes}\n" for labels, one in found)
-    yield "# TYPE sliceway_slice_memory_bytes gauge\n"
-    yield from (f"sliceway_slice_memory_bytes{{{labels}}} {one.total_bytes}\n" for labels, one in found)
-    busy = [(labels, part, share) for labels, one in found for part, share in one.busy.items()]
+    used = tuple(Sample(labels, one.used_bytes) for labels, one in found)
+    yield Family("sliceway_slice_memory_used_bytes", "gauge", "Memory in use, as the driver counts it.", used)
+    total = tuple(Sample(labels, one.total_bytes) for labels, one in found)
+    yield Family("sliceway_slice_memory_bytes", "gauge", "Memory that the slice has.", total)
+    busy = tuple(Sample({**labels, "part": part}, share) for labels, one in found for part, share in one.busy.items())
     if busy:
-        yield "# TYPE sliceway_slice_busy_ratio gauge\n"
-        yield from (
-            f'sliceway_slice_busy_ratio{{{labels},part="{part}"}} {share:.6g}\n' for labels, part, share in busy
-        )
+        yield Family("sliceway_slice_busy_ratio", "gauge", "Share of the slice's own capacity that is busy.", busy)
 
 
-def slice_labels(one: SliceRow, replica: str, model: str) -> str:
+def slice_labels(one: SliceRow, replica: str, model: str) -> dict[str, str]:
     """Ours, and those of DCGM's exporter (`UUID`, `GPU_I_PROFILE`), so that slice metrics can be joined to them."""
     profile = one.profile or (found["profile"] if (found := _PROFILE.search(one.id)) else "")
-    values = {"replica": replica, "model": model, "slice": one.id, "UUID": one.gpu or "", "GPU_I_PROFILE": profile}
-    return ",".join(f'{name}="{_escaped(value)}"' for name, value in values.items())
+    return {"replica": replica, "model": model, "slice": one.id, "UUID": one.gpu or "", "GPU_I_PROFILE": profile}
 
 
-def _instance(one: SliceActivity) -> str:
-    return f',GPU_I_ID="{"" if one.gpu_instance is None else one.gpu_instance}"'
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+def _instance(one: SliceActivity) -> dict[str, str]:
+    return {"GPU_I_ID": "" if one.gpu_instance is None else str(one.gpu_instance)}

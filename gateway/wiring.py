@@ -142,7 +142,7 @@ def create_gateway(
     console = partial(
         add_console, backstage=gateway, access=lambda: console_access(gateway.file_config()), state=state.root
     )
-    engine_metrics = EngineMetrics(gateway.routes, parts.engines, clock, SliceMetrics(gateway.routes).page).render
+    engine_metrics = EngineMetrics(gateway.routes, parts.engines, clock, SliceMetrics(gateway.routes).families).render
     cold = cold_app(gateway, version=_version(), batches=batches, console=console, engine_metrics=engine_metrics)
     app = Ingress(
         hot=hot,

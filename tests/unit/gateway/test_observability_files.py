@@ -25,10 +25,10 @@ _STRINGS = re.compile(r'"[^"]*"')
 
 def exported() -> set[str]:
     """Sample names, from the source: a running gateway shows a family only when it has something to say."""
-    source = (ROOT / "gateway" / "metrics.py").read_text()
-    of_slices = (ROOT / "gateway" / "slice_metrics.py").read_text()
+    source = (ROOT / "gateway" / "metrics.py").read_text(encoding="utf-8")
+    of_slices = (ROOT / "gateway" / "slice_metrics.py").read_text(encoding="utf-8")
     names = set(re.findall(r'"(sliceway_[a-z_]+)"', source))
-    names |= set(re.findall(r"# TYPE (sliceway_slice_[a-z_]+)", of_slices))
+    names |= set(re.findall(r'"(sliceway_slice_[a-z_]+)"', of_slices))
     names |= {f"sliceway_{name}_total" for name in re.findall(r'_counter\(\s*"([a-z_]+)"', source)}
     names |= {f"{name}_total" for name in re.findall(r'CounterMetricFamily\(\s*"(sliceway_[a-z_]+)"', source)}
     histograms = [f"sliceway_{metric}" for metric in METRICS]
@@ -62,7 +62,7 @@ def test_every_rule_asks_for_what_is_exported_and_says_what_to_do() -> None:
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda p: p.stem)
 def test_every_panel_asks_for_what_is_exported(path: Path) -> None:
-    board = json.loads(path.read_text())
+    board = json.loads(path.read_text(encoding="utf-8"))
     variables = {v["name"] for v in board["templating"]["list"]} | {"__rate_interval"}
     assert [panel["id"] for panel in board["panels"]] == list(range(1, len(board["panels"]) + 1))
     for panel in board["panels"]:
@@ -77,12 +77,12 @@ def test_the_dashboards_are_what_the_script_writes(tmp_path: Path) -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "dashboards"))
     assert {path.stem for path in DASHBOARDS} == set(script["DASHBOARDS"])
     for name, (title, panels, variable) in script["DASHBOARDS"].items():
-        written = json.loads((FILES / "grafana" / f"{name}.json").read_text())
+        written = json.loads((FILES / "grafana" / f"{name}.json").read_text(encoding="utf-8"))
         assert written == script["dashboard"](name, title, panels, variable), "run scripts/dashboards"
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)")
 def test_promtool_takes_the_rules() -> None:
     for what in (["check", "rules", str(FILES / "rules.yaml")], ["check", "config", str(FILES / "prometheus.yaml")]):
-        done = subprocess.run(["promtool", *what], capture_output=True, text=True, check=False)
+        done = subprocess.run(["promtool", *what], capture_output=True, encoding="utf-8", check=False)
         assert done.returncode == 0, done.stderr + done.stdout

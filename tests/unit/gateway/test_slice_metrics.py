@@ -9,8 +9,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import slice_metrics
+from gateway.metrics import Family, exposition
 from gateway.routes import Routes, build_routes
-from gateway.slice_metrics import SliceMetrics, lines
+from gateway.slice_metrics import SliceMetrics, families
 from gateway.testing import replica_row
 from placement.nvml import SliceActivity
 from placement.table import ModelRow, RoutingTable, SliceRow
@@ -26,14 +27,14 @@ def routes() -> Routes:
     return build_routes(table, (), {})
 
 
-def found(text: str) -> dict[tuple[str, str], dict[str, str]]:
-    """Labels by sample and value."""
-    families = text_string_to_metric_families(text)
-    return {(s.name, f"{s.value:g}"): dict(s.labels) for family in families for s in family.samples}
+def found(activity: list[SliceActivity]) -> dict[tuple[str, str], dict[str, str]]:
+    """Labels by sample and value, as Prometheus reads the page."""
+    read = text_string_to_metric_families(exposition(families(routes(), activity)).decode())
+    return {(s.name, f"{s.value:g}"): dict(s.labels) for family in read for s in family.samples}
 
 
 def test_figures_stand_under_the_tables_names() -> None:
-    seen = found("".join(lines(routes(), [BUSY, SliceActivity("MIG-2", "GPU-a", 1, 0, 40)])))
+    seen = found([BUSY, SliceActivity("MIG-2", "GPU-a", 1, 0, 40)])
     common = {"UUID": "GPU-a", "model": "chat", "replica": "chat-0", "slice": HERE.id}
     assert seen["sliceway_slice_memory_used_bytes", "5"] == common | {"GPU_I_ID": "9", "GPU_I_PROFILE": "1g.10gb"}
     assert seen["sliceway_slice_busy_ratio", "0.25"]["part"] == "dram"
@@ -42,8 +43,8 @@ def test_figures_stand_under_the_tables_names() -> None:
 
 
 def test_slices_that_the_table_does_not_have_are_not_shown() -> None:
-    assert list(lines(routes(), [SliceActivity("MIG-9", "GPU-b", 1, 0, 40)])) == []
-    assert list(lines(routes(), [])) == []
+    assert list(families(routes(), [SliceActivity("MIG-9", "GPU-b", 1, 0, 40)])) == []
+    assert list(families(routes(), [])) == []
 
 
 def test_a_driver_that_hangs_costs_its_figures_and_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,13 +56,13 @@ def test_a_driver_that_hangs_costs_its_figures_and_is_asked_once(monkeypatch: py
         answer.wait(30)
         return (BUSY,)
 
-    async def scrape() -> tuple[str, str, str]:
+    async def scrape() -> tuple[tuple[Family, ...], ...]:
         metrics = SliceMetrics(routes, read)
-        first, second = await metrics.page(), await metrics.page()
+        first, second = await metrics.families(), await metrics.families()
         answer.set()
         monkeypatch.setattr(slice_metrics, "TIMEOUT_SECONDS", 30)
-        return first, second, await metrics.page()
+        return first, second, await metrics.families()
 
     first, second, last = asyncio.run(scrape())
-    assert (first, second, len(calls)) == ("", "", 1)
-    assert "sliceway_slice_busy_ratio" in last
+    assert (first, second, len(calls)) == ((), (), 1)
+    assert "sliceway_slice_busy_ratio" in {family.name for family in last}
