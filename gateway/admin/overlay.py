@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from gateway.config import Config, TenantConfig
 from gateway.errors import OperatorError, OverlayError
 from model_registry.atomic import write_atomically
+from model_registry.configfile.problems import expected
 from model_registry.schema import Inconsistent
 
 
@@ -72,21 +73,9 @@ def _refused(error: ValidationError, names: list[str]) -> OperatorError:
     return OperatorError("; ".join(said), where="tenants", remedy=" ".join(dict.fromkeys(remedies)) or None)
 
 
-_KINDS = {
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "int_parsing": "a whole number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "string_type": "text",
-    "dict_type": "a mapping, as JSON",
-    "model_type": "a mapping, as JSON",
-}
-
-
 def _words(fault: Mapping[str, Any]) -> str:
-    if fault["type"] in _KINDS:
-        return f"must be {_KINDS[fault['type']]}"
+    if (told := expected(fault["type"], fault.get("ctx", {}))) is not None:
+        return f"must be {told}, as JSON" if told == "a mapping" else f"must be {told}"
     if fault["type"] != "extra_forbidden":
         return str(fault["msg"]).removeprefix("Value error, ")
     near = get_close_matches(str(fault["loc"][-1]), TenantConfig.model_fields, 1)

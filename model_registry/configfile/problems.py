@@ -74,6 +74,15 @@ def config_error(error: ValidationError, root: Node, model: type[BaseModel]) -> 
     return ConfigError(found[0].message, where=found[0].where, remedy=found[0].remedy, problems=found)
 
 
+def expected(kind: str, context: Mapping[str, Any]) -> str | None:
+    """How pydantic's error of this `kind` ends the sentence `must be ...`; None for one that is told otherwise.
+
+    `context` is the `ctx` of the error.
+    """
+    template = _EXPECTED.get(kind)
+    return template.format(**context) if template is not None else None
+
+
 def show(at: Sequence[Step]) -> str:
     """`models[0].max_model_len` for `("models", 0, "max_model_len")`."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in at).removeprefix(".")
@@ -137,11 +146,10 @@ def _problem(place: Place, at: Sequence[Step], message: str, remedy: str | None)
 
 
 def _expected(fault: _Fault) -> str:
-    template = _EXPECTED.get(fault.kind)
-    if template is None:
-        said = str(fault.detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-        return said[:1].lower() + said[1:]
-    return template.format(**fault.detail.get("ctx", {}))
+    if (told := expected(fault.kind, fault.detail.get("ctx", {}))) is not None:
+        return told
+    said = str(fault.detail["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    return said[:1].lower() + said[1:]
 
 
 def _shown(value: object) -> str:
