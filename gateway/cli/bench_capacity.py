@@ -61,7 +61,7 @@ def capacity(
     config = load_config(path)
     store = ThroughputStore(config.state / THROUGHPUT_FILE)
     if show:
-        _show(store.all(), as_json=as_json)
+        _show(store.all(), store.all(), as_json=as_json)
         return
     require_locust()
     limits = _slo(slo or [])
@@ -98,7 +98,7 @@ def capacity(
     if found["at_capacity"]:
         record = _record(config, found, slices, versions.get("vllm"), gpu_price_per_hour)
         store.put(record)
-        _show(store.of(record.key.source), as_json=as_json, measured=found)
+        _show(store.of(record.key.source), store.all(), as_json=as_json, measured=found)
     elif as_json:
         print_json({"measured": found, "records": []})
     raise typer.Exit(code)
@@ -205,13 +205,30 @@ def share_of_card(one: Slice, slices: Sequence[Slice]) -> float:
     return 1 / one.sharers
 
 
-def _show(records: Sequence[Throughput], *, as_json: bool, measured: Mapping[str, Any] | None = None) -> None:
-    """Every record of the model, the whole card's first: what a slice costs beside it."""
-    whole = max((r.output_tokens_per_second for r in records if r.key.kind == SliceKind.GPU), default=None)
+def whole_card(one: Throughput, records: Sequence[Throughput]) -> Throughput | None:
+    """What the same model got on a whole card of the same product, asked the same; the newest. None where nobody measured that."""
+
+    def asked(record: Throughput) -> tuple[object, ...]:
+        key = record.key
+        return key.source, key.product, key.prompt_tokens, key.output_tokens, dict(key.slo), record.simulated
+
+    found = [r for r in records if r.key.kind == SliceKind.GPU and r.key.product and asked(r) == asked(one)]
+    return max(found, key=lambda r: r.measured_at, default=None)
+
+
+def _show(
+    shown: Sequence[Throughput],
+    records: Sequence[Throughput],
+    *,
+    as_json: bool,
+    measured: Mapping[str, Any] | None = None,
+) -> None:
+    """The records `shown`, each beside what the same model got on a whole card, from all `records`."""
+    rows = [public(one, whole_card(one, records)) for one in shown]
     if as_json:
-        print_json({"measured": measured, "records": [public(one, whole) for one in records]})
+        print_json({"measured": measured, "records": rows})
         return
-    if not records:
+    if not rows:
         raise BenchError("nothing was measured yet", remedy="sliceway bench capacity CONFIG --slo ttft=500ms")
     table = Table(title="capacity per replica", title_justify="left", caption_justify="left", box=None)
     for heading in (
@@ -221,16 +238,16 @@ def _show(records: Sequence[Throughput], *, as_json: bool, measured: Mapping[str
         "SLO",
         "requests/s",
         "tokens/s out",
-        "of a whole card",
+        "of a whole card's",
         "per hour",
         "per million tokens",
     ):
         table.add_column(heading)
-    for one in sorted(records, key=lambda r: -r.output_tokens_per_second):
-        shown = public(one, whole)
+    pairs = zip(shown, rows, strict=True)
+    for one, row in sorted(pairs, key=lambda pair: (pair[0].model, -pair[0].output_tokens_per_second)):
         table.add_row(
             one.model + (" (simulated)" if one.simulated else ""),
-            shown["slice"],
+            row["slice"],
             f"{one.key.prompt_tokens}/{one.key.output_tokens}",
             ", ".join(
                 f"{k.removesuffix('_seconds')} {v:g}{' s' if k.endswith('_seconds') else ''}"
@@ -238,15 +255,22 @@ def _show(records: Sequence[Throughput], *, as_json: bool, measured: Mapping[str
             ),
             f"{one.requests_per_second:.3g}" + (f" (not {one.fails_at:.3g})" if one.fails_at else ""),
             f"{one.output_tokens_per_second:.1f}",
-            "-" if shown["share_of_whole_card"] is None else f"{shown['share_of_whole_card']:.0%}",
+            _of_whole(row),
             "-" if one.price_per_hour is None else f"{one.price_per_hour:.3g}",
             "-" if one.price_per_million_tokens is None else f"{one.price_per_million_tokens:.3g}",
         )
     out.print(table)
 
 
-def public(one: Throughput, whole_tokens_per_second: float | None) -> dict[str, Any]:
-    """One record as `--json` shows it."""
+def _of_whole(row: Mapping[str, Any]) -> str:
+    whole = row["whole_card"]
+    if whole is None:
+        return "-"
+    return f"{row['share_of_whole_card']:.0%} of {whole['output_tokens_per_second']:.1f}"
+
+
+def public(one: Throughput, whole: Throughput | None) -> dict[str, Any]:
+    """One record as `--json` shows it, beside what the same model got on a whole card."""
     key = one.key
     cores = f"cpu, {key.cores} cores" if key.cores else key.kind
     return {
@@ -268,8 +292,15 @@ def public(one: Throughput, whole_tokens_per_second: float | None) -> dict[str, 
         "attainment": one.attainment,
         "ttft_p99_seconds": one.ttft_p99_seconds,
         "itl_p99_seconds": one.itl_p99_seconds,
-        "share_of_whole_card": one.output_tokens_per_second / whole_tokens_per_second
-        if whole_tokens_per_second
+        "share_of_whole_card": one.output_tokens_per_second / whole.output_tokens_per_second
+        if whole and whole.output_tokens_per_second
+        else None,
+        "whole_card": {
+            "requests_per_second": whole.requests_per_second,
+            "output_tokens_per_second": whole.output_tokens_per_second,
+            "price_per_million_tokens": whole.price_per_million_tokens,
+        }
+        if whole
         else None,
         "price_per_hour": one.price_per_hour,
         "price_per_million_tokens": one.price_per_million_tokens,

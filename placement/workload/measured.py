@@ -94,7 +94,7 @@ class Measured:
         if not (_alike(key.prompt_tokens, demand.prompt_tokens) and _alike(key.output_tokens, demand.output_tokens)):
             asked = f"{demand.prompt_tokens} in and {demand.output_tokens} out"
             return f"requests had {key.prompt_tokens} tokens in and {key.output_tokens} out, {asked} are asked for"
-        return None if _as_strict(key, demand) else "within a later SLO than the model's"
+        return _laxer(key, demand)
 
     def _foreign(self, record: Throughput) -> bool:
         """A simulated engine is of every version."""
@@ -116,6 +116,14 @@ def _alike(measured_tokens: int, asked_tokens: int) -> bool:
     return abs(measured_tokens - asked_tokens) <= _ALIKE_RATIO * asked_tokens
 
 
-def _as_strict(key: ThroughputKey, demand: Demand) -> bool:
-    limits = {"ttft_seconds": demand.ttft_slo_seconds, "itl_seconds": demand.itl_slo_seconds}
-    return all(limit is None or key.slo.get(name, float("inf")) <= limit for name, limit in limits.items())
+def _laxer(key: ThroughputKey, demand: Demand) -> str | None:
+    """In what the SLO that was measured within promises less than the model's; None where it is at least as strict."""
+    for name, limit in (("ttft", demand.ttft_slo_seconds), ("itl", demand.itl_slo_seconds)):
+        if limit is None:
+            continue
+        measured = key.slo.get(f"{name}_seconds")
+        if measured is None:
+            return f"without a limit on {name}, which the model's SLO has: measure with --slo {name}={limit:g}s"
+        if measured > limit:
+            return "within a later SLO than the model's"
+    return None

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from gateway.cli.bench_capacity import _slo, public, share_of_card
+from gateway.cli.bench_capacity import _slo, public, share_of_card, whole_card
 from model_registry.errors import ConfigError
 from model_registry.sizing.throughput import Throughput, ThroughputKey
 from placement.slices import Gpu, Slice, SliceKind
@@ -34,12 +35,54 @@ def test_a_core_set_costs_its_share_of_the_cores() -> None:
     assert share_of_card(cpu("a", 0), [cpu("a", 0), cpu("b", 1, 2, 3)]) == 0.25
 
 
-def test_the_whole_card_is_what_a_slice_is_set_beside() -> None:
-    key = ThroughputKey("org/chat", "mig", "1g.10gb", "h100-sxm", None, 256, 64, {"ttft_seconds": 0.5})
-    one = Throughput(key, "chat", 2.0, 2.2, 128.0, 512.0, 0.99, 0.4, 0.03, "2026-01-01T00:00:00+00:00")
-    assert public(one, 1024.0)["share_of_whole_card"] == 0.125
-    assert public(one, None)["share_of_whole_card"] is None
-    assert public(one, None)["slice"] == "h100-sxm 1g.10gb"
+def record(model: str, kind: str, tokens_per_second: float, **key: Any) -> Throughput:
+    profile = "1g.10gb" if kind == "mig" else None
+    where = ThroughputKey(f"org/{model}", kind, profile, "h100-sxm", None, 256, 64, {"ttft_seconds": 0.5})
+    return Throughput(
+        replace(where, **key),
+        model,
+        tokens_per_second / 64,
+        None,
+        tokens_per_second,
+        4 * tokens_per_second,
+        0.99,
+        0.4,
+        0.03,
+        "2026-01-01T00:00:00+00:00",
+    )
+
+
+def test_a_slice_is_set_beside_the_same_model_on_a_whole_card() -> None:
+    small, whole = record("chat", "mig", 128.0), record("chat", "gpu", 1024.0)
+    shown = public(small, whole_card(small, [small, whole]))
+    assert shown["slice"] == "h100-sxm 1g.10gb"
+    assert shown["share_of_whole_card"] == 0.125
+    assert shown["whole_card"]["output_tokens_per_second"] == 1024.0
+    assert public(whole, whole_card(whole, [small, whole]))["share_of_whole_card"] == 1.0
+    assert public(small, None)["share_of_whole_card"] is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        record("larger", "gpu", 2048.0),
+        record("chat", "gpu", 2048.0, product="h200"),
+        record("chat", "gpu", 2048.0, prompt_tokens=8),
+        record("chat", "gpu", 2048.0, slo={"ttft_seconds": 5.0}),
+        replace(record("chat", "gpu", 2048.0), simulated=True),
+        record("chat", "mps", 2048.0),
+    ],
+    ids=["model", "product", "length", "slo", "simulated", "shared"],
+)
+def test_what_was_measured_otherwise_is_no_whole_card_of_it(other: Throughput) -> None:
+    small = record("chat", "mig", 128.0)
+    assert whole_card(small, [other, small]) is None
+
+
+def test_the_newest_measurement_of_the_whole_card_counts() -> None:
+    old, new = record("chat", "gpu", 1024.0), record("chat", "gpu", 900.0, engine_version="0.33.0")
+    new = replace(new, measured_at="2026-02-01T00:00:00+00:00")
+    assert whole_card(record("chat", "mig", 128.0), [new, old]) is new
 
 
 def test_limits_of_an_slo_are_read_with_their_units() -> None:
