@@ -55,6 +55,9 @@ def main() -> int:
                     _carry_out(load, command["at"], commands)
             except ScenarioError as error:
                 _say(error=str(error))
+    except BrokenPipeError:
+        # Nobody is left to tell; what lies in the buffer would be told again on the way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         reader.kill()
     return 0

@@ -52,10 +52,15 @@ def require_locust() -> None:
 def loadtests(arguments: Sequence[str], given: Mapping[str, Any] | None = None) -> int:
     """`python -m loadtests ARGUMENTS` with `given` as JSON on its standard input; its exit code."""
     command = [sys.executable, "-m", "loadtests", *arguments]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, encoding="utf-8")
     try:
         child.communicate(json.dumps(given or {}))
     except KeyboardInterrupt:
+        # Ctrl-C reaches every process of the terminal.
+        child.wait()
+        raise
+    except SystemExit:
+        child.terminate()
         child.wait()
         raise
     return child.returncode
@@ -64,7 +69,7 @@ def loadtests(arguments: Sequence[str], given: Mapping[str, Any] | None = None) 
 def asked(arguments: Sequence[str], given: Mapping[str, Any] | None = None) -> tuple[int, Any]:
     """The same for a command whose standard output is JSON: its exit code and that; None where it printed none."""
     command = [sys.executable, "-m", "loadtests", *arguments]
-    done = subprocess.run(command, input=json.dumps(given or {}), stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, input=json.dumps(given or {}), stdout=subprocess.PIPE, encoding="utf-8", check=False)
     try:
         return done.returncode, json.loads(done.stdout)
     except ValueError:

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from textwrap import indent
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -45,6 +47,12 @@ out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 
 
+class FileRefused(SlicewayError):
+    """The system refused what was to be done with a file: no right to it, no room, another kind of file in its place."""
+
+    code = "file_refused"
+
+
 def print_json(value: object) -> None:
     """Print `value` as JSON on standard output."""
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
@@ -69,11 +77,38 @@ def show_error(error: SlicewayError, *, as_json: bool) -> None:
 
 
 def run(app: Callable[..., Any]) -> None:
-    """Call the typer application and turn deliberate errors into words and an exit code."""
+    """Call the typer application and turn deliberate errors, and files that the system refuses, into words and an exit code.
+
+    SIGTERM unwinds a command as Ctrl-C does: what it has started for itself ends with it.
+    """
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         app()
     except SlicewayError as error:
-        show_error(error, as_json="--json" in sys.argv)
-        raise SystemExit(exit_code(error)) from None
+        _end(error)
+    except OSError as error:
+        if error.filename is None:  # nothing that an operator could look at
+            raise
+        _end(_refused(error))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _end(error: SlicewayError) -> NoReturn:
+    show_error(error, as_json="--json" in sys.argv)
+    raise SystemExit(exit_code(error)) from None
+
+
+def _refused(error: OSError) -> FileRefused:
+    return FileRefused(
+        error.strerror or str(error),
+        where=os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename),
+        remedy="See that this user may write there and that there is room. `state_dir` in the configuration says where "
+        "sliceway keeps its files.",
+    )

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.timeout(180)
@@ -40,14 +41,14 @@ SCENARIO: dict[str, Any] = {
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*SLICEWAY, *arguments], capture_output=True, text=True, timeout=170, check=False)
+    return subprocess.run([*SLICEWAY, *arguments], capture_output=True, encoding="utf-8", timeout=170, check=False)
 
 
 def written(directory: Path, **fields: Any) -> Path:
     # `kind:` stands in a line of its own, as in any YAML that people write.
     path = directory / "scenario.yaml"
     data = {name: value for name, value in (SCENARIO | fields).items() if value is not None}
-    path.write_text("\n".join(f"{name}: {json.dumps(value)}" for name, value in data.items()))
+    path.write_text("\n".join(f"{name}: {json.dumps(value)}" for name, value in data.items()), encoding="utf-8")
     return path
 
 
@@ -77,7 +78,26 @@ def test_a_matrix_ends_in_reports_that_can_be_compared(tmp_path: Path) -> None:
     assert (same.returncode, json.loads(same.stdout)["worse"]) == (0, 0)
     again = bench("report", str(tmp_path / "r" / "report.json"), "--report", str(tmp_path / "again"))
     assert again.returncode == done.returncode
-    assert (tmp_path / "again" / "report.md").read_text() == (tmp_path / "r" / "report.md").read_text()
+    assert (tmp_path / "again" / "report.md").read_text(encoding="utf-8") == (tmp_path / "r" / "report.md").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_what_a_measurement_has_started_ends_with_it(tmp_path: Path) -> None:
+    path = written(tmp_path, duration_seconds=60, budget=None)
+    command = [*SLICEWAY, "isolation", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8") as child:
+        assert child.stderr is not None
+        said = next((line for line in child.stderr if "round 1 of 1" in line), None)
+        started = psutil.Process(child.pid).children(recursive=True)
+        child.terminate()
+        rest = child.stderr.read()
+        code = child.wait(60)
+    assert said is not None, rest
+    assert (code, "Traceback" in rest) == (143, False), rest
+    assert len(started) > 3
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert alive == []
 
 
 @pytest.mark.parametrize(
@@ -89,7 +109,8 @@ def test_a_matrix_ends_in_reports_that_can_be_compared(tmp_path: Path) -> None:
 )
 def test_a_wrong_scenario_is_told_before_anything_starts(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
     (tmp_path / "config.yaml").write_text(
-        'version: v1\nmodels: [{name: chat, endpoints: ["http://127.0.0.1:9"]}]\ntenants: [{name: acme}]\n'
+        'version: v1\nmodels: [{name: chat, endpoints: ["http://127.0.0.1:9"]}]\ntenants: [{name: acme}]\n',
+        encoding="utf-8",
     )
     done = bench("isolation", str(written(tmp_path, **fields)))
     assert done.returncode == 2
@@ -98,7 +119,7 @@ def test_a_wrong_scenario_is_told_before_anything_starts(tmp_path: Path, fields:
 
 
 def test_results_that_are_none_are_told(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "a.json").write_text("{}", encoding="utf-8")
     done = bench("compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
     assert done.returncode == 2
     assert "no isolation report" in done.stderr
