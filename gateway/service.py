@@ -207,6 +207,7 @@ class Gateway:
                     for r in model.replicas
                 ],
             }
+            | ({"unplaced": dict(model.card.unplaced)} if model.card.unplaced else {})
             for name, model in sorted(routes.models.items())
         }
         served = any(model.ready or self.admission.wakes(name, model) for name, model in routes.models.items())

@@ -3,6 +3,7 @@
 PlacementError
 ├── InventoryError      the host's slices could not be read
 ├── NoFreeSlice         more replicas than slices that fit them
+│   └── NoSliceApart        the slices that are left are too close to another replica of the model
 ├── SliceTaken          two replicas were pinned to one slice
 ├── EngineMissing       no interpreter with a vLLM in it
 ├── EngineInstallFailed the engine's environment could not be made
@@ -45,6 +46,12 @@ class NoFreeSlice(PlacementError):
     """A replica fits no slice that is left. The remedy names the smallest change that would help."""
 
     code = "no_free_slice"
+
+
+class NoSliceApart(NoFreeSlice):
+    """Slices that would do are on GPUs or nodes that have a replica of the model already, and `spread` allows one."""
+
+    code = "no_slice_apart"
 
 
 class SliceTaken(PlacementError):

@@ -6,6 +6,7 @@ missing, damaged or of a version they do not know; a reader never writes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
@@ -73,6 +74,7 @@ class ModelRow(_Row):
     task: Literal["generate", "embed", "unknown"] = "unknown"
     max_model_len: int | None = None
     created: int = 0
+    unplaced: Mapping[str, str] = Field(default_factory=dict, description="Why replicas have no slice, by replica.")
 
 
 class RoutingTable(_Row):

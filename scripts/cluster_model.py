@@ -46,7 +46,8 @@ class Costs:
     report: float  # of one node: its JSON becomes values
     seat: float  # nothing that counts has changed, which has to be found out
     seat_lost: float  # one node's replicas are seated anew
-    seat_first: float  # none has a seat yet (up to 3,000 replicas; else not measured)
+    seat_first: float  # none has a seat yet
+    seat_short: float  # likewise, where there is not room for all and one model is spread over the nodes
     merge: float  # the table, and whether it is another one
     encode: float  # the table as JSON, once
     fan_out: float  # the same bytes for one more node
@@ -146,13 +147,22 @@ def measure(nodes: int, slices: int) -> Costs:
         report=seconds(lambda: [NodeReport.model_validate_json(one) for one in texts]) / len(texts),
         seat=seconds(lambda: book.seat(models, again, _fits, dict(seats))),
         seat_lost=seconds(lambda: seat_replicas(fewer, left, _fits, seats)),
-        seat_first=seconds(lambda: seat_replicas(models, known, _fits, {})) if nodes * slices <= 3000 else float("nan"),
+        seat_first=seconds(lambda: seat_replicas(models, known, _fits, {})),
+        seat_short=seconds(lambda: seat_replicas(_more_than_fit(nodes, slices), known, _fits, {})),
         merge=seconds(lambda: merge_tables(rows, known, seats, {}, table, secret="s")),
         encode=seconds(broadcast.model_dump_json),
         fan_out=seconds(lambda: bytes(bytearray(text))),
         gateway_read=seconds(lambda: RoutingTable.model_validate_json(file)),
         gateway_routes=seconds(lambda: build_routes(table, models, {})),
     )
+
+
+def _more_than_fit(nodes: int, slices: int) -> list[ModelConfig]:
+    """Two replicas too many: one finds no slice, the other no node."""
+    return [
+        ModelConfig(name="chat", source="org/x", replicas=nodes * (slices - 1) + 1),
+        ModelConfig(name="near", source="org/x", replicas=nodes + 1, spread="nodes"),
+    ]
 
 
 def _fits(_: str, target: Slice) -> SliceFit:
@@ -222,7 +232,7 @@ def main() -> int:
         chosen.rpc_seconds = kept
     if not chosen.json:
         out.write(
-            f"{'nodes':>6} {'replicas':>8} {'table':>9} | {'reports':>8} {'seat':>8} {'anew':>8} {'first':>8} {'merge':>8} {'encode':>8} | "
+            f"{'nodes':>6} {'replicas':>8} {'table':>9} | {'reports':>8} {'seat':>8} {'anew':>8} {'first':>8} {'short':>8} {'merge':>8} {'encode':>8} | "
             f"{'round':>7} {'head':>5} {'change':>7} {'lost':>6} {'gateway':>7}\n"
         )
     for size in chosen.sizes:
@@ -233,7 +243,7 @@ def main() -> int:
         else:
             out.write(
                 f"{size:>6} {costs.replicas:>8} {costs.table_bytes / 2**20:>6.2f} MB | {size * costs.report:>8.3f} "
-                f"{costs.seat:>8.3f} {costs.seat_lost:>8.3f} {costs.seat_first:>8.3f} {costs.merge:>8.3f} {costs.encode:>8.3f} | {found.round_seconds:>6.2f}s "
+                f"{costs.seat:>8.3f} {costs.seat_lost:>8.3f} {costs.seat_first:>8.3f} {costs.seat_short:>8.3f} {costs.merge:>8.3f} {costs.encode:>8.3f} | {found.round_seconds:>6.2f}s "
                 f"{found.head:>5.0%} {found.change_seconds:>6.2f}s {found.notice_seconds:>5.1f}s {found.gateway:>7.0%}\n"
             )
         out.flush()

@@ -190,6 +190,7 @@ class Head:
             self._table,
             secret=self._journal.secret,
             leaving=self._rollout.leaving,
+            unplaced=self._unplaced,
         )
         self._rollout.told(table.generation)
         if table != self._table:

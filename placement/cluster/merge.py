@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 
 from model_registry.errors import SlicewayError
+from placement.assign import stem_of
 from placement.cluster.members import NodeReport, Seat, slice_key
 from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow
 
@@ -20,12 +21,13 @@ def merge_tables(
     *,
     secret: str = "",
     leaving: Container[str] = (),
+    unplaced: Mapping[str, str] | None = None,
 ) -> RoutingTable:
     """The table after `previous`: equal to it if nothing in it has changed, else of the next generation.
 
     A node's rows count for the replicas that have their seat there; what it still runs of others drains. `waiting` says
     of replicas that have a seat and no engine yet what they wait for. `secret` is what engines on other machines ask for.
-    Replicas that are `leaving` get no new requests, whatever their nodes say.
+    Replicas that are `leaving` get no new requests, whatever their nodes say. `unplaced` says why others have no seat.
     """
     rows: dict[str, ReplicaRow] = {}
     for node in sorted(reports):
@@ -39,7 +41,7 @@ def merge_tables(
     taken = {seat.key for seat in seats.values()}
     table = RoutingTable(
         generation=previous.generation,
-        models=models,
+        models=_with_unplaced(models, unplaced or {}),
         replicas=tuple(rows[replica] for replica in sorted(rows)),
         idle=tuple(
             _slice_row(node, s.as_public())
@@ -49,6 +51,13 @@ def merge_tables(
         ),
     )
     return table if table == previous else table.model_copy(update={"generation": previous.generation + 1})
+
+
+def _with_unplaced(models: tuple[ModelRow, ...], unplaced: Mapping[str, str]) -> tuple[ModelRow, ...]:
+    by_model: dict[str, dict[str, str]] = {}
+    for replica, why in unplaced.items():
+        by_model.setdefault(stem_of(replica), {})[replica] = why
+    return tuple(row.model_copy(update={"unplaced": by_model.get(row.name, {})}) for row in models)
 
 
 def _at_node(node: str, row: ReplicaRow, secret: str, *, leaving: bool) -> ReplicaRow:

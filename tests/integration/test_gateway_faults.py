@@ -338,6 +338,17 @@ def test_no_ready_replica_is_503_with_the_states_and_a_time(plain: Bench) -> Non
     assert plain.ask().status_code == 200
 
 
+def test_what_replicas_without_a_slice_wait_for_is_on_readyz(plain: Bench) -> None:
+    plain.fleet.start("m-0", "m")
+    plain.know()
+    assert "unplaced" not in plain.get("/readyz").json()["models"]["m"]
+    why = {"m-1": "no node is left for 'm-1'"}
+    plain.fleet.cards["m"] = plain.fleet.cards["m"].model_copy(update={"unplaced": why})
+    plain.fleet.publish()
+    plain.know()
+    assert plain.get("/readyz").json()["models"]["m"]["unplaced"] == why
+
+
 def test_a_model_without_a_table_is_503_and_not_404(plain: Bench) -> None:
     refused = plain.ask()
     assert refused.status_code == 503

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -474,3 +474,22 @@ async def test_a_node_of_another_version_goes_on_with_what_it_runs() -> None:
     await upgraded(cluster, 20)
     assert set((await cluster.states()).values()) == {"ready"}
     assert not node.outdated()
+
+
+# ---- apart
+
+
+async def test_a_replica_that_would_be_too_close_to_another_waits_with_that_reason() -> None:
+    cluster = two_nodes()
+    aimed = goal(chat=3, code=1)
+    cluster.head.aim(replace(aimed, models=[m.model_copy(update={"spread": "nodes"}) for m in aimed.models]))
+    await cluster.rounds()
+    table = await cluster.table()
+    assert {row.slice.id.partition("/")[0] for row in table.ready("chat")} == {"a", "b"}
+    unplaced = cluster.head.status()["unplaced"]
+    assert list(unplaced) == ["chat-2"]  # type: ignore[call-overload]
+    assert "no node is left for 'chat-2'" in unplaced["chat-2"]  # type: ignore[index]
+    assert {row.name: dict(row.unplaced) for row in table.models} == {"chat": unplaced, "code": {}}
+    before = table.generation
+    await cluster.rounds()
+    assert (await cluster.table()).generation == before

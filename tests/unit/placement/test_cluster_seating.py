@@ -1,19 +1,15 @@
-"""Seats over many nodes: the short way gives what the long way gives, and nothing is worked out twice."""
+"""Seats over many nodes: replicas are kept apart as their models ask, and nothing is worked out twice."""
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig
-from placement.assign import Wanted, assign
 from placement.cluster.members import NodeReport, Seat, Versions
-from placement.cluster.seating import SeatingBook, _seated, seat_replicas
-from placement.slices import Inventory, Slice, SliceKind
+from placement.cluster.seating import Seating, SeatingBook, seat_replicas
+from placement.errors import NoSliceApart
+from placement.slices import Gpu, Slice, SliceKind
 
 GIB = 2**30
-SIZES = (4, 8, 16)
 
 
 def one(number: int, gib: int) -> Slice:
@@ -25,21 +21,87 @@ def fit(model: str, target: Slice) -> SliceFit:
     return SliceFit(target.memory_bytes >= least, "", target.memory_bytes, 0, 0, 0, 8192, 0)
 
 
-@given(
-    sizes=st.lists(st.sampled_from(SIZES), max_size=7),
-    asked=st.lists(st.tuples(st.sampled_from("abc"), st.none() | st.integers(0, 6)), max_size=7),
-    here=st.lists(st.integers(0, 6), max_size=7),
-)
-def test_keeping_who_runs_and_seating_the_rest_is_what_assigning_all_gives(
-    sizes: list[int], asked: list[tuple[str, int | None]], here: list[int]
-) -> None:
-    inventory = Inventory(tuple(one(i, gib) for i, gib in enumerate(sizes)))
-    wanted = [Wanted(f"{m}-{i}", m, i, pin=None if pin is None else f"cpu-{pin}") for i, (m, pin) in enumerate(asked)]
-    current = {w.replica: f"cpu-{at}" for w, at in zip(wanted, here, strict=False) if at < len(sizes)}
-    fits = {(m, s.id): fit(m, s) for m in "abc" for s in inventory.slices}
-    short, long = _seated(wanted, fits, inventory, current), assign(wanted, fits, inventory, current=current)
-    assert dict(short.slices) == dict(long.slices)
-    assert set(short.unplaced) == set(long.unplaced)
+def card(node: str, index: int, slices: int) -> tuple[Slice, ...]:
+    gpu = Gpu(f"GPU-{index}", index, "H100", 80 * GIB)
+    return tuple(
+        Slice(f"{gpu.uuid}/1g.10gb@{i}", SliceKind.MIG, "1g.10gb", 8 * GIB, uuid=f"MIG-{node}-{index}-{i}", gpu=gpu)
+        for i in range(slices)
+    )
+
+
+def node(name: str, *cards: int) -> NodeReport:
+    """A node whose cards have so many slices. Cards of different nodes have equal names, as simulated ones do."""
+    own = tuple(s for index, slices in enumerate(cards) for s in card(name, index, slices))
+    return report(name, 0).model_copy(update={"slices": own})
+
+
+def seated(spread: str, replicas: int, *reports: NodeReport, **more: object) -> Seating:
+    model = ModelConfig.model_validate(
+        {"name": "chat", "source": "org/x", "replicas": replicas, "spread": spread} | more
+    )
+    return seat_replicas([model], {r.node: r for r in reports}, lambda _, s: fit("a", s), {})
+
+
+def test_replicas_are_put_on_different_gpus_of_all_nodes() -> None:
+    found = seated("gpus", 4, node("n0", 3, 3), node("n1", 3, 3))
+    assert found.unplaced == {}
+    assert len({(s.node, s.slice_id.partition("/")[0]) for s in found.seats.values()}) == 4
+
+
+def test_replicas_are_put_on_different_nodes() -> None:
+    found = seated("nodes", 2, node("n0", 3, 3), node("n1", 3))
+    assert {s.node for s in found.seats.values()} == {"n0", "n1"}
+    assert {s.node for s in seated("none", 2, node("n0", 3, 3), node("n1", 3)).seats.values()} == {"n0"}
+
+
+def test_who_is_left_over_for_being_too_close_is_told_so() -> None:
+    found = seated("nodes", 3, node("n0", 3, 3), node("n1", 3))
+    assert set(found.seats) == {"chat-0", "chat-1"}
+    why = found.unplaced["chat-2"]
+    assert isinstance(why, NoSliceApart)
+    assert why.message == (
+        "no node is left for 'chat-2' that has no other replica of 'chat' (spread: nodes): slices that fit it are on 2 nodes, "
+        "and of those 7 slices are free"
+    )
+    assert why.remedy == (
+        "Provide 1 more node with such a slice, set replicas: 2 for 'chat', or set spread: gpus or spread: none."
+    )
+    assert isinstance(seated("gpus", 4, node("n0", 3, 3), node("n1", 3)).unplaced["chat-3"], NoSliceApart)
+
+
+def test_where_other_models_have_the_slices_that_is_the_reason() -> None:
+    models = [
+        ModelConfig(name="chat", source="org/x", replicas=2, spread="nodes"),
+        ModelConfig(name="code", source="org/x", replicas=2, priority=5),
+    ]
+    found = seat_replicas(models, {n: node(n, 1) for n in ("n0", "n1")}, lambda _, s: fit("a", s), {})
+    assert set(found.seats) == {"code-0", "code-1"}
+    assert (
+        found.unplaced["chat-1"].message
+        == "no slice is left for 'chat-1': there are 2 slices, and 'code' needs some too"
+    )
+
+
+def test_gpus_that_nobody_names_keep_nobody_apart() -> None:
+    assert seated("gpus", 3, report("n0", 3)).unplaced == {}
+
+
+def test_pins_on_one_gpu_contradict_the_spread() -> None:
+    pins = ["n0/GPU-0/1g.10gb@0", "n0/GPU-0/1g.10gb@1"]
+    found = seated("gpus", 2, node("n0", 3, 3), slices=pins)
+    assert set(found.seats) == {"chat-0"}
+    assert "which is on one GPU with" in found.unplaced["chat-1"].message
+    assert "Name a slice of another GPU" in str(found.unplaced["chat-1"].remedy)
+
+
+def test_a_replica_that_runs_too_close_moves_where_there_is_room() -> None:
+    reports = {"n0": node("n0", 2, 2)}
+    slices = reports["n0"].slices
+    seats = {f"chat-{i}": Seat(replica=f"chat-{i}", model="chat", node="n0", slice_id=slices[i].id) for i in range(2)}
+    model = ModelConfig(name="chat", source="org/x", replicas=2, spread="gpus")
+    found = seat_replicas([model], reports, lambda _, s: fit("a", s), seats).seats
+    assert found["chat-0"] == seats["chat-0"]
+    assert found["chat-1"].slice_id.startswith("GPU-1/")
 
 
 def report(node: str, slices: int) -> NodeReport:
@@ -77,3 +139,17 @@ def test_a_fleet_of_thousands_keeps_its_seats() -> None:
         for i in range(8)
     }
     assert seat_replicas(models, reports, lambda _, s: fit("a", s), seats).seats == seats
+
+
+def test_a_fleet_of_thousands_is_seated_from_nothing_and_told_what_is_missing() -> None:
+    """What would take minutes if every replica were compared with every slice."""
+    reports = {f"n{i:04}": node(f"n{i:04}", *[1] * 8) for i in range(250)}
+    models = [
+        ModelConfig(name="chat", source="org/x", replicas=200, spread="nodes"),
+        ModelConfig(name="code", source="org/x", replicas=2000),
+        ModelConfig(name="edge", source="org/x", replicas=300, spread="nodes", priority=1),
+    ]
+    found = seat_replicas(models, reports, lambda _, s: fit("a", s), {})
+    assert len(found.seats) == 2000
+    assert len({s.node for s in found.seats.values() if s.model == "edge"}) == 250
+    assert sum(isinstance(why, NoSliceApart) for why in found.unplaced.values()) == 50
