@@ -20,6 +20,7 @@ from typing import Literal
 from gateway.config import Config
 from model_registry.errors import SlicewayError
 from model_registry.source import resolve_source
+from model_registry.words import are, counted
 from placement.device_nodes import HostTree, Tree, examine_nodes
 from placement.engines import EngineKind, describe_engine, find_engine_python
 from placement.inventory import observe
@@ -105,23 +106,24 @@ def _slices(config: Config) -> Iterator[Finding]:
     inventory = observe(config.fleet)
     wanted = sum(model.least_replicas for model in config.models if model.source)
     count = len(inventory.slices)
+    have, asked = counted(count, "slice"), counted(wanted, "replica")
     kinds = ", ".join(
         f"{sum(s.kind is kind for s in inventory.slices)} {kind}"
         for kind in SliceKind
         if any(s.kind is kind for s in inventory.slices)
     )
     if config.fleet.partition == "planned":
-        told = f"{count} slices so far ({kinds or 'none'}) for {wanted} replicas; `sliceway plan` shows what is cut"
+        told = f"{have} so far ({kinds or 'none'}) for {asked}; `sliceway plan` shows what is cut"
         yield Finding("slices", "ok", told)
     elif count < wanted:
         yield Finding(
             "slices",
             "problem",
-            f"{wanted} replicas are configured for {count} slices ({kinds or 'none'})",
+            f"{asked} {are(wanted)} configured for {have} ({kinds or 'none'})",
             "Lower `replicas`, or cut more slices.",
         )
     else:
-        yield Finding("slices", "ok", f"{count} slices ({kinds or 'none'}) for {wanted} replicas")
+        yield Finding("slices", "ok", f"{have} ({kinds or 'none'}) for {asked}")
     for note in inventory.notes:
         yield Finding("slices", "warning", note)
     ours = _engine_groups(config)
@@ -160,7 +162,7 @@ def _devices(config: Config, tree: Tree) -> Iterator[Finding]:
         yield Finding("devices", "problem" if found.needed else "warning", found.message, found.remedy)
     if not any(found.needed for found in findings):
         slices = sum(len(gpu.instances) if gpu.mig else 1 for gpu in gpus)
-        yield Finding("devices", "ok", f"this user may open the device files of all {slices} slices")
+        yield Finding("devices", "ok", f"this user may open the device files of {counted(slices, 'slice')}")
 
 
 def _xids(config: Config, read_log: Callable[[], Sequence[str] | None]) -> Iterator[Finding]:
@@ -226,7 +228,9 @@ def _command(program: str) -> Finding:
 def _models(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
     for model in config.models:
         if not model.source:
-            yield Finding("models", "ok", f"{model.name}: {len(model.endpoints)} endpoints that something else runs")
+            yield Finding(
+                "models", "ok", f"{model.name}: {counted(len(model.endpoints), 'endpoint')} run by something else"
+            )
             continue
         try:
             if model.metadata is not None:

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from model_registry.catalogue import profile_names
+from model_registry.words import are, counted
 
 _UNITS = {
     "B": 1,
@@ -272,7 +273,8 @@ class ModelConfig(Section):
                 f"Write replicas: {len(self.slices)}, or take `slices` out.",
             )
         elif self.slices and len(self.slices) != self.least_replicas:
-            yield Problem(f"{len(self.slices)} slices are named for {self.least_replicas} replicas", ("slices",))
+            named = f"{counted(len(self.slices), 'slice')} {are(len(self.slices))} named"
+            yield Problem(f"{named} for {counted(self.least_replicas, 'replica')}", ("slices",))
         if self.profile and self.profiles:
             yield Problem(
                 "`profile` and `profiles` say the same thing twice",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from model_registry.words import are, counted
 from placement.cgroup import ControlGroup
 from placement.cores import format_cores, numa_nodes, parse_cores
 from placement.errors import InventoryError
@@ -71,7 +72,7 @@ def cut(host: Host, fleet: CpuFleet) -> tuple[tuple[Slice, ...], tuple[str, ...]
     count = min(wanted, len(threads))
     if count < wanted:
         notes += (
-            f"{wanted} cpu slices were asked for, but {_there_are(len(threads), 'core')}; {_there_are(count, 'slice')}.",
+            f"{counted(wanted, 'cpu slice')} {'was' if wanted == 1 else 'were'} asked for, but {_there_are(len(threads), 'core')}; {_there_are(count, 'slice')}.",
         )
     if count == 1 and fleet.slices == "auto":
         notes += ("This machine has one core to use, so there is one slice: one model replica at a time.",)
@@ -147,7 +148,9 @@ def _physical_cores(threads: frozenset[int], system: Path) -> tuple[tuple[int, .
 def _siblings(thread: int, system: Path) -> frozenset[int]:
     try:
         return frozenset(
-            parse_cores((system / "cpu" / f"cpu{thread}" / "topology" / "thread_siblings_list").read_text())
+            parse_cores(
+                (system / "cpu" / f"cpu{thread}" / "topology" / "thread_siblings_list").read_text(encoding="utf-8")
+            )
         )
     except (OSError, ValueError):
         return frozenset({thread})
@@ -155,7 +158,7 @@ def _siblings(thread: int, system: Path) -> frozenset[int]:
 
 def _memory_total(meminfo: Path) -> int:
     try:
-        for line in meminfo.read_text().splitlines():
+        for line in meminfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("MemTotal:"):
                 return int(line.split()[1]) * 1024
     except (OSError, ValueError, IndexError) as error:
@@ -170,4 +173,4 @@ def _gib(size: int) -> str:
 
 
 def _there_are(count: int, noun: str) -> str:
-    return f"there is 1 {noun}" if count == 1 else f"there are {count} {noun}s"
+    return f"there {are(count)} {counted(count, noun)}"

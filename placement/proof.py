@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from model_registry.words import counted
 from placement.cores import format_cores
 from placement.slices import DeviceUse, Slice, SliceKind
 
@@ -175,7 +176,7 @@ def _nobody(own: DeviceUse, seen: Observation) -> tuple[Verdict, str]:
         return Verdict.UNSEEN, f"a driver that does not list processes, and {used}"
     if not seen.host_pids and not idle:
         return Verdict.UNSEEN, f"process ids of another namespace than this container's, and {used}"
-    return Verdict.REFUTED, f"none of its {len(seen.pids)} processes there, and {used}"
+    return Verdict.REFUTED, f"none of its {counted(len(seen.pids), 'process', 'processes')} there, and {used}"
 
 
 def _pinned(target: Slice, seen: Observation) -> Iterator[Finding]:
@@ -186,7 +187,9 @@ def _pinned(target: Slice, seen: Observation) -> Iterator[Finding]:
     if wrong:
         yield Finding("slice", Verdict.REFUTED, f"vLLM pinned to {target.uuid}", ", ".join(wrong))
     elif seen.pinned_to:
-        yield Finding("slice", Verdict.PROVEN, f"vLLM pinned to {target.uuid}", f"so in {len(seen.pinned_to)} reports")
+        yield Finding(
+            "slice", Verdict.PROVEN, f"vLLM pinned to {target.uuid}", f"so in {counted(len(seen.pinned_to), 'report')}"
+        )
     else:
         said = "no report from the plugin in its log"
         yield Finding("slice", Verdict.UNSEEN, f"vLLM pinned to {target.uuid}", said)
@@ -246,7 +249,9 @@ def _cores(target: Slice, seen: Observation) -> Iterator[Finding]:
         verdict = Verdict.REFUTED if target.kind is SliceKind.CPU else Verdict.WARNING
         yield Finding("cores", verdict, expected, f"{many} elsewhere, pid {pid} on {format_cores(cores)} too")
     else:
-        yield Finding("cores", Verdict.PROVEN, expected, f"so for {len(seen.affinity)} processes")
+        yield Finding(
+            "cores", Verdict.PROVEN, expected, f"so for {counted(len(seen.affinity), 'process', 'processes')}"
+        )
 
 
 def _neighbours(target: Slice, seen: Observation) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from model_registry.atomic import write_atomically
+from model_registry.words import are, counted
 from placement.slices import Inventory, Slice
 from placement.state import StatePaths
 
@@ -38,7 +39,7 @@ def without(inventory: Inventory, asked: Collection[str]) -> Inventory:
         return inventory
     kept = tuple(s for s in inventory.slices if not is_among(s, asked))
     gone = len(inventory.slices) - len(kept)
-    note = f"{gone} slices are left free: `sliceway apply --drain` is about to cut their GPU anew."
+    note = f"{counted(gone, 'slice')} {are(gone)} left free: `sliceway apply --drain` is about to cut their GPU anew."
     return replace(inventory, slices=kept, notes=(*inventory.notes, *((note,) if gone else ())))
 
 

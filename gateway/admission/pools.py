@@ -23,6 +23,7 @@ from gateway.errors import (
     QueueFull,
     QueueTimeout,
 )
+from model_registry.words import are, counted
 
 _LEARNING = 0.1
 _MOST_RETRY_SECONDS = 60.0
@@ -125,7 +126,9 @@ class Pool:
         config, waiting = self.config, self.waiting
         mine, held = self._held_by.get(claim.tenant, (0, 0))
         if waiting >= config.max_requests or mine >= max(1, config.max_requests - waiting):
-            raise self._full(claim, f"{mine} requests of yours wait already", now)
+            raise self._full(
+                claim, f"{counted(mine, 'request')} of yours {'waits' if mine == 1 else 'wait'} already", now
+            )
         if waiting and claim.body_bytes + held > config.max_bytes - self.waiting_bytes:
             raise self._full(claim, f"the bodies that wait take {self.waiting_bytes} bytes", now)
         wait = self.expected_wait_seconds(claim.tenant)
@@ -133,7 +136,7 @@ class Pool:
             self.counts.too_late += 1
             raise DeadlineTooClose(
                 f"The request would wait about {wait:.1f} s for model {self.model!r}, and its deadline is in "
-                f"{max(0.0, claim.deadline - now):.1f} s; {waiting} requests wait.",
+                f"{max(0.0, claim.deadline - now):.1f} s; {_waiting(waiting)}.",
                 retry_after_seconds=self._retry_seconds(),
                 remedy="Send it with a later deadline, or when less is waiting.",
             )
@@ -144,7 +147,7 @@ class Pool:
         oldest = now - first.since if first is not None else 0.0
         return QueueFull(
             f"Every replica of model {claim.model!r} is busy and its queue takes no more: {why}; "
-            f"{self.waiting} requests are ahead, the next one has waited {oldest:.1f} s.",
+            f"{counted(self.waiting, 'request')} {are(self.waiting)} ahead, the next one has waited {oldest:.1f} s.",
             retry_after_seconds=self._retry_seconds(),
         )
 
@@ -276,9 +279,13 @@ class Pool:
         late = now >= claim.deadline
         what = "its deadline" if late else f"{self.config.max_wait_seconds:g} s, as long as requests may"
         return (DeadlineTooClose if late else QueueTimeout)(
-            f"The request waited {waited:.1f} s for a replica of model {self.model!r}, until {what}; {self.waiting} requests wait.",
+            f"The request waited {waited:.1f} s for a replica of model {self.model!r}, until {what}; {_waiting(self.waiting)}.",
             retry_after_seconds=self._retry_seconds(),
         )
+
+
+def _waiting(count: int) -> str:
+    return f"{counted(count, 'request')} {are(count)} waiting"
 
 
 def _is_bound(claim: Claim) -> bool:

@@ -13,6 +13,7 @@ from gateway.audit import Head
 from gateway.cli.locate import ConfigArgument, ConfigOption, required_config
 from gateway.cli.operate import actor, operations
 from gateway.cli.output import Json, err, out, print_json
+from model_registry.words import counted
 
 audit = typer.Typer(help="The record of every change.", no_args_is_help=True)
 
@@ -71,7 +72,9 @@ def verify(
         }
         print_json(found)
     elif verdict.intact:
-        out.print(f"{verdict.entries} entries, all as they were written. The last one is\n{shown}", highlight=False)
+        out.print(
+            f"{counted(verdict.entries, 'entry', 'entries')}, all as written. The last one is\n{shown}", highlight=False
+        )
     else:
         for problem in verdict.problems:
             err.print(f"[bold red]error[/] {escape(problem)}")
@@ -85,7 +88,8 @@ def reload(config: ConfigArgument = None, config_option: ConfigOption = None, as
     if as_json:
         print_json({"models": len(loaded.models), "tenants": len(loaded.tenants)})
     else:
-        out.print(f"The configuration is read again: {len(loaded.models)} models, {len(loaded.tenants)} tenants.")
+        models, tenants = counted(len(loaded.models), "model"), counted(len(loaded.tenants), "tenant")
+        out.print(f"The configuration is read again: {models}, {tenants}.")
 
 
 def _head(text: str) -> Head:

@@ -23,6 +23,7 @@ from gateway.cli.output import Json, out, print_json
 from gateway.config import Config, load_config
 from model_registry.atomic import write_atomically
 from model_registry.errors import ConfigError, SlicewayError
+from model_registry.words import counted
 from placement.cluster.address import PATIENCE_SECONDS, RETRY_SECONDS, wait_for_answer
 from placement.cluster.errors import ClusterUnreachable
 from placement.errors import PlacementError
@@ -330,7 +331,7 @@ def _dissolve() -> None:
 
 def _lines(status: Mapping[str, Any]) -> list[str]:
     lines = [
-        f"node {n['node']} ({n['address']}): {n['problem'] or str(n['slices']) + ' slices'}"
+        f"node {n['node']} ({n['address']}): {n['problem'] or counted(n['slices'], 'slice')}"
         + (", simulated" if n["simulated"] else "")
         for n in status["nodes"]
     ]

@@ -14,6 +14,7 @@ from gateway.cli.simulate import Simulate
 from gateway.config import Config, load_config
 from gateway.doctor import Finding, default_config_path, examine
 from gateway.layouts import with_simulation
+from model_registry.words import counted
 
 _SIGNS = {"ok": "[green]ok     [/]", "warning": "[yellow]warning[/]", "problem": "[bold red]problem[/]"}
 
@@ -45,8 +46,4 @@ def _show(findings: tuple[Finding, ...], path: Path | None, problems: int) -> No
         out.print(f"{_SIGNS[finding.verdict]} {finding.check:8} {escape(finding.message)}", highlight=False)
         for line in finding.remedy.splitlines():
             out.print(f"                 [dim]→ {escape(line)}[/]", highlight=False)
-    out.print(
-        f"[bold red]{problems} problem{'s' if problems > 1 else ''}[/]"
-        if problems
-        else "[green]nothing stands in the way[/]"
-    )
+    out.print(f"[bold red]{counted(problems, 'problem')}[/]" if problems else "[green]nothing stands in the way[/]")

@@ -17,6 +17,7 @@ from gateway.cli.profiles import drawn
 from model_registry.catalogue import Product, load_catalogue
 from model_registry.errors import ConfigError, SlicewayError
 from model_registry.geometry import Layout
+from model_registry.words import counted
 from placement.planner.pack import Packing
 from placement.planner.pack import pack as fewest_gpus
 from placement.planner.solver import Limits
@@ -136,8 +137,9 @@ def _public(packing: Packing, took: float) -> dict[str, object]:
 
 def _show(packing: Packing, took: float) -> None:
     proof = "no fewer will do" if packing.optimal else f"at least {packing.lower_bound} are needed"
-    gpus = "GPU" if packing.gpus == 1 else "GPUs"
-    out.print(f"[bold]{packing.gpus:,} {gpus}[/] {packing.product.name} ({proof}; {took:.2f} s)", highlight=False)
+    out.print(
+        f"[bold]{counted(packing.gpus, 'GPU')}[/] {packing.product.name} ({proof}; {took:.2f} s)", highlight=False
+    )
     if not packing.gpus:
         return
     groups = _alike(packing)

@@ -15,6 +15,7 @@ from gateway.cli.profiles import drawn
 from gateway.planning import FleetAnswer, ReservedSlice
 from model_registry.errors import ConfigError, SlicewayError
 from model_registry.geometry import Layout, Placement
+from model_registry.words import are, counted
 from placement.capacity import costs_of_demands
 from placement.gpus import GpuState
 from placement.planner.types import WHOLE, FleetGpu, PlannedGpu, PlannedSlice
@@ -57,12 +58,13 @@ def show_applied(applied: AppliedPlan) -> None:
         out.print(
             f"[bold red]stopped[/] at {escape(str(outcome.failed))}: {escape(str(outcome.error))}", highlight=False
         )
-        out.print(f"{len(outcome.done)} steps are done; the fleet serves with what it has. Not done:", highlight=False)
+        done = f"{counted(len(outcome.done), 'step')} {are(len(outcome.done))} done"
+        out.print(f"{done}; the fleet serves with what it has. Not done:", highlight=False)
         for step in outcome.not_done:
             out.print(f"  {escape(str(step))}", highlight=False)
         out.print("[dim]`sliceway apply CONFIG` tries again from there.[/]", highlight=False)
     elif outcome.done:
-        out.print(f"[green]as planned[/]: {len(outcome.done)} steps done", highlight=False)
+        out.print(f"[green]as planned[/]: {counted(len(outcome.done), 'step')} done", highlight=False)
         if any(step.kind == "seat" for step in outcome.done):
             out.print(
                 "[dim]no engine was started: no controller runs. The next one finds its seats (sliceway up CONFIG).[/]"
@@ -122,7 +124,7 @@ def _summary(answer: FleetAnswer) -> str:
     prices = {g.gpu.price_per_hour for g in answer.plan.gpus}
     cost = "" if prices <= {1.0} else f", {answer.plan.price_per_hour:.2f} per hour"
     proof = "nothing cheaper exists" if answer.plan.optimal else f"at most {answer.plan.gap:.1%} above the cheapest"
-    return f"[bold]plan[/] {len(used)} of {len(answer.plan.gpus)} GPUs in use{cost}  [dim]{proof}[/]"
+    return f"[bold]plan[/] {len(used)} of {counted(len(answer.plan.gpus), 'GPU')} in use{cost}  [dim]{proof}[/]"
 
 
 def _gpu_lines(planned: PlannedGpu, answer: FleetAnswer, labels: dict[str, str]) -> Iterator[RenderableType]:
@@ -247,7 +249,7 @@ def _transition(answer: FleetAnswer, labels: dict[str, str]) -> Iterator[str]:
     if not answer.transition.steps:
         yield "[green]nothing to do[/]"
         return
-    yield f"\n{len(answer.transition.steps)} steps, about {_duration(answer.outlook.seconds)} (estimate):"
+    yield f"\n{counted(len(answer.transition.steps), 'step')}, about {_duration(answer.outlook.seconds)} (estimate):"
     for step in answer.transition.steps[:_MOST_STEPS]:
         yield f"  {step.number + 1:>3} {escape(_named(str(step), step.place, labels))}"
     left = len(answer.transition.steps) - _MOST_STEPS

@@ -20,6 +20,7 @@ from rich.text import Text
 from gateway.cli.locate import ConfigArgument, ConfigOption, required_config
 from gateway.cli.output import Json, out, print_json
 from gateway.config import Config
+from model_registry.words import counted
 from placement.state import StatePaths
 from placement.status import ControllerStatus, read_status
 
@@ -198,8 +199,10 @@ def _heads(seen: dict[str, Any]) -> RenderableType:
 
 def _scaled(model: str, row: dict[str, Any]) -> str:
     """What demand asks for of one model, within its bounds, and what of it no free slice could be found for."""
-    bounds = f"{row['replicas']} replicas of {row['least']} to {row['most']}"
-    short = f" [yellow]{row['short']} find no free slice[/]" if row["short"] else ""
+    bounds = f"{counted(row['replicas'], 'replica')} of {row['least']} to {row['most']}"
+    short = (
+        f" [yellow]{row['short']} {'finds' if row['short'] == 1 else 'find'} no free slice[/]" if row["short"] else ""
+    )
     asleep = f"; {escape(row['sleep'])}" if row.get("sleep") and not row["replicas"] else ""
     return f"demand     {escape(model)}: {bounds}: {escape(row['reason'])}{asleep}{short}"
 

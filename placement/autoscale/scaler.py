@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from model_registry.schema import ModelConfig, ReplicaRange
+from model_registry.words import counted
 from placement.assign import Pools, stem, stem_of
 from placement.autoscale.policy import Scaled, ScaledModel, Signals, decide
 from placement.policy import AutoscalePolicy
@@ -26,7 +27,7 @@ class Change:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.model}: {self.before} -> {self.after} replicas ({self.reason})"
+        return f"{self.model}: {self.before} -> {counted(self.after, 'replica')} ({self.reason})"
 
 
 def scaled_models(

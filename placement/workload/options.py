@@ -17,6 +17,7 @@ from model_registry.sizing.fit import fit
 from model_registry.sizing.footprint import Sized, size_model
 from model_registry.sizing.report import fp8_compute
 from model_registry.sizing.speed import Demand, SpeedEstimate, best_batch, fastest
+from model_registry.words import counted
 from placement.planner.types import WHOLE_GPU, Option
 from placement.workload.cards import Card, Place
 from placement.workload.measured import Judged, Measured, Where
@@ -211,8 +212,8 @@ def _enough(config: ModelConfig, candidate: Candidate, rate: float) -> Candidate
     """The candidate as an option, if a fixed number of replicas with `rate` each bears the demand."""
     fixed = config.replicas if isinstance(config.replicas, int) else None
     share = config.demand.requests_per_second / fixed if fixed and config.demand else 0.0
-    if share > rate:
-        reason = f"{fixed} replicas would have to serve {share:.2f} requests per second each, and one serves {rate:.2f}"
+    if fixed and share > rate:
+        reason = f"{counted(fixed, 'replica')} would have to serve {share:.2f} requests per second each, and one serves {rate:.2f}"
         return replace(candidate, reason=reason, breaks="speed")
     return replace(candidate, option=_option(candidate.place, rate))
 

@@ -24,6 +24,7 @@ from gateway.export.kubernetes.objects import (
     manifest,
 )
 from gateway.export.model import Exported, GatewayUnit
+from model_registry.words import counted
 
 Flavour = Literal["deployments", "dra", "kuberay"]
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
@@ -54,8 +55,7 @@ def steps(export: Exported, settings: Settings, flavour: Flavour) -> Iterator[st
     """What manifests cannot do, one command or instruction a line."""
     yield f"MIG manager: helm upgrade gpu-operator ... --set mig.strategy=mixed --set migManager.config.name={MIG_MAP}"
     for layout in export.nodes:
-        nodes = "1 node" if layout.count == 1 else f"{layout.count} nodes"
-        yield f"{nodes} with {len(layout.gpus)} x {layout.product.name}: kubectl label node NODE {NODE_LABEL}={layout.name} --overwrite"
+        yield f"{counted(layout.count, 'node')} with {len(layout.gpus)} x {layout.product.name}: kubectl label node NODE {NODE_LABEL}={layout.name} --overwrite"
     unit = export.cluster if flavour == "kuberay" else export.gateway
     yield from _secrets(export, unit, settings)
     for name, path in export.directories.items():

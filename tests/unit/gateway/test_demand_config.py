@@ -19,7 +19,7 @@ DEMAND = "    demand: {requests_per_second: 6, prompt_tokens: 800, output_tokens
 
 def loaded(tmp_path: Path, *, fleet: str = "{}", model: str = "", tenants: str = "[]") -> Config:
     path = tmp_path / "sliceway.yaml"
-    path.write_text(f"version: v1\nfleet: {fleet}\nmodels:{MODEL}{model}\ntenants: {tenants}\n")
+    path.write_text(f"version: v1\nfleet: {fleet}\nmodels:{MODEL}{model}\ntenants: {tenants}\n", encoding="utf-8")
     return load_config(path)
 
 
@@ -79,7 +79,7 @@ def test_replicas_are_a_number_or_a_range(
     [
         ("    replicas: {min: 3, max: 2}\n", "min 3 is more than max 2"),
         ("    replicas: {min: 1, max: 2}\n    slices: [a]\n", "pinned replicas are a fixed number, not a range"),
-        ("    replicas: 2\n    slices: [a]\n", "1 slices are named for 2 replicas"),
+        ("    replicas: 2\n    slices: [a]\n", "1 slice is named for 2 replicas"),
         ("    profile: 1g.10gb\n    profiles: [2g.20gb]\n", "say the same thing twice"),
         ("    profiles: [2g.20gb, 2g.20gb]\n", "'2g.20gb' stands here twice"),
         ("    profiles: [2g.2gb]\n", "no GPU product has a profile '2g.2gb'; did you mean 2g.24gb or 2g.20gb"),
@@ -100,7 +100,7 @@ def test_contradictions_in_a_model_are_told(tmp_path: Path, model: str, said: st
 
 def test_models_that_something_else_runs_have_no_demand(tmp_path: Path) -> None:
     path = tmp_path / "sliceway.yaml"
-    path.write_text(f"version: v1\nmodels:\n  - name: chat\n    endpoints: [http://h:1]\n{DEMAND}")
+    path.write_text(f"version: v1\nmodels:\n  - name: chat\n    endpoints: [http://h:1]\n{DEMAND}", encoding="utf-8")
     with pytest.raises(ConfigError, match="no replica is planned for them"):
         load_config(path)
 
