@@ -85,7 +85,7 @@ def create_key(config: Path, tenant: str) -> str:
     """A new API key, as an operator makes one."""
     about = ("--name", "demo", "--expires", "7d")  # every demo makes its own: old ones end by themselves
     command = [*SLICEWAY, "keys", "create", tenant, "--config", str(config), *about, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=False)
     if done.returncode:
         raise DemoFailed(f"`sliceway keys create {tenant}` failed")
     key: str = json.loads(done.stdout)["key"]

@@ -119,7 +119,7 @@ class Announcements:
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
             draft = self._own().with_suffix(".draft")
-            draft.write_text(told.model_dump_json())
+            draft.write_text(told.model_dump_json(), encoding="utf-8")
             draft.replace(self._own())
         except FileNotFoundError:  # no state directory: nothing but this gateway is here
             return

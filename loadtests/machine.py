@@ -34,7 +34,7 @@ def describe(proc: Path = Path("/proc")) -> dict[str, Any]:
 def clicks(proc: Path = Path("/proc")) -> Clicks | None:
     """The counters as they are; None where there are none. See proc(5), /proc/stat."""
     try:
-        fields = [int(text) for text in (proc / "stat").read_text().splitlines()[0].split()[1:9]]
+        fields = [int(text) for text in (proc / "stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]]
     except (OSError, ValueError, IndexError):
         return None
     return Clicks(sum(fields), fields[3] + fields[4], fields[7])
@@ -53,7 +53,7 @@ def used_between(before: Clicks | None, after: Clicks | None) -> Mapping[str, fl
 
 def _line_of(path: Path, name: str) -> str | None:
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)

@@ -64,7 +64,7 @@ class EngineConverter:
             ]
             command += ["--fallback-template", str(fallback)]
             command += ["--chat-template", str(chat_template.absolute())] if chat_template else []
-            with tempfile.TemporaryFile(mode="w+") as log:
+            with tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace") as log:
                 return _result_of(_Run(command, log), report)
 
 
@@ -79,7 +79,12 @@ class _Run:
         environ = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
         try:
             process = subprocess.Popen(
-                self.command, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environ, start_new_session=True
+                self.command,
+                stdout=subprocess.PIPE,
+                stderr=self.log,
+                encoding="utf-8",
+                env=environ,
+                start_new_session=True,
             )
         except OSError as error:
             raise ImportFailed(

@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(option, type=Path, required=option != "--chat-template")
     options = parser.parse_args(arguments)
     # Libraries write to standard output as they like; only ours may reach the reader of the JSON lines.
-    report_to = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    report_to = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     reporter = Reporter(report_to)
     try:

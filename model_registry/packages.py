@@ -86,7 +86,12 @@ def _pip_install(requirements: list[str], target: Path, environ: Mapping[str, st
     ]
     command = [sys.executable, "-m", "pip", "install", "--quiet", *options, *requirements]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=None if environ is None else dict(environ), check=False
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=None if environ is None else dict(environ),
+        check=False,
     )
     if done.returncode == 0:
         return

@@ -47,7 +47,7 @@ def write_model(
 ) -> Path:
     """A model directory: `config.json`, `shards` weight files of 1,000 elements each, and `files` (`name__json=object`)."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     names = (
         ["model.safetensors"]
         if shards == 1
@@ -58,9 +58,11 @@ def write_model(
     if shards > 1:
         weight_map = {f"layer.{i}.weight": name for i, name in enumerate(names)}
         total = shards * 1000 * _BYTES[dtype]
-        (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
+        (folder / INDEX).write_text(
+            json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}), encoding="utf-8"
+        )
     for name, content in files.items():
-        (folder / name.replace("__", ".")).write_text(json.dumps(content))
+        (folder / name.replace("__", ".")).write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 

@@ -50,7 +50,7 @@ def _membership(path: Path) -> dict[str, str]:
     """Group path by controller, from `/proc/PID/cgroup`; the unified hierarchy's controller is the empty string."""
     found: dict[str, str] = {}
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return found
     for line in lines:
@@ -70,7 +70,7 @@ def _upwards(mount: Path, group: str) -> Iterator[Path]:
 
 def _words(path: Path) -> list[str]:
     try:
-        return path.read_text().split()
+        return path.read_text(encoding="utf-8").split()
     except OSError:
         return []
 

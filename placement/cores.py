@@ -45,7 +45,7 @@ def numa_nodes(directory: Path = _NODES) -> Mapping[int, tuple[int, ...]]:
     found: dict[int, tuple[int, ...]] = {}
     for path in directory.glob("node[0-9]*"):
         try:
-            found[int(path.name.removeprefix("node"))] = parse_cores((path / "cpulist").read_text())
+            found[int(path.name.removeprefix("node"))] = parse_cores((path / "cpulist").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
     with_cores = {node: cores for node, cores in sorted(found.items()) if cores}

@@ -62,7 +62,7 @@ class HostTree:
     def read(self, path: str) -> str | None:
         """Its text."""
         try:
-            return self._at(path).read_text()
+            return self._at(path).read_text(encoding="utf-8")
         except OSError:
             return None
 

@@ -112,7 +112,9 @@ def describe_engine(python: Path) -> EngineEnvironment:
     Raises EngineMissing if the interpreter does not run.
     """
     try:
-        answer = subprocess.run([python, "-I", "-c", _ASK], capture_output=True, text=True, timeout=60, check=True)
+        answer = subprocess.run(
+            [python, "-I", "-c", _ASK], capture_output=True, encoding="utf-8", timeout=60, check=True
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise EngineMissing(
             f"the interpreter does not run: {error}", where=str(python), remedy="sliceway engine install"
@@ -203,12 +205,12 @@ def _has_vllm(kind: EngineKind) -> bool:
 def _requirements(kind: EngineKind) -> str:
     if kind == "cuda":
         return CUDA_REQUIREMENT
-    return (resources.files("placement") / "data" / "engine_cpu.lock").read_text()
+    return (resources.files("placement") / "data" / "engine_cpu.lock").read_text(encoding="utf-8")
 
 
 def _installed_fingerprint(home: Path) -> str | None:
     try:
-        marker = json.loads((home / _MARKER).read_text())
+        marker = json.loads((home / _MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return marker.get("fingerprint") if isinstance(marker, dict) else None
@@ -227,7 +229,7 @@ def _install_locked(python: Path, lock: str, report: Report) -> None:
         _pip(python, ["--no-deps", "--index-url", PYTORCH_CPU_INDEX, torch], stage="pytorch", total=1, report=report)
     rest = [pin for pin in pins if pin is not torch]
     requirements = python.parent.parent / "engine.lock"
-    requirements.write_text("\n".join(rest) + "\n")
+    requirements.write_text("\n".join(rest) + "\n", encoding="utf-8")
     _pip(python, ["--no-deps", "-r", str(requirements)], stage="packages", total=len(rest), report=report)
 
 
@@ -248,7 +250,9 @@ def _pip(
 ) -> None:
     """Run pip and turn its lines into progress; the last lines become the error."""
     command = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--progress-bar", "off", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
+    )
     tail: list[str] = []
     with process:
         for progress in _progress_of(_kept(process.stdout or (), tail), stage=stage, total=total):
@@ -285,7 +289,7 @@ def _progress_of(
 
 def _run(command: Sequence[str], *, stage: str) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         detail = (
             (error.stderr or error.stdout or "").strip()

@@ -28,7 +28,13 @@ def ensure_server(gpu: str, directory: Path, environ: Mapping[str, str], *, prog
     environment = {**environ, **_environment(directory), "CUDA_VISIBLE_DEVICES": gpu}
     try:
         done = subprocess.run(
-            [program, "-d"], env=environment, capture_output=True, text=True, timeout=_SECONDS, check=False
+            [program, "-d"],
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PlacementError(
@@ -46,7 +52,7 @@ def ensure_server(gpu: str, directory: Path, environ: Mapping[str, str], *, prog
 def running(directory: Path) -> bool:
     """Whether the daemon of this directory runs."""
     try:
-        pid = int((directory / f"{PROGRAM}.pid").read_text())
+        pid = int((directory / f"{PROGRAM}.pid").read_text(encoding="utf-8"))
         os.kill(pid, 0)
     except (OSError, ValueError):
         return False
@@ -64,7 +70,7 @@ def end_servers(runtime: Path, environ: Mapping[str, str], *, program: str = PRO
                 env={**environ, **_environment(directory)},
                 input="quit\n",
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
                 timeout=_SECONDS,
                 check=False,
             )

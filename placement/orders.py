@@ -70,5 +70,5 @@ def write_orders(paths: StatePaths, orders: Orders, *, verb: str, replicas: Iter
     names = sorted(replicas)
     seats = {name: orders.seats[name] for name in names if name in orders.seats}
     line = {"at": at.isoformat(), "number": orders.number, "verb": verb, "replicas": names, "seats": seats}
-    with paths.orders_log.open("a") as log:
+    with paths.orders_log.open("a", encoding="utf-8") as log:
         log.write(json.dumps(line) + "\n")

@@ -93,7 +93,7 @@ class Resting:
 def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
     """Bytes of this machine's memory that could be given to somebody, as the kernel estimates; 0 where it does not tell."""
     try:
-        lines = meminfo.read_text().splitlines()
+        lines = meminfo.read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     told = next((line.split() for line in lines if line.startswith("MemAvailable:")), None)

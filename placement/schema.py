@@ -142,7 +142,7 @@ class NetworkConfig(Section):
     def secret(self) -> str:
         """The file's text. Raises PlacementError where it cannot be read."""
         try:
-            return self.secret_file.read_text().strip()
+            return self.secret_file.read_text(encoding="utf-8").strip()
         except OSError as error:
             raise PlacementError(
                 f"the engines' secret cannot be read: {error.strerror}",

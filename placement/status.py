@@ -156,6 +156,6 @@ def running_status(paths: StatePaths) -> ControllerStatus | None:
 def write_status(status: ControllerStatus, path: Path) -> None:
     """Replace the file at `path`."""
     draft = path.with_name(f".{path.name}.{status.pid}")
-    draft.write_text(status.model_dump_json(indent=1) + "\n")
+    draft.write_text(status.model_dump_json(indent=1) + "\n", encoding="utf-8")
     draft.chmod(0o600)
     draft.replace(path)

@@ -146,7 +146,7 @@ async def measure(chosen: argparse.Namespace, directory: Path) -> bool:
         for number in range(chosen.gateways):
             own = state if number == 0 else directory / f"state-{number}"
             config, port = directory / f"{number}.yaml", free_port()
-            config.write_text(json.dumps(configuration(own, port, chosen.limit, chosen.gateways)))
+            config.write_text(json.dumps(configuration(own, port, chosen.limit, chosen.gateways)), encoding="utf-8")
             if number == 0:
                 words = ("keys", "create", "acme", "--config", str(config), "--json")
                 command = [sys.executable, "-m", "gateway.cli", *words]

@@ -69,7 +69,7 @@ def main() -> None:
     rows = []
     for size in SIZES:
         done = subprocess.run(
-            [sys.executable, __file__, "--one", str(size)], stdout=subprocess.PIPE, text=True, check=True
+            [sys.executable, __file__, "--one", str(size)], stdout=subprocess.PIPE, encoding="utf-8", check=True
         )
         row = json.loads(done.stdout)
         rows.append(row)

@@ -77,7 +77,7 @@ def main() -> None:
     by_kind = defaultdict(list)
     for row in rows(asked.instances):
         if asked.json:
-            with asked.json.open("a") as lines:
+            with asked.json.open("a", encoding="utf-8") as lines:
                 lines.write(f"{json.dumps(row)}\n")
         by_kind[row["kind"]].append(row)
         by_kind["all"].append(row)

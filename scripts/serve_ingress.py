@@ -31,7 +31,7 @@ def configuration(directory: Path, name: str, port: int) -> Path:
         "models": [{"name": "bench", "source": "simulated"}],
         "gateway": {"authentication": "none", "listen": f"127.0.0.1:{port}"},
     }
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 

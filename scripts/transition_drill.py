@@ -402,7 +402,7 @@ class Drill:
         return kept(before, after).get(demand, 0) > 0
 
     def _say(self, line: str) -> None:
-        with self._site.log.open("a") as log:
+        with self._site.log.open("a", encoding="utf-8") as log:
             log.write(f"-- {line}\n")
 
 
@@ -415,13 +415,13 @@ async def _run(chosen: argparse.Namespace, directory: Path) -> Report:
         report.wrong.append(str(error))
     if not report.ok and chosen.keep:
         chosen.keep.mkdir(parents=True, exist_ok=True)
-        (chosen.keep / f"seed-{chosen.seed}.log").write_text(_everything(site))
+        (chosen.keep / f"seed-{chosen.seed}.log").write_text(_everything(site), encoding="utf-8")
     return report
 
 
 def _everything(site: Site) -> str:
     texts = [site.log, *sorted(site.paths.logs.glob("*.log")), site.paths.orders_log]
-    return "\n".join(f"== {p.name}\n{p.read_text(errors='replace')}" for p in texts if p.exists())
+    return "\n".join(f"== {p.name}\n{p.read_text(errors='replace', encoding='utf-8')}" for p in texts if p.exists())
 
 
 def main() -> int:

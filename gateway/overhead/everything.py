@@ -148,7 +148,11 @@ def _cost(tools: Tools, peers: Path | None, effort: Effort, told: Told) -> dict[
             start = maker(tools.directory, port, engine)
             running = stack.enter_context(started(name, start, port, tools.directory))
             if running is None:
-                last = (tools.directory / f"{name}-{port}.log").read_text(errors="replace").strip()[-200:]
+                last = (
+                    (tools.directory / f"{name}-{port}.log")
+                    .read_text(errors="replace", encoding="utf-8")
+                    .strip()[-200:]
+                )
                 missing[name] = f"did not answer: {last}"
                 continue
             contestants.append(running)

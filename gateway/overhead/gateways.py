@@ -73,7 +73,7 @@ class Running:
         for process in _family(self.process.pid):
             for thread in Path(f"/proc/{process}/task").glob("*/schedstat"):
                 with contextlib.suppress(OSError):
-                    total += int(thread.read_text().split()[0])
+                    total += int(thread.read_text(encoding="utf-8").split()[0])
         return total / 1e9
 
     def resident_bytes(self) -> int:

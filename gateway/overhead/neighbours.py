@@ -88,7 +88,9 @@ def _aggressor(directory: Path, kind: str, port: int, key: str) -> Iterator[None
     with running(command, directory / "aggressor.log") as process:
         time.sleep(SETTLE_SECONDS)
         if process.poll() is not None:
-            raise BenchError(f"the aggressor ended: {(directory / 'aggressor.log').read_text()[-300:]}")
+            raise BenchError(
+                f"the aggressor ended: {(directory / 'aggressor.log').read_text(encoding='utf-8', errors='replace')[-300:]}"
+            )
         yield
 
 

@@ -53,7 +53,7 @@ class Tools:
             source = directory / f"{name}.c"
             source.write_bytes(files("gateway.overhead").joinpath(f"{name}.c").read_bytes())
             command = [compiler, "-std=gnu11", "-O2", "-w", "-o", str(directory / name), str(source)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
             if done.returncode:
                 raise BenchError(f"{name}.c could not be compiled: {done.stderr.strip()[-300:]}", where=compiler)
         return cls(directory)
@@ -87,7 +87,7 @@ class Tools:
         command = [str(self.directory / "load"), *arguments]
         try:
             done = subprocess.run(
-                command, input=given, capture_output=True, text=True, timeout=timeout_seconds, check=False
+                command, input=given, capture_output=True, encoding="utf-8", timeout=timeout_seconds, check=False
             )
         except subprocess.TimeoutExpired as error:
             raise BenchError("the gateway stopped answering", remedy="See what its log says.") from error

@@ -188,7 +188,7 @@ def _cpus_nearby(nvml: Any, handle: Any) -> tuple[int, ...]:
         return told
     bus = or_none(nvml, lambda: text(nvml.nvmlDeviceGetPciInfo(handle).busId)) or ""
     try:
-        return parse_cores((_PCI_DEVICES / bus[-12:].lower() / "local_cpulist").read_text())
+        return parse_cores((_PCI_DEVICES / bus[-12:].lower() / "local_cpulist").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ()
 

@@ -44,7 +44,9 @@ def reset(gpu: GpuState, program: str = "nvidia-smi", timeout_seconds: float = 1
     """
     command = [program, "--gpu-reset", "-i", gpu.uuid]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds, check=False)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout_seconds, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PartitionError(f"the GPU could not be reset: {error}", where=gpu.label, remedy=_by_hand(gpu)) from error
     if done.returncode:
@@ -67,7 +69,7 @@ def _holder(directory: Path, device: str) -> GpuProcess | None:
     try:
         if not any(_leads_to(link, device) for link in (directory / "fd").iterdir()):
             return None
-        name = (directory / "comm").read_text().strip()
+        name = (directory / "comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:  # it has ended, or is someone else's
         return None
     kind = _DAEMONS.get(name)

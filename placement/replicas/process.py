@@ -294,7 +294,7 @@ def _begin_log(path: Path, spec: LaunchSpec) -> int:
                 with contextlib.suppress(FileNotFoundError):
                     older.replace(path.with_name(f"{path.name}.{i}"))
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    with os.fdopen(descriptor, "a") as file:
+    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
         begins = file.seek(0, os.SEEK_END)
         file.write(
             f"--- {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {spec.replica} on {spec.slice.id}: {shlex.join(spec.argv)}\n"

@@ -40,7 +40,7 @@ class ProcessIdentity:
 def boot_id() -> str:
     """Different after every boot; the same in all containers of a machine."""
     try:
-        return (PROC / "sys/kernel/random/boot_id").read_text().strip()
+        return (PROC / "sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 
@@ -74,7 +74,7 @@ def resident_bytes(pids: Iterable[int]) -> int:
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError, ValueError, IndexError):
-            total += int((PROC / str(pid) / "statm").read_text().split()[1]) * page
+            total += int((PROC / str(pid) / "statm").read_text(encoding="utf-8").split()[1]) * page
     return total
 
 
@@ -87,7 +87,7 @@ def proportional_bytes(pids: Iterable[int]) -> int:
     total = 0
     for pid in pids:
         try:
-            text = (PROC / str(pid) / "smaps_rollup").read_text()
+            text = (PROC / str(pid) / "smaps_rollup").read_text(encoding="utf-8")
         except (OSError, ValueError):
             total += resident_bytes([pid])
             continue
@@ -98,7 +98,7 @@ def proportional_bytes(pids: Iterable[int]) -> int:
 def _stat(pid: int) -> list[str] | None:
     """Fields of `/proc/PID/stat` from the third (state) on; the second may hold spaces and brackets (proc(5))."""
     try:
-        text = (PROC / str(pid) / "stat").read_text()
+        text = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except (OSError, ValueError):
         return None
     fields = text.rpartition(")")[2].split()

@@ -85,7 +85,7 @@ class Simulation:
         """The machine in `directory`, made if there is none; raises SimulatorError if it has other GPUs."""
         if not (directory / "state").exists():
             return cls.create(directory, fleet, options, cache=cache)
-        there = json.loads((directory / "machine.json").read_text())["fleet"]
+        there = json.loads((directory / "machine.json").read_text(encoding="utf-8"))["fleet"]
         if there != fleet:
             raise SimulatorError(
                 f"the simulated machine there has {there}, not {fleet}",
@@ -102,7 +102,7 @@ class Simulation:
     @property
     def assumptions(self) -> tuple[str, ...]:
         """Figures that nobody has published and that this machine makes up."""
-        return tuple(json.loads((self.directory / "machine.json").read_text())["assumptions"])
+        return tuple(json.loads((self.directory / "machine.json").read_text(encoding="utf-8"))["assumptions"])
 
     def environment(
         self, *, privilege: Privilege | None = None, environ: Mapping[str, str] = os.environ
@@ -221,7 +221,7 @@ class Simulation:
     def journal(self) -> tuple[str, ...]:
         """Every change of instances and modes in order: `create-gi gpu=0 gi=9 1g.10gb@2`."""
         path = self.directory / "state.journal"
-        return tuple(path.read_text().splitlines()) if path.exists() else ()
+        return tuple(path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
 
     def _control(self) -> ctypes.CDLL:
         return ctypes.CDLL(str(self.libraries.control))

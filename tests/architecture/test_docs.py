@@ -13,7 +13,7 @@ from gateway.cli import app
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("model_registry", "placement", "gateway", "loadtests")
-ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
 def module_paths() -> list[str]:
@@ -60,7 +60,7 @@ def commands() -> list[str]:
 
 def pages() -> str:
     """Everything that a user reads."""
-    return "\n".join(path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")))
+    return "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")))
 
 
 def test_every_command_is_documented() -> None:
@@ -79,7 +79,7 @@ def test_no_page_names_a_command_that_is_not_there() -> None:
 def test_links_between_pages_lead_somewhere() -> None:
     broken = []
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")):
-        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             if "://" not in target and not (page.parent / target).exists():
                 broken.append(f"{page.relative_to(ROOT)}: {target}")
     assert broken == []
@@ -88,7 +88,7 @@ def test_links_between_pages_lead_somewhere() -> None:
 def test_links_into_a_page_name_one_of_its_headings() -> None:
     broken = []
     for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "configs").rglob("*.md")):
-        for target, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)]+)\)", page.read_text()):
+        for target, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
             if anchor not in headings((page.parent / target) if target else page):
                 broken.append(f"{page.relative_to(ROOT)}: {target}#{anchor}")
     assert broken == []
@@ -96,11 +96,11 @@ def test_links_into_a_page_name_one_of_its_headings() -> None:
 
 def headings(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     return {
         re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     }
 
 
 def test_the_readme_fits_on_few_screens() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200

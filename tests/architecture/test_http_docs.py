@@ -9,7 +9,7 @@ from gateway.batches.api import ENDPOINTS
 from gateway.surface import BY_ID, ROUTES
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "http.md").read_text()
+PAGE = (ROOT / "docs" / "http.md").read_text(encoding="utf-8")
 
 
 def test_every_relayed_route_is_on_the_page() -> None:
@@ -23,5 +23,5 @@ def test_every_test_that_the_page_names_exists() -> None:
     files = list((ROOT / "tests").rglob("test_*.py"))
     there = {file.name for file in files}
     for file in files:
-        there |= set(re.findall(r"def (test_\w+)", file.read_text()))
+        there |= set(re.findall(r"def (test_\w+)", file.read_text(encoding="utf-8")))
     assert set(re.findall(r"`(test_\w+(?:\.py)?)`", PAGE)) <= there

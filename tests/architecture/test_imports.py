@@ -74,7 +74,7 @@ def test_importing_any_module_does_nothing_else() -> None:
     done = subprocess.run(
         [sys.executable, "-B", "-c", GUARD, json.dumps(modules())],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
         timeout=50,
         cwd=ROOT,
@@ -107,7 +107,7 @@ def test_the_guard_would_notice() -> None:
     done = subprocess.run(
         [sys.executable, "-B", "-c", with_effects + code, json.dumps(list(effects)), "."],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
         timeout=50,
     )
@@ -124,7 +124,7 @@ def test_the_import_contracts_hold() -> None:
     done = subprocess.run(
         [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         timeout=50,
         cwd=ROOT,

@@ -29,7 +29,7 @@ MACHINES: dict[str, tuple[str, dict[str, Any], Any]] = {
 
 def drivers_library() -> Path | None:
     try:
-        listed = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True, check=False).stdout
+        listed = subprocess.run(["ldconfig", "-p"], capture_output=True, encoding="utf-8", check=False).stdout
     except FileNotFoundError:
         return None
     paths = [line.rsplit(" ", 1)[-1] for line in listed.splitlines() if "libnvidia-ml.so.1 " in line]

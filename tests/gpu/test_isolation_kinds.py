@@ -18,7 +18,7 @@ BENCH = Path(__file__).parents[2] / "configs" / "bench"
 def gpus() -> int:
     if shutil.which("nvidia-smi") is None:
         return 0
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, encoding="utf-8", check=False)
     return len(listed.stdout.splitlines()) if listed.returncode == 0 else 0
 
 
@@ -36,9 +36,9 @@ def test_each_kind_is_served_and_measured(deployment: str, needed: int, tmp_path
         "settings": [{"where": "other_slice", "model": "chat-b"}, {"where": "same_slice"}],
     }
     path = tmp_path / "scenario.yaml"
-    path.write_text("\n".join(f"{name}: {json.dumps(value)}" for name, value in fields.items()))
+    path.write_text("\n".join(f"{name}: {json.dumps(value)}" for name, value in fields.items()), encoding="utf-8")
     command = [sys.executable, "-m", "gateway.cli", "bench", "isolation", str(path), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=3500, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=3500, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     settings = json.loads(done.stdout)["settings"]
     assert settings["alone"]["victim"]["failures"] == {}

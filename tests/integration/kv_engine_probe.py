@@ -30,12 +30,12 @@ def start(run: dict[str, Any], folder: Path) -> Any:
     from vllm import LLM
 
     limits, encoder = run["limits"], run["config"]["model_type"] in ENCODERS
-    (folder / "config.json").write_text(json.dumps(run["config"]))
+    (folder / "config.json").write_text(json.dumps(run["config"]), encoding="utf-8")
     if encoder:
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         words += [f"w{i}" for i in range(run["config"]["vocab_size"] - len(words))]
-        (folder / "vocab.txt").write_text("\n".join(words))
-        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+        (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}', encoding="utf-8")
     options = {ENGINE_NAMES[k]: v for k, v in limits.items() if k in ENGINE_NAMES}
     if run["pooling"]:
         options["runner"] = "pooling"
@@ -83,4 +83,4 @@ def refusal(message: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     os.environ.update(HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", DO_NOT_TRACK="1", VLLM_CPU_OMP_THREADS_BIND="nobind")
-    sys.stdout.write("\n" + json.dumps(measure(json.loads(Path(sys.argv[1]).read_text()))) + "\n")
+    sys.stdout.write("\n" + json.dumps(measure(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))) + "\n")

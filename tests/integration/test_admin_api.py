@@ -70,7 +70,7 @@ def listener_of(gateway: RunningGateway) -> AdminListener:
 @contextmanager
 def site(folder: Path, **gateway: Any) -> Iterator[Site]:
     path = folder / "sliceway.yaml"
-    path.write_text(json.dumps(settings(folder, **gateway)))
+    path.write_text(json.dumps(settings(folder, **gateway)), encoding="utf-8")
     config = Config.model_validate(settings(folder, **gateway))
     with ExitStack() as stack:
         fleet = stack.enter_context(fake_fleet(folder / "state"))
@@ -195,19 +195,19 @@ def test_replicas_are_taken_out_and_put_back(shared: Site) -> None:
 
 
 def test_a_reload_is_seen_by_every_gateway_and_a_wrong_file_by_none(shared: Site) -> None:
-    plain = json.loads(shared.config_path.read_text())
+    plain = json.loads(shared.config_path.read_text(encoding="utf-8"))
     try:
-        shared.config_path.write_text(json.dumps(plain | {"aliases": {"by-file": "m"}}))
+        shared.config_path.write_text(json.dumps(plain | {"aliases": {"by-file": "m"}}), encoding="utf-8")
         key = shared.make_key()["key"]
         assert shared.admin.post("/admin/reload").json() == {"models": 2, "tenants": 1}
         shared.eventually(key, 200, model="by-file")
-        shared.config_path.write_text(json.dumps(plain | {"aliases": {"by-file": "nowhere"}}))
+        shared.config_path.write_text(json.dumps(plain | {"aliases": {"by-file": "nowhere"}}), encoding="utf-8")
         refused = shared.admin.post("/admin/reload")
         assert refused.status_code == 422
         assert "nowhere" in refused.json()["error"]["message"]
         assert shared.ask(key, "by-file") == [200, 200]
     finally:
-        shared.config_path.write_text(json.dumps(plain))
+        shared.config_path.write_text(json.dumps(plain), encoding="utf-8")
         shared.admin.post("/admin/reload")
 
 
@@ -237,7 +237,7 @@ def test_large_and_measureless_bodies_are_refused(shared: Site) -> None:
 
 def test_tcp_asks_for_the_key_and_makes_one_if_there_is_none(tmp_path: Path) -> None:
     with site(tmp_path, admin_listen="127.0.0.1:0") as made:
-        key = (tmp_path / "state" / "admin.key").read_text().strip()
+        key = (tmp_path / "state" / "admin.key").read_text(encoding="utf-8").strip()
         assert (tmp_path / "state" / "admin.key").stat().st_mode & 0o077 == 0
         for wrong in (
             None,

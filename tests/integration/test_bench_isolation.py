@@ -62,7 +62,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "tenants": [{"name": "quiet", "models": ["chat-a"]}, {"name": "noisy"}],
         "gateway": {"listen": listen},
     }
-    path.write_text(json.dumps(data))
+    path.write_text(json.dumps(data), encoding="utf-8")
     with ExitStack() as stack:
         for name, port in ports.items():
             command = [
@@ -86,13 +86,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             if len(ready) == 2 or gateway.poll() is not None:
                 break
             threading.Event().wait(0.1)
-        assert sorted(ready) == ["chat-a", "chat-b"], (directory / "gateway.log").read_text()
+        assert sorted(ready) == ["chat-a", "chat-b"], (directory / "gateway.log").read_text(encoding="utf-8")
         yield path
 
 
 def bench(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [*SLICEWAY, "bench", "isolation", str(config), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=170, check=False)
 
 
 def test_the_other_slice_is_apart_and_the_same_one_is_not(config: Path, tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_the_other_slice_is_apart_and_the_same_one_is_not(config: Path, tmp_path
     # Nine at once on a slice that runs four wait two turns; on another slice they are another engine's.
     assert together["ratio_to_alone"]["ttft_seconds"]["p50"] > 1.5
     assert together["ratio_to_alone"]["ttft_seconds"]["p50"] > apart["ratio_to_alone"]["ttft_seconds"]["p50"]
-    assert len(samples.read_text().splitlines()) > 20
-    store = json.loads((config.parent / "state" / "keys.json").read_text())
+    assert len(samples.read_text(encoding="utf-8").splitlines()) > 20
+    store = json.loads((config.parent / "state" / "keys.json").read_text(encoding="utf-8"))
     assert store["keys"]
     assert all(key["revoked"] for key in store["keys"]), "its keys are worthless afterwards"
 
@@ -136,7 +136,7 @@ def test_capacity_is_found_kept_and_shown(config: Path) -> None:
     done = subprocess.run(
         [*command, *options, *sizes, "--gpu-price-per-hour", "2", "--json"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=170,
         check=False,
     )
@@ -145,7 +145,9 @@ def test_capacity_is_found_kept_and_shown(config: Path) -> None:
     measured = result["measured"]
     assert 0.5 < measured["requests_per_second"] < 600
     assert (measured["prompt_tokens"], measured["output_tokens"]) == (20, 8)
-    shown = subprocess.run([*command, "--show", "--json"], capture_output=True, text=True, timeout=30, check=True)
+    shown = subprocess.run(
+        [*command, "--show", "--json"], capture_output=True, encoding="utf-8", timeout=30, check=True
+    )
     record = json.loads(shown.stdout)["records"][0]
     assert record == result["records"][0]
     assert (record["model"], record["kind"], record["price_per_hour"]) == ("chat-a", "endpoint", 2.0)
@@ -158,6 +160,6 @@ def test_capacity_is_found_kept_and_shown(config: Path) -> None:
 def test_capacity_wants_an_slo_with_units(config: Path, slo: str | None, said: str) -> None:
     words = ["--slo", slo] if slo else []
     command = [*SLICEWAY, "bench", "capacity", str(config), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=30, check=False)
     assert done.returncode == 2
     assert said in done.stderr

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.integration
 def test_a_measurement_with_nothing_but_the_command() -> None:
     command = [sys.executable, "-m", "gateway.cli", "bench", "overhead", "--json"]
     options = ["--pairs", "12", "--rate", "100", "--output-tokens", "3"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run([*command, *options], capture_output=True, encoding="utf-8", timeout=50, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["errors"] == {}

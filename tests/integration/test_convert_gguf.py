@@ -115,7 +115,7 @@ def test_a_gguf_file_becomes_a_model_that_reads_back(tmp_path: Path, convert: En
     assert model.made["chat_template"] == "fallback"
     fractions = [p.fraction for p in seen if p.fraction is not None]
     assert fractions == sorted(fractions)
-    ends = json.loads((model.path / "generation_config.json").read_text())["eos_token_id"]
+    ends = json.loads((model.path / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
     assert TOKENS.index("<0x0A>") in ends, "a vocabulary without a token for a blank line ends answers at the line"
 
 
@@ -124,7 +124,7 @@ def test_the_files_own_template_and_silence_about_bos_are_respected(tmp_path: Pa
     source = write_tiny_llama(tmp_path / "m.gguf", template=template, add_bos=False)
     model = import_model(str(source), into=tmp_path / "models", convert=convert).model
     assert (model.made["chat_template"], model.made["adds_bos"]) == ("gguf", False)
-    assert (model.path / "chat_template.jinja").read_text() == template
+    assert (model.path / "chat_template.jinja").read_text(encoding="utf-8") == template
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_template_that_would_spoil_every_answer_is_refused(
     tmp_path: Path, convert: EngineConverter, template: str, message: str
 ):
     source = write_tiny_llama(tmp_path / "m.gguf")
-    (tmp_path / "t.jinja").write_text(template)
+    (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
     with pytest.raises(ImportFailed) as caught:
         import_model(str(source), into=tmp_path / "models", convert=convert, chat_template=tmp_path / "t.jinja")
     assert message in caught.value.message

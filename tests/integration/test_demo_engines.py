@@ -125,7 +125,7 @@ class Service:
         return self.up.wait(120)
 
     def said(self) -> str:
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(errors="replace", encoding="utf-8")
 
     # ---- what it shows
 
@@ -141,7 +141,7 @@ class Service:
         return next(row for row in self.slices() if row["model"] == model)
 
     def journals(self) -> dict[str, dict[str, Any]]:
-        entries = [json.loads(path.read_text()) for path in self.state.glob("replicas/*/journal.json")]
+        entries = [json.loads(path.read_text(encoding="utf-8")) for path in self.state.glob("replicas/*/journal.json")]
         return {entry["model"]: entry for entry in entries}
 
     def engine_pids(self) -> dict[str, int]:
@@ -175,7 +175,7 @@ class Service:
     def key(self) -> str:
         if self._key is None:
             command = [SLICEWAY, "keys", "create", "acme", "--config", str(self.config), "--json"]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
             self._key = json.loads(done.stdout)["key"]
             # A running gateway takes notice of a new key within a second.
             until(lambda: self._accepts(str(self._key)), seconds=10, what="the gateway knows the new key")
@@ -342,14 +342,14 @@ def test_a_client_that_leaves_stops_its_request_in_the_engine(service: Service) 
 
 def test_a_killed_controller_finds_its_engines_again(service: Service) -> None:
     before = service.engine_pids()
-    controller = int((service.state / "controller.lock").read_text().split()[0])
-    generation = json.loads((service.state / "routing.json").read_text())["generation"]
+    controller = int((service.state / "controller.lock").read_text(encoding="utf-8").split()[0])
+    generation = json.loads((service.state / "routing.json").read_text(encoding="utf-8"))["generation"]
     os.kill(controller, signal.SIGKILL)
     assert text_of(stream_chat(service.client(), max_tokens=8)), "the gateway needs no controller to serve"
     until(lambda: new_controller(service, controller), seconds=60, what="another controller")
     until(
         lambda: (
-            json.loads((service.state / "routing.json").read_text())["generation"] >= generation
+            json.loads((service.state / "routing.json").read_text(encoding="utf-8"))["generation"] >= generation
             and service.engine_pids() == before
         ),
         seconds=30,
@@ -361,7 +361,7 @@ def test_a_killed_controller_finds_its_engines_again(service: Service) -> None:
 
 
 def new_controller(service: Service, old: int) -> bool:
-    text = (service.state / "controller.lock").read_text().split()
+    text = (service.state / "controller.lock").read_text(encoding="utf-8").split()
     return bool(text) and int(text[0]) != old and psutil.pid_exists(int(text[0]))
 
 

@@ -124,9 +124,9 @@ def test_no_secret_comes_out_anywhere(tmp_path: Path, capfd: pytest.CaptureFixtu
             },
         },
     }
-    (tmp_path / "admin.txt").write_text(planted["PLANTED_ADMIN"])
+    (tmp_path / "admin.txt").write_text(planted["PLANTED_ADMIN"], encoding="utf-8")
     config_path = tmp_path / "sliceway.yaml"
-    config_path.write_text(json.dumps(plain))
+    config_path.write_text(json.dumps(plain), encoding="utf-8")
     environ = os.environ | planted
     said = [said_by(environ, *words, "-c", str(config_path)) for words in COMMANDS]
     made = json.loads(said[0])
@@ -158,7 +158,12 @@ COMMANDS = (
 def said_by(environ: dict[str, str], *words: str) -> str:
     code = "from gateway.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=50, check=False, env=environ
+        [sys.executable, "-c", code, *words],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=50,
+        check=False,
+        env=environ,
     )
     return done.stdout + done.stderr
 
@@ -180,6 +185,8 @@ def answers(config: Config, config_path: Path, key: str, admin_key: str) -> list
             got.append(client.post("/admin/keys", headers=good, json={"tenant": "acme", "planted": "planted-guess"}))
             got.append(client.patch("/admin/tenants/acme", headers=good, json={"weight": "planted-guess"}))
             got.append(client.get("/admin/keys", headers={"authorization": "Bearer planted-guess"}))
-        config_path.write_text(config_path.read_text().replace("${ENV:PLANTED_PEPPER}", "planted-guess"))
+        config_path.write_text(
+            config_path.read_text(encoding="utf-8").replace("${ENV:PLANTED_PEPPER}", "planted-guess"), encoding="utf-8"
+        )
         running.on_loop(running.gateway.reload)
         return [answer.text + str(answer.headers) for answer in got]

@@ -99,7 +99,7 @@ def test_litellms_client_asks_streams_embeds_and_understands_refusals(system: Su
     ran = subprocess.run(
         [sys.executable, str(probe), system.url, system.keys["acme"]],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=55,
         check=False,
         env=os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"},  # it would fetch its price list

@@ -151,7 +151,7 @@ def test_a_key_of_another_certificate_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["certificate.pem", "key.pem"])
 def test_rubbish_is_told(tmp_path: Path, name: str) -> None:
     write_pair(tmp_path, "this")
-    (tmp_path / name).write_text("-----BEGIN NOTHING-----\n")
+    (tmp_path / name).write_text("-----BEGIN NOTHING-----\n", encoding="utf-8")
     with pytest.raises(TlsError, match="no PEM that OpenSSL can use"):
         loaded(config(tmp_path))
 

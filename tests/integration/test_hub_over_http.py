@@ -152,7 +152,7 @@ def test_the_token_travels_and_a_saved_one_is_found(hub: LoopbackHub, environ: d
     resolve_source("org/name", environ=environ | {"HF_TOKEN": "hf_given"})
     assert hub.tokens == {"Bearer hf_given"}
     hub.tokens.clear()
-    (tmp_path / "hf" / "token").write_text("hf_saved\n")
+    (tmp_path / "hf" / "token").write_text("hf_saved\n", encoding="utf-8")
     resolve_source("org/name", environ=environ)
     assert hub.tokens == {"Bearer hf_saved"}
 
@@ -208,7 +208,7 @@ def test_repositories_that_hold_no_servable_model(
     hub: LoopbackHub, environ: dict[str, str], tmp_path: Path, file: str, message: str
 ):
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / file).write_text("x")
+    (tmp_path / "other" / file).write_text("x", encoding="utf-8")
     hub.repos["org/other"] = tmp_path / "other"
     with pytest.raises(ModelUnreadable, match=message):
         resolve_source("org/other", environ=environ)
@@ -216,7 +216,7 @@ def test_repositories_that_hold_no_servable_model(
 
 def test_pickled_weights_are_an_estimate(hub: LoopbackHub, environ: dict[str, str], tmp_path: Path):
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "config.json").write_text(json.dumps(TINY_LLAMA))
+    (tmp_path / "old" / "config.json").write_text(json.dumps(TINY_LLAMA), encoding="utf-8")
     (tmp_path / "old" / "pytorch_model.bin").write_bytes(b"x" * 99)
     hub.repos["org/old"] = tmp_path / "old"
     spec = resolve_source("org/old", environ=environ)

@@ -18,7 +18,7 @@ from placement.engines import find_engine_python
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 
-DATA = json.loads((Path(__file__).parents[1] / "data" / "sizing" / "engine_runs.json").read_text())
+DATA = json.loads((Path(__file__).parents[1] / "data" / "sizing" / "engine_runs.json").read_text(encoding="utf-8"))
 RUNS = {run["name"]: run for run in DATA["runs"]}
 AGAIN = (
     "gemma3-padded-groups-long",  # sliding and full, steps shorter than the window, padded groups
@@ -33,7 +33,7 @@ AGAIN = (
 @pytest.mark.parametrize("name", AGAIN)
 def test_the_engine_still_says_what_was_recorded(name: str, tmp_path: Path) -> None:
     run: dict[str, Any] = RUNS[name]
-    (tmp_path / "run.json").write_text(json.dumps(run))
+    (tmp_path / "run.json").write_text(json.dumps(run), encoding="utf-8")
     done = subprocess.run(
         [
             find_engine_python("cpu"),
@@ -41,7 +41,7 @@ def test_the_engine_still_says_what_was_recorded(name: str, tmp_path: Path) -> N
             str(tmp_path / "run.json"),
         ],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         timeout=220,
         env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},

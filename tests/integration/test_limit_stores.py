@@ -135,7 +135,7 @@ def test_the_script_has_the_rules_of_the_ledger(
 
 
 async def test_a_store_that_is_not_there_says_what_to_check(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     stores: list[LimitStore] = [
         LocalStore(tmp_path / "file" / "limits.sqlite3", lambda: 0.0),
         RedisStore(f"unix://{tmp_path}/nobody.sock"),

@@ -37,7 +37,7 @@ REQUESTS, RATE = 300, 20.0
 def endpoint() -> Iterator[str]:
     command = [sys.executable, "-m", "placement.fake_engine", "--port", "0", "--model", "chat"]
     command += ["--ttft-seconds", str(TTFT_SECONDS), "--itl-seconds", str(ITL_SECONDS), "--output-tokens", str(TOKENS)]
-    engine = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    engine = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8")
     assert engine.stderr is not None
     try:
         yield next(word for line in engine.stderr for word in line.split() if word.startswith("http://"))
@@ -56,12 +56,13 @@ def ours(url: str, directory: Path) -> dict[str, dict[str, float]]:
     }
     path = directory / "scenario.yaml"
     path.write_text(
-        json.dumps({"base_url": url, "warmup_seconds": 1, "duration_seconds": REQUESTS / RATE, "tenants": [tenant]})
+        json.dumps({"base_url": url, "warmup_seconds": 1, "duration_seconds": REQUESTS / RATE, "tenants": [tenant]}),
+        encoding="utf-8",
     )
     done = subprocess.run(
         [sys.executable, "-m", "loadtests", "run", str(path), "--json"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=120,
         check=True,
     )
@@ -84,9 +85,9 @@ def vllms(url: str, directory: Path) -> dict[str, dict[str, float]]:
     command += ["--request-rate", str(RATE), "--percentile-metrics", "ttft,itl,e2el", "--metric-percentiles", "50,99"]
     command += ["--save-result", "--result-dir", str(directory), "--result-filename", "vllm.json", "--disable-tqdm"]
     environment = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=400, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads((directory / "vllm.json").read_text())
+    found: dict[str, Any] = json.loads((directory / "vllm.json").read_text(encoding="utf-8"))
     names = {"ttft": "ttft", "itl": "itl", "e2e": "e2el"}
     return {ours: {p: found[f"{p}_{name}_ms"] / 1000 for p in ("p50", "p99")} for ours, name in names.items()}
 
@@ -99,9 +100,9 @@ def guidellms(url: str, directory: Path) -> dict[str, dict[str, float]]:
     command += ["--tokenizer", f"kind=huggingface_auto,model={TOKENIZER}", "--output", f"kind=json,path={path}"]
     command += ["--data", f"kind=synthetic_text,prompt_tokens=64,output_tokens={TOKENS}"]
     environment = dict(os.environ) | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=400, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    metrics = json.loads(path.read_text())["benchmarks"][0]["metrics"]
+    metrics = json.loads(path.read_text(encoding="utf-8"))["benchmarks"][0]["metrics"]
     found = {
         ours: {p: metrics[name]["successful"]["percentiles"][p] / per_second for p in ("p50", "p99")}
         for ours, name, per_second in (

@@ -109,7 +109,7 @@ def fake_engine() -> Iterator[str]:
     """A simulated engine with a known TTFT and ITL, as a process of its own."""
     command = [sys.executable, "-m", "placement.fake_engine", "--port", "0", "--model", "chat"]
     command += ["--ttft-seconds", str(TTFT_SECONDS), "--itl-seconds", str(ITL_SECONDS), "--output-tokens", str(TOKENS)]
-    engine = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    engine = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8")
     assert engine.stderr is not None
     try:
         url = next(word for line in engine.stderr for word in line.split() if word.startswith("http://"))
@@ -123,7 +123,7 @@ def loadtests(*arguments: str, stdin: str | None = None) -> subprocess.Completed
     command = [sys.executable, "-W", "error", "-m", "loadtests", *arguments]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LOCUST")}
     return subprocess.run(
-        command, input=stdin, capture_output=True, text=True, timeout=110, env=environment, check=False
+        command, input=stdin, capture_output=True, encoding="utf-8", timeout=110, env=environment, check=False
     )
 
 
@@ -139,7 +139,7 @@ def measure(
         "timeout_seconds": timeout_seconds,
         "tenants": rows,
     }
-    path.write_text(json.dumps(settings))
+    path.write_text(json.dumps(settings), encoding="utf-8")
     done = loadtests("run", str(path), "--json", "--samples", str(tmp_path / "samples.jsonl"))
     assert done.stdout, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
@@ -160,7 +160,7 @@ def test_medians_are_the_latencies_that_were_set(fake_engine: str, tmp_path: Pat
         whole = TTFT_SECONDS + (TOKENS - 1) * ITL_SECONDS
         assert whole <= row["e2e_seconds"]["p50"] <= whole + TOKENS * SLACK_SECONDS
     assert result["exit"] == 0
-    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(samples) == result["t0"]["requests"] + result["t1"]["requests"]
 
 
@@ -244,13 +244,13 @@ def test_several_processes_ask_what_one_would(fake_engine: str, tmp_path: Path) 
         "tenants": [{"name": "a", "model": "chat", "output_tokens": 2} | arriving],
     }
     path = tmp_path / "s.yaml"
-    path.write_text(json.dumps(scenario))
+    path.write_text(json.dumps(scenario), encoding="utf-8")
     sent = []
     for processes in ("1", "3"):
         samples = tmp_path / f"{processes}.jsonl"
         done = loadtests("run", str(path), "--json", "--processes", processes, "--samples", str(samples))
         assert done.returncode == 0, done.stderr
-        rows = [json.loads(line) for line in samples.read_text().splitlines()]
+        rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
         sent.append([(row["due_seconds"], row["prompt_tokens"]) for row in rows])
     assert sent[0] == sent[1]
     assert len(sent[0]) > 5
@@ -260,7 +260,7 @@ def test_conversations_carry_what_was_said(fake_engine: str, tmp_path: Path) -> 
     talking = {"turns": {"count": 3}, "prompt_tokens": 10, "output_tokens": 5}
     result = measure(tmp_path, fake_engine, talking, duration_seconds=1.2)
     assert result["t0"]["failures"] == {}
-    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     # A question of 10 tokens, then with 5 answered and 10 asked, then again.
     assert [row["prompt_tokens"] for row in rows][:4] == [10, 25, 40, 10]
 
@@ -303,7 +303,8 @@ def test_locusts_own_command_line_ends_in_the_same_table(fake_engine: str, tmp_p
     path = tmp_path / "scenario.yaml"
     tenant = {"name": "acme", "model": "chat", "arrival": {"kind": "closed", "users": 2}}
     path.write_text(
-        json.dumps({"base_url": fake_engine, "warmup_seconds": 0.1, "duration_seconds": 1, "tenants": [tenant]})
+        json.dumps({"base_url": fake_engine, "warmup_seconds": 0.1, "duration_seconds": 1, "tenants": [tenant]}),
+        encoding="utf-8",
     )
     locustfile = Path(__file__).parents[2] / "loadtests" / "locustfile.py"
     command = [
@@ -317,7 +318,7 @@ def test_locusts_own_command_line_ends_in_the_same_table(fake_engine: str, tmp_p
         "--scenario",
         str(path),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=50, check=False)
     assert done.returncode == 0, done.stderr
     assert "TTFT p50 / p99" in done.stdout
     assert "acme" in done.stdout

@@ -74,7 +74,7 @@ def admin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     )
     with running_gateway(config) as running:
         address = wait_until(lambda: listener_of(running).serving, what="the admin API is served")
-        key = (state / "admin.key").read_text().strip()
+        key = (state / "admin.key").read_text(encoding="utf-8").strip()
         schema = schemathesis.openapi.from_dict(httpx2.get(f"http://{address}/openapi.json", timeout=60).json())
         schema.config.update(base_url=f"http://{address}")
         yield schema, key

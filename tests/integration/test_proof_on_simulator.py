@@ -46,7 +46,7 @@ class Stage:
     def prove(self, target: Slice, *, vllm: str | None = "0.32.0") -> Proof:
         """Judge the engine with a log as vLLM would have written it on `target`."""
         slice_report = json.dumps({"uuid": target.uuid, "memory_bytes": target.memory_bytes})
-        self.log.write_text(f"{MARK}slice {slice_report}\n{MARK}limits {json.dumps(LIMITS)}\n")
+        self.log.write_text(f"{MARK}slice {slice_report}\n{MARK}limits {json.dumps(LIMITS)}\n", encoding="utf-8")
         return prove_replica(target, ReplicaTrace(self.session, ARGUMENTS, self.log), vllm=vllm)
 
     def put(self, pid: int, where: Slice) -> None:
@@ -58,7 +58,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     simulation = Simulation.create(tmp_path / "machine", "h100-sxm:2", MachineOptions(mig=True))
     with (
         simulation.active(),
-        subprocess.Popen([sys.executable, "-c", ENGINE], stdin=-1, stdout=-1, text=True) as engine,
+        subprocess.Popen([sys.executable, "-c", ENGINE], stdin=-1, stdout=-1, encoding="utf-8") as engine,
     ):
         assert engine.stdout
         child = int(engine.stdout.readline())

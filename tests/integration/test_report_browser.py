@@ -25,7 +25,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
 @pytest.fixture
 def page(browser: WebDriver, tmp_path: Path) -> WebDriver:
     path = tmp_path / "report.html"
-    path.write_text(html.render(report_of()))
+    path.write_text(html.render(report_of()), encoding="utf-8")
     sized(browser, 1280)
     browser.get_log("browser")
     browser.get(path.as_uri())

@@ -54,7 +54,7 @@ def engine_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         try:
 
             def listens() -> bool:
-                assert engine.poll() is None, log.read_text()[-3000:]
+                assert engine.poll() is None, log.read_text(encoding="utf-8")[-3000:]
                 return sock.exists()
 
             wait_until(listens, what="the engine listens", seconds=400)

@@ -40,13 +40,13 @@ def test_vllms_bench_client_measures_through_the_gateway(tmp_path: Path) -> None
         ran = subprocess.run(
             command,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=240,
             check=False,
             env=os.environ | {"OPENAI_API_KEY": system.keys["acme"], "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
         )
     assert ran.returncode == 0, (ran.stdout + ran.stderr)[-3000:]
-    result = json.loads((tmp_path / "bench.json").read_text())
+    result = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     assert (result["completed"], result.get("failed", 0)) == (40, 0)
     assert result["total_output_tokens"] == 40 * 32
     assert all(not error for error in result["errors"])

@@ -111,7 +111,7 @@ def lab(
         },
         input=json.dumps(cases(machines, str(plugin), str(installed))),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert run.returncode == 0, run.stderr[-3000:]
     said = json.loads(run.stdout)
@@ -152,9 +152,9 @@ def installed_sliceway(site: Path) -> Path:
     """A directory in which sliceway is installed, as in an environment of both."""
     info = site / "sliceway-0.1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sliceway\nVersion: 0.1.0\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sliceway\nVersion: 0.1.0\n", encoding="utf-8")
     points = f"[vllm.platform_plugins]\n{PLUGIN_NAME} = placement.vllm_plugin:register\n"
-    (info / "entry_points.txt").write_text(points)
+    (info / "entry_points.txt").write_text(points, encoding="utf-8")
     (site / "placement").symlink_to(Path(sys.modules["placement"].__path__[0]))
     return site
 

@@ -124,7 +124,10 @@ def batch_defaults(platform):
 
 
 def in_child(case, as_built):
-    with tempfile.TemporaryFile("w+") as answers, tempfile.TemporaryFile("w+", errors="replace") as errors:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as answers,
+        tempfile.TemporaryFile("w+", errors="replace", encoding="utf-8") as errors,
+    ):
         pid = os.fork()
         if pid == 0:
             os.dup2(errors.fileno(), 1)
@@ -148,7 +151,7 @@ def main():
     cases = json.load(sys.stdin)
     version, as_built = prepare()
     answers = {label: in_child(case, as_built) for label, case in cases.items()}
-    with os.fdopen(out, "w") as file:
+    with os.fdopen(out, "w", encoding="utf-8") as file:
         json.dump({"vllm": version, "answers": answers}, file)
 
 

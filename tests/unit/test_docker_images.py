@@ -24,14 +24,14 @@ WHOLE_CARD = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)\n"
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
 def test_the_linter_has_nothing_to_say(path: Path) -> None:
-    done = subprocess.run([HADOLINT, "--no-color", path], capture_output=True, text=True, check=False)
+    done = subprocess.run([HADOLINT, "--no-color", path], capture_output=True, encoding="utf-8", check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
 def test_what_is_copied_is_there_and_in_the_context(path: Path) -> None:
-    allowed = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
-    for line in re.findall(r"^COPY (?!--from)(.+)$", path.read_text(), re.MULTILINE):
+    allowed = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
+    for line in re.findall(r"^COPY (?!--from)(.+)$", path.read_text(encoding="utf-8"), re.MULTILINE):
         for source in [word for word in line.split() if not word.startswith("--")][:-1]:
             assert (ROOT / source).exists()
             assert source in allowed
@@ -39,12 +39,12 @@ def test_what_is_copied_is_there_and_in_the_context(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
 def test_images_run_as_the_user_that_the_manifests_name(path: Path) -> None:
-    users = re.findall(r"^USER (\S+)$", path.read_text(), re.MULTILINE)
+    users = re.findall(r"^USER (\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     assert users == [f"{USER}:{USER}"]
 
 
 def test_the_engine_is_the_version_that_models_are_sized_for() -> None:
-    text = (ROOT / "docker" / "engine.Dockerfile").read_text()
+    text = (ROOT / "docker" / "engine.Dockerfile").read_text(encoding="utf-8")
     assert f"FROM vllm/vllm-openai:v{INSTALLED_VERSIONS['cuda']}\n" in text
 
 
@@ -59,13 +59,13 @@ def test_the_engine_is_the_version_that_models_are_sized_for() -> None:
     ],
 )
 def test_exactly_one_slice_is_named_to_the_engine(tmp_path: Path, listed: str, given: str | None, seen: str) -> None:
-    (tmp_path / "listed").write_text(listed)
+    (tmp_path / "listed").write_text(listed, encoding="utf-8")
     tool = tmp_path / "nvidia-smi"
-    tool.write_text(f'#!/bin/sh\n[ "$1" = -L ] && cat "{tmp_path}/listed"\n')
+    tool.write_text(f'#!/bin/sh\n[ "$1" = -L ] && cat "{tmp_path}/listed"\n', encoding="utf-8")
     tool.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | ({"CUDA_VISIBLE_DEVICES": given} if given else {})
     show = 'echo "${CUDA_VISIBLE_DEVICES:-none} ${PYTHONPATH:-none}"'
     done = subprocess.run(
-        ["sh", str(ENTRYPOINT), "sh", "-c", show], env=environment, capture_output=True, text=True, check=True
+        ["sh", str(ENTRYPOINT), "sh", "-c", show], env=environment, capture_output=True, encoding="utf-8", check=True
     )
     assert done.stdout.strip() == seen

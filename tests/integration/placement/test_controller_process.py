@@ -129,14 +129,14 @@ def test_a_wrong_configuration_changes_nothing_and_says_so(site: Site, eventuall
     pid = site.ready("a-0")
     generation = site.table().generation
     site.write(A | {"replicas": 40})
-    too_many = site.config.read_text()
+    too_many = site.config.read_text(encoding="utf-8")
     for wrong, words in (
         ("version: v1\nmodles: []\n", "models"),
         ("version: [", ""),
         (too_many, "no slice is left for 'a-"),
     ):
         before = site.status().refused
-        site.config.write_text(wrong)
+        site.config.write_text(wrong, encoding="utf-8")
         controller.send_signal(signal.SIGHUP)
         refused = eventually(
             lambda before=before: (s := site.status()) and s.refused != before and s.refused, "the refusal"
@@ -147,7 +147,7 @@ def test_a_wrong_configuration_changes_nothing_and_says_so(site: Site, eventuall
 
     controller.kill()
     controller.wait()
-    site.config.write_text("version: v7\n")
+    site.config.write_text("version: v7\n", encoding="utf-8")
     successor = site.controller()
     own = successor.pid
     refused = eventually(
@@ -162,7 +162,7 @@ def test_a_wrong_configuration_changes_nothing_and_says_so(site: Site, eventuall
 
 
 def test_a_first_configuration_that_is_wrong_is_refused(site: Site) -> None:
-    site.config.write_text(f"version: v1\nstate_dir: {site.paths.root}\nmodles: []\n")
+    site.config.write_text(f"version: v1\nstate_dir: {site.paths.root}\nmodles: []\n", encoding="utf-8")
     result = CliRunner().invoke(app, ["controller", str(site.config), "--state-dir", str(site.paths.root)])
     assert isinstance(result.exception, ConfigError)
     assert "modles" in str(result.exception)

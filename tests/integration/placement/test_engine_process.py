@@ -170,7 +170,7 @@ async def test_a_large_log_is_set_aside_and_each_start_reads_its_own_part(launch
     await second.wait()
     assert "first" not in written(launcher, second)
     assert "second" in written(launcher, second)
-    assert "SECRET" not in log.read_text()
+    assert "SECRET" not in log.read_text(encoding="utf-8")
 
 
 async def test_on_mig_the_plugin_is_on_the_engines_path_and_in_no_specification(

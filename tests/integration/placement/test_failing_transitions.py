@@ -39,7 +39,7 @@ def write(site: Site, **models: dict[str, Any]) -> None:
         "models": [{"name": name, "source": "simulated", **model} for name, model in models.items()],
         "gateway": {"authentication": "none"},
     }
-    site.config.write_text(json.dumps(content))
+    site.config.write_text(json.dumps(content), encoding="utf-8")
 
 
 def sliceway(site: Site, *words: str, largest_file_kib: int | None = None) -> tuple[int, Any]:
@@ -47,7 +47,9 @@ def sliceway(site: Site, *words: str, largest_file_kib: int | None = None) -> tu
     command = [sys.executable, "-m", "gateway.cli", *words, str(site.config), "--json"]
     if largest_file_kib is not None:
         command = ["bash", "-c", f'ulimit -f {largest_file_kib}; exec "$@"', "bash", *command]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=site.environment, timeout=120)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", check=False, env=site.environment, timeout=120
+    )
     try:
         return done.returncode, json.loads(done.stdout)
     except ValueError:
@@ -115,7 +117,9 @@ def test_a_step_that_fails_leaves_the_fleet_serving_and_says_what_is_done(
     assert [s["action"] for s in outcome["done"]] == ["create"]
     assert [s["action"] for s in outcome["not_done"]] == ["start", "check"]
     assert "EngineCore failed to start" in outcome["error"]["message"]
-    assert "the weights are damaged" in Path(outcome["error"]["where"]).read_text(), "it names the log that says why"
+    assert "the weights are damaged" in Path(outcome["error"]["where"]).read_text(encoding="utf-8"), (
+        "it names the log that says why"
+    )
     assert ready(site) == serving
     assert "3g.40gb@4" in instances(site) or "3g.40gb@0" in instances(site)
 
@@ -142,7 +146,7 @@ def test_a_transition_whose_gpu_is_gone_is_not_carried_on(
     simulation.kill_caller("nvmlDeviceCreateGpuInstance*", nth=2)
     code, _ = sliceway(site, "apply")
     assert code == -9
-    journal = json.loads((site.paths.root / "transition.json").read_text())
+    journal = json.loads((site.paths.root / "transition.json").read_text(encoding="utf-8"))
     gpus = gpus_of(site)
     other = next(n for n, gpu in enumerate(gpus) if gpu != used)
     assert gpus[other] in {s["gpu"] for s in journal["steps"]}, "the plan is for the other GPU as well"

@@ -34,7 +34,7 @@ def write(site: Site, layout: list[str], **models: list[str]) -> None:
         ],
         "gateway": {"authentication": "none"},
     }
-    site.config.write_text(json.dumps(content))
+    site.config.write_text(json.dumps(content), encoding="utf-8")
 
 
 def sliceway(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +42,7 @@ def sliceway(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "gateway.cli", *words, str(site.config), "--json"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         env=site.environment,
         timeout=60,
@@ -86,7 +86,7 @@ def test_what_stays_serves_on_and_what_goes_is_drained_first(site: Site, eventua
 def test_a_withheld_file_that_makes_no_sense_takes_nothing_down(site: Site) -> None:
     site.paths.root.mkdir(parents=True)
     for content in ("", "[]", '{"slices": 3}', "{"):
-        site.paths.withheld.write_text(content)
+        site.paths.withheld.write_text(content, encoding="utf-8")
         assert withheld(site.paths) == frozenset()
     withhold(site.paths, ["GPU-1/1g.10gb@0"])
     assert withheld(site.paths) == {"GPU-1/1g.10gb@0"}

@@ -25,7 +25,7 @@ def add(log: AuditLog, count: int = 3) -> None:
 
 def test_lines_say_who_did_what_and_follow_one_another(log: AuditLog) -> None:
     add(log)
-    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    lines = [json.loads(line) for line in log.path.read_text(encoding="utf-8").splitlines()]
     assert [line["seq"] for line in lines] == [1, 2, 3]
     assert [line["prev"] for line in lines] == ["0" * 64, lines[0]["mac"], lines[1]["mac"]]
     assert lines[0]["at"] == "2023-11-14T22:13:20.250Z"
@@ -114,7 +114,7 @@ def test_a_whole_line_without_its_end_counts(log: AuditLog) -> None:
 
 
 def test_what_cannot_be_written_stops_the_change(tmp_path: Path) -> None:
-    (tmp_path / "audit").write_text("a file where a folder should be")
+    (tmp_path / "audit").write_text("a file where a folder should be", encoding="utf-8")
     log = AuditLog(tmp_path / "audit", lambda: b"k")
     with pytest.raises(AuditError, match="Nothing is changed without it"):
         add(log)

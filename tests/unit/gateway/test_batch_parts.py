@@ -211,7 +211,10 @@ class World:
     def rows(self, file_id: str | None) -> dict[str, Any]:
         if file_id is None:
             return {}
-        return {r["custom_id"]: r for r in map(json.loads, self.files.path(file_id).read_text().splitlines())}
+        return {
+            r["custom_id"]: r
+            for r in map(json.loads, self.files.path(file_id).read_text(encoding="utf-8").splitlines())
+        }
 
 
 def fine(_: str, __: int) -> Reply:

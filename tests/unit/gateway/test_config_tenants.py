@@ -27,7 +27,7 @@ tenants:
 
 def load(folder: Path, text: str) -> Config:
     path = folder / "sliceway.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return load_config(path)
 
 
@@ -76,7 +76,7 @@ def test_a_secret_written_out_is_refused_and_not_repeated(tmp_path: Path, field:
 
 
 def test_a_file_with_a_secret_lies_beside_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "admin.txt").write_text("  the-secret-of-admins  \nsecond line\n")
+    (tmp_path / "admin.txt").write_text("  the-secret-of-admins  \nsecond line\n", encoding="utf-8")
     config = load(tmp_path, BASE + "gateway: {admin_key: 'file:admin.txt', keys_secret: '${ENV:PEPPER}'}\n")
     assert config.gateway.admin_key == f"file:{tmp_path}/admin.txt"
     secret = fetch(config.gateway.admin_key, field_name="x")

@@ -101,7 +101,7 @@ def test_a_broken_fleet_does_not_stop_the_other_checks(tmp_path: Path) -> None:
 
 def test_the_command_prints_json_and_exits_1_on_a_problem(tmp_path: Path) -> None:
     path = tmp_path / "sliceway.yaml"
-    path.write_text("version: v1\nstate_dir: state\nmodels: [{name: m, source: ./missing}]\n")
+    path.write_text("version: v1\nstate_dir: state\nmodels: [{name: m, source: ./missing}]\n", encoding="utf-8")
     answer = CliRunner().invoke(app, ["doctor", str(path), "--json"])
     assert answer.exit_code == 1
     report = json.loads(answer.stdout)

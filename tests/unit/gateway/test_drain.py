@@ -97,7 +97,7 @@ def test_without_a_controller_there_is_nobody_to_ask(config: Config, hups: list[
 def test_what_a_killed_apply_left_is_given_back(config: Config, hups: list[int]) -> None:
     paths = StatePaths(config.state)
     paths.withheld.parent.mkdir(parents=True, exist_ok=True)
-    paths.withheld.write_text('{"slices": ["GPU-a"]}')
+    paths.withheld.write_text('{"slices": ["GPU-a"]}', encoding="utf-8")
     with ControllerDrain(config):
         pass
     assert not paths.withheld.exists()

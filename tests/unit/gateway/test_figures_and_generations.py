@@ -182,7 +182,7 @@ def test_gateways_of_one_state_directory_count_alike_and_only_upwards(tmp_path: 
     assert (first.of(config("a", "b")), second.of(config("a", "b"))) == (2, 2)
     assert first.of(config("a")) == 3, "what came back is a change as well"
     assert Generations(tmp_path / "g").of(config("a")) == 3, "a restart is none"
-    (tmp_path / "g").write_text("{")
+    (tmp_path / "g").write_text("{", encoding="utf-8")
     assert first.of(config("b")) == 4, "numbers do not fall where the file is damaged"
 
 
@@ -227,8 +227,8 @@ def test_a_gateway_that_has_ended_is_forgotten(tmp_path: Path) -> None:
     (own,) = announced.read()
     assert (own.pid, own.reloads) == (os.getpid(), 3)
     gone = own.model_copy(update={"start_ticks": own.start_ticks - 1})
-    (tmp_path / "gateways" / "1.json").write_text(gone.model_dump_json())
-    (tmp_path / "gateways" / "2.json").write_text("{")
+    (tmp_path / "gateways" / "1.json").write_text(gone.model_dump_json(), encoding="utf-8")
+    (tmp_path / "gateways" / "2.json").write_text("{", encoding="utf-8")
     assert announced.read() == (own,)
     assert sorted(p.name for p in (tmp_path / "gateways").iterdir()) == sorted([f"{os.getpid()}.json", "2.json"])
     announced.remove()

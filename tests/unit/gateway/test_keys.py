@@ -122,7 +122,7 @@ def test_the_store_alone_checks_no_guess(store: Keystore, tmp_path: Path) -> Non
     other.create("x", now=NOW)
     records = json.loads(store.path.read_bytes())
     del records["secret_id"]  # whoever copies it would take this out
-    other.path.write_text(json.dumps(records))
+    other.path.write_text(json.dumps(records), encoding="utf-8")
     with pytest.raises(InvalidKey):
         other.load().tenant_of(key, NOW)
 
@@ -183,7 +183,7 @@ def test_a_store_of_before_is_read_and_kept(store: Keystore) -> None:
     key, _ = store.create("acme", now=NOW)
     plain = json.loads(store.path.read_bytes())
     del plain["secret_id"], plain["keys"][0]["replaces"]
-    store.path.write_text(json.dumps(plain))
+    store.path.write_text(json.dumps(plain), encoding="utf-8")
     assert store.load().tenant_of(key, NOW) == "acme"
     store.create("beta", now=NOW)
     assert json.loads(store.path.read_bytes())["secret_id"]
@@ -208,7 +208,7 @@ def test_the_secret_may_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_guessable_secret_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "pepper").write_text("short\n")
+    (tmp_path / "pepper").write_text("short\n", encoding="utf-8")
     with pytest.raises(KeystoreError, match="shorter than 16") as caught:
         Keystore(tmp_path / "state", f"file:{tmp_path}/pepper").create("acme", now=NOW)
     assert "short\n" not in str(caught.value)

@@ -18,12 +18,12 @@ def test_each_file_loads_and_is_commented(path: Path):
     config = load_config(path)
     assert config.models
     assert config.tenants
-    assert path.read_text().startswith("# "), "say in the first line what the file is for"
+    assert path.read_text(encoding="utf-8").startswith("# "), "say in the first line what the file is for"
     assert all(Path(str(m.source)).is_absolute() for m in config.models if ".sliceway" in str(m.source))
 
 
 def test_the_page_names_each_file_and_no_other():
-    page = (CONFIGS / "README.md").read_text()
+    page = (CONFIGS / "README.md").read_text(encoding="utf-8")
     for path in FILES:
         assert f"[{path.name}]({path.name})" in page
     assert page.count(".yaml](") == len(FILES)
@@ -34,11 +34,12 @@ def test_the_pages_example_of_errors_is_what_is_told(tmp_path: Path):
 
     path = tmp_path / "sliceway.yaml"
     path.write_text(
-        "version: v1\nmodels:\n  - name: a\n    source: org/a\n    max_modle_len: 1\n\nfleet:\n  cpu:\n    memory: 8 Gb\n"
+        "version: v1\nmodels:\n  - name: a\n    source: org/a\n    max_modle_len: 1\n\nfleet:\n  cpu:\n    memory: 8 Gb\n",
+        encoding="utf-8",
     )
     with pytest.raises(ConfigError) as caught:
         load_config(path)
-    page = " ".join((CONFIGS / "README.md").read_text().split())
+    page = " ".join((CONFIGS / "README.md").read_text(encoding="utf-8").split())
     for problem in caught.value.problems:
         assert str(problem.where).removeprefix(f"{tmp_path}/") in page
         assert problem.message in page

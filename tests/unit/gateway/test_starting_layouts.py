@@ -35,7 +35,8 @@ def write(tmp_path: Path) -> Write:
         path = tmp_path / "sliceway.yaml"
         discover = f"{{simulate: {{{fleet}}}, mig: {str(mig).lower()}}}"
         path.write_text(
-            f"version: v1\nstate_dir: {tmp_path}/state\nfleet: {{discover: {discover}, layouts: [{{layout: {layout}}}]}}\n"
+            f"version: v1\nstate_dir: {tmp_path}/state\nfleet: {{discover: {discover}, layouts: [{{layout: {layout}}}]}}\n",
+            encoding="utf-8",
         )
         return load_config(path), path
 

@@ -14,7 +14,7 @@ class Unreadable(SlicewayError):
 def watched(path: Path) -> Watched[str]:
     def load() -> str:
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise Unreadable("cannot read", where=str(path)) from error
         if text.startswith("bad"):
@@ -26,7 +26,7 @@ def watched(path: Path) -> Watched[str]:
 
 def replace(path: Path, text: str) -> None:
     draft = path.with_suffix(".new")
-    draft.write_text(text)
+    draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 
 
@@ -49,7 +49,7 @@ def test_a_replacement_of_the_same_size_and_time_is_seen(tmp_path: Path) -> None
     file.poll()
     at = file.path.stat().st_mtime_ns
     draft = tmp_path / "draft"
-    draft.write_text("two")
+    draft.write_text("two", encoding="utf-8")
     os.utime(draft, ns=(at, at))
     draft.replace(file.path)
     assert file.poll()

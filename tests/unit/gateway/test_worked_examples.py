@@ -45,7 +45,7 @@ def table_script() -> ModuleType:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_each_example_is_met_on_its_fleet_by_a_proven_plan(path: Path) -> None:
     config, answer = planned(path.stem)
-    assert path.read_text().startswith("# "), "say in the first line what the file is for"
+    assert path.read_text(encoding="utf-8").startswith("# "), "say in the first line what the file is for"
     assert plans_fleet(config)
     assert answer.met
     assert answer.plan.optimal
@@ -117,7 +117,7 @@ def test_the_often_recommended_half_of_an_h200_does_not_hold_seventy_billion_par
     assert half.fit is not None
     assert half.fit.breaking_term == "weights"
     assert [c.place.profile for c in found.values() if c.option] == ["7g.141gb"]
-    page = (ROOT / "docs" / "planning.md").read_text()
+    page = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
     weights = half.reason.partition("weights of ")[2].partition(" GiB")[0]
     allowed = half.reason.partition("exceed the ")[2].partition(" GiB")[0]
     assert f"{weights} GiB" in page
@@ -141,7 +141,7 @@ def test_a_mixed_fleet_keeps_a_dedicated_tenant_apart_and_spreads_the_rest() -> 
 @pytest.mark.parametrize("page", [ROOT / "docs" / "planning.md", EXAMPLES / "README.md"], ids=lambda p: p.name)
 def test_the_pages_show_what_the_plans_say(page: Path) -> None:
     script = table_script()
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     assert script.BEGIN in text
     assert script.rewritten(text, script.PAGES[page]) == text, "run scripts/example-table"
 

@@ -79,7 +79,7 @@ def test_a_trace_is_read_in_both_formats(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     ours = {"at_seconds": 0.5, "prompt_tokens": 9, "output_tokens": 3, "prefix": "a", "prefix_tokens": 4}
     theirs = {"timestamp": 1500, "input_length": 6758, "output_length": 500, "hash_ids": [0, 1]}
-    path.write_text(json.dumps(ours) + "\n\n" + json.dumps(theirs) + "\n")
+    path.write_text(json.dumps(ours) + "\n\n" + json.dumps(theirs) + "\n", encoding="utf-8")
     assert read_trace(path) == (Row(0.5, 9, 3, "a", 4), Row(1.5, 6758, 500))
 
 
@@ -101,14 +101,14 @@ def test_a_trace_is_read_in_both_formats(tmp_path: Path) -> None:
 )
 def test_faults_of_a_trace_name_their_line(tmp_path: Path, line: str, said: str) -> None:
     path = tmp_path / "t.jsonl"
-    path.write_text('{"at_seconds": 0.5, "prompt_tokens": 9, "output_tokens": 3}\n' + line)
+    path.write_text('{"at_seconds": 0.5, "prompt_tokens": 9, "output_tokens": 3}\n' + line, encoding="utf-8")
     with pytest.raises(ScenarioError, match=r"t\.jsonl:2") as caught:
         read_trace(path)
     assert said in str(caught.value)
 
 
 def test_an_empty_or_absent_trace_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "empty").write_text("\n", encoding="utf-8")
     for name, said in (("empty", "no row"), ("absent", "cannot be read")):
         with pytest.raises(ScenarioError, match=said):
             read_trace(tmp_path / name)

@@ -23,7 +23,8 @@ def test_a_scenario_from_yaml(tmp_path: Path) -> None:
     path.write_text(
         "version: v1\ntenants:\n"
         "  - {name: acme, model: chat}\n"
-        "  - {name: noisy, model: chat, arrival: {kind: open, requests_per_second: 5}, background: true}\n"
+        "  - {name: noisy, model: chat, arrival: {kind: open, requests_per_second: 5}, background: true}\n",
+        encoding="utf-8",
     )
     scenario = load_scenario(path)
     assert scenario.tenants[0].arrival == Closed(users=1)
@@ -71,7 +72,8 @@ def test_every_fault_is_told_at_once() -> None:
 def test_faults_in_a_file_name_their_line(tmp_path: Path) -> None:
     path = tmp_path / "load.yaml"
     path.write_text(
-        "version: v1\ntenants:\n  - name: acme\n    model: chat\n    slo:\n      ttft: 0.5\n    promt_tokens: 3\n"
+        "version: v1\ntenants:\n  - name: acme\n    model: chat\n    slo:\n      ttft: 0.5\n    promt_tokens: 3\n",
+        encoding="utf-8",
     )
     with pytest.raises(ScenarioError) as caught:
         load_scenario(path)
@@ -84,7 +86,7 @@ def test_faults_in_a_file_name_their_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[1, 2]", "tenants: [", "just words"])
 def test_files_that_are_no_scenario(tmp_path: Path, text: str) -> None:
     path = tmp_path / "load.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(ScenarioError, match=r"load\.yaml"):
         load_scenario(path)
 

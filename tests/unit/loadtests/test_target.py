@@ -104,7 +104,7 @@ def test_else_by_a_tokenizer_file_and_what_the_server_adds(tmp_path: Path) -> No
         lexicon = Target(url, {"acme": None}).lexicons([CHAT], {"chat": tmp_path / "tokenizer.json"})["acme"]
         assert (lexicon.exact, lexicon.overhead_tokens) == (True, 10)
         assert len(asked) == 1
-        (tmp_path / "broken.json").write_text("{}")
+        (tmp_path / "broken.json").write_text("{}", encoding="utf-8")
         with pytest.raises(ScenarioError, match="no tokenizer can be read"):
             Target(url, {"acme": None}).lexicons([CHAT], {"chat": tmp_path / "broken.json"})
 

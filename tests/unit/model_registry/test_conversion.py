@@ -23,7 +23,7 @@ def say(**line): print(json.dumps(line), flush=True)
 
 def _converter(tmp_path: Path, body: str) -> EngineConverter:
     program = tmp_path / "program.py"
-    program.write_text(_ARGUMENTS + body)
+    program.write_text(_ARGUMENTS + body, encoding="utf-8")
     return EngineConverter(lambda: Path(sys.executable), program=program)
 
 
@@ -84,10 +84,10 @@ def test_an_interrupted_import_leaves_no_process_behind(tmp_path: Path):
     body = f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); say(stage='reading', fraction=0); signal.pause()"
     with pytest.raises(KeyboardInterrupt):
         _converter(tmp_path, body)(tmp_path / "m.gguf", tmp_path / "out", chat_template=None, report=interrupt)
-    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text(encoding="utf-8")))
 
 
 def test_modules_beside_the_program_shadow_nothing(tmp_path: Path):
-    (tmp_path / "random.py").write_text("raise SystemExit('shadowed')")
+    (tmp_path / "random.py").write_text("raise SystemExit('shadowed')", encoding="utf-8")
     made = _run(_converter(tmp_path, "import random; say(result={'safe': sys.flags.isolated})"), tmp_path)
     assert made == {"safe": 1}

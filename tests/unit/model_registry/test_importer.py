@@ -88,7 +88,7 @@ def test_what_was_imported_outlives_its_source(gguf: Path, into: Path):
 def test_another_name_template_or_content_is_another_import(gguf: Path, into: Path, tmp_path: Path):
     convert = FakeConverter()
     template = tmp_path / "t.jinja"
-    template.write_text("{{ messages }}")
+    template.write_text("{{ messages }}", encoding="utf-8")
     import_model(str(gguf), into=into, convert=convert)
     assert import_model(str(gguf), into=into, convert=convert, name="other").created
     assert import_model(str(gguf), into=into, convert=convert, name="templated", chat_template=template).created
@@ -196,12 +196,12 @@ def test_a_safetensors_directory_is_linked_and_its_modes_are_left_alone(tmp_path
 
 def test_a_template_given_with_a_directory_does_not_change_the_directory(tmp_path: Path, into: Path):
     source = write_model(tmp_path / "m")
-    (source / "chat_template.jinja").write_text("old")
+    (source / "chat_template.jinja").write_text("old", encoding="utf-8")
     template = tmp_path / "new.jinja"
-    template.write_text("new")
+    template.write_text("new", encoding="utf-8")
     path = import_model(str(source), into=into, convert=FakeConverter(), chat_template=template).model.path
-    assert (path / "chat_template.jinja").read_text() == "new"
-    assert (source / "chat_template.jinja").read_text() == "old"
+    assert (path / "chat_template.jinja").read_text(encoding="utf-8") == "new"
+    assert (source / "chat_template.jinja").read_text(encoding="utf-8") == "old"
 
 
 def test_a_directory_with_one_gguf_file_is_that_file(gguf: Path, into: Path):
@@ -248,7 +248,7 @@ def test_too_little_room_is_told_before_the_conversion(tmp_path: Path, into: Pat
 
 
 def test_a_models_directory_that_cannot_be_made(gguf: Path, tmp_path: Path):
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(ImportFailed, match="cannot be made"):
         import_model(str(gguf), into=tmp_path / "file" / "models", convert=FakeConverter())
 
@@ -256,12 +256,12 @@ def test_a_models_directory_that_cannot_be_made(gguf: Path, tmp_path: Path):
 @pytest.mark.parametrize("record", ["{", "[]", "{}", '{"version": 2}', '{"version": 1, "what": 3}'])
 def test_records_that_are_not_ours_are_left_out_of_the_list(into: Path, record: str):
     write_model(into / "m")
-    (into / "m" / RECORD).write_text(record)
+    (into / "m" / RECORD).write_text(record, encoding="utf-8")
     assert list_models(into) == []
     assert list_models(into / "absent") == []
 
 
 def test_the_record_holds_what_is_needed_to_make_the_model_again(gguf: Path, into: Path):
     path = import_model(str(gguf), into=into, convert=FakeConverter()).model.path
-    record = json.loads((path / RECORD).read_text())
+    record = json.loads((path / RECORD).read_text(encoding="utf-8"))
     assert {"version", "source", "sha256", "chat_template_sha256", "made"} <= set(record)

@@ -144,6 +144,6 @@ def test_chunks_count_by_number_and_not_by_letter(tmp_path: Path):
 
 def test_a_wrong_checksum_is_refused(tmp_path: Path):
     (tmp_path / "m.gguf.part0").write_bytes(b"x")
-    (tmp_path / "SHA256SUMS").write_text("0" * 64 + " *m.gguf\n")
+    (tmp_path / "SHA256SUMS").write_text("0" * 64 + " *m.gguf\n", encoding="utf-8")
     with pytest.raises(ModelUnreadable, match="does not have the SHA-256"):
         locate(tmp_path, report=_ignore)

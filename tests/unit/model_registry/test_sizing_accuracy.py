@@ -9,8 +9,8 @@ from pathlib import Path
 from model_registry.sizing.accuracy import engine_runs, main, page, published_starts
 
 DATA = Path(__file__).parents[2] / "data" / "sizing"
-STARTS = published_starts(json.loads((DATA / "startup_runs.json").read_text()))
-ENGINE = json.loads((DATA / "engine_runs.json").read_text())
+STARTS = published_starts(json.loads((DATA / "startup_runs.json").read_text(encoding="utf-8")))
+ENGINE = json.loads((DATA / "engine_runs.json").read_text(encoding="utf-8"))
 RUNS = engine_runs(ENGINE)
 
 
@@ -19,7 +19,7 @@ def test_the_page_is_up_to_date() -> None:
 
 
 def test_a_page_that_differs_is_noticed(tmp_path: Path) -> None:
-    (tmp_path / "page.md").write_text("old")
+    (tmp_path / "page.md").write_text("old", encoding="utf-8")
 
     assert main(["--check", "--out", str(tmp_path / "page.md")]) == 1
 

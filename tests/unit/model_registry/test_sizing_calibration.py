@@ -130,7 +130,7 @@ def test_records_survive_and_replace_their_own_kind(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", '{"records": [{"key": 3}]}', "[]"])
 def test_a_damaged_file_is_told_with_its_name(tmp_path: Path, content: str) -> None:
     path = tmp_path / "calibration.json"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
 
     with pytest.raises(ModelUnreadable) as caught:
         CalibrationStore(path).all()

@@ -11,7 +11,7 @@ import pytest
 from model_registry.model import EngineLimits, Footprint, ModelSpec, SliceFit, TensorSummary
 from model_registry.sizing import fit, weigh
 
-DATA = json.loads((Path(__file__).parents[2] / "data" / "sizing" / "engine_runs.json").read_text())
+DATA = json.loads((Path(__file__).parents[2] / "data" / "sizing" / "engine_runs.json").read_text(encoding="utf-8"))
 KINDS = {
     "full": "FullAttention",
     "mla": "MLAAttention",

@@ -13,7 +13,9 @@ from model_registry.errors import ModelUnreadable
 from model_registry.sizing import read_architecture
 from model_registry.sizing.architecture import Architecture, AttentionCache, StateCache
 
-CONFIGS = json.loads((Path(__file__).parents[2] / "data" / "sizing" / "startup_runs.json").read_text())["configs"]
+CONFIGS = json.loads((Path(__file__).parents[2] / "data" / "sizing" / "startup_runs.json").read_text(encoding="utf-8"))[
+    "configs"
+]
 
 # Published parameter counts; Gemma 3's leave out a few thousand norms of its vision tower.
 PARAMETERS = {

@@ -14,8 +14,8 @@ from model_registry.sizing import fit, weigh
 from model_registry.sizing.units import GIB
 
 FOLDER = Path(__file__).parents[2] / "data" / "sizing"
-STARTS = json.loads((FOLDER / "startup_runs.json").read_text())
-POOLS = json.loads((FOLDER / "published_kv.json").read_text())["rows"]
+STARTS = json.loads((FOLDER / "startup_runs.json").read_text(encoding="utf-8"))
+POOLS = json.loads((FOLDER / "published_kv.json").read_text(encoding="utf-8"))["rows"]
 
 
 def start(run: dict[str, Any]) -> tuple[ModelSpec, EngineLimits]:

@@ -38,7 +38,7 @@ def test_a_model_without_a_template_or_with_code_of_its_own_is_flagged(tmp_path:
 @pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json"])
 def test_a_chat_template_may_lie_in_a_file_of_its_own(tmp_path: Path, name: str):
     folder = write_model(tmp_path / "m")
-    (folder / name).write_text("{}")
+    (folder / name).write_text("{}", encoding="utf-8")
     assert resolve_source(folder, hub=NO_HUB).has_chat_template
 
 
@@ -55,7 +55,7 @@ def test_a_chat_template_may_lie_in_a_file_of_its_own(tmp_path: Path, name: str)
 )
 def test_the_architecture_decides_the_task(tmp_path: Path, architecture: str, task: str):
     file = tmp_path / "config.json"
-    file.write_text(json.dumps({**TINY_LLAMA, "architectures": [architecture]}))
+    file.write_text(json.dumps({**TINY_LLAMA, "architectures": [architecture]}), encoding="utf-8")
     assert resolve_source(file, hub=NO_HUB).task == task
 
 
@@ -104,7 +104,7 @@ def test_a_multimodal_configuration_is_read_through_its_text_section(tmp_path: P
 
 def test_a_lone_config_has_no_weights_and_no_path(tmp_path: Path):
     file = tmp_path / "some_config.json"
-    file.write_text(json.dumps(TINY_LLAMA))
+    file.write_text(json.dumps(TINY_LLAMA), encoding="utf-8")
     spec = resolve_source(str(file), hub=NO_HUB)
     assert (spec.tensors, spec.path, spec.architecture) == (None, None, "LlamaForCausalLM")
 
@@ -189,27 +189,27 @@ def _nothing(folder: Path) -> Path:
 
 
 def _broken_json(folder: Path) -> Path:
-    (folder / "config.json").write_text('{"architectures": [\n"X",,\n')
+    (folder / "config.json").write_text('{"architectures": [\n"X",,\n', encoding="utf-8")
     return folder
 
 
 def _list(folder: Path) -> Path:
-    (folder / "config.json").write_text("[1]")
+    (folder / "config.json").write_text("[1]", encoding="utf-8")
     return folder
 
 
 def _no_architecture(folder: Path) -> Path:
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text("{}", encoding="utf-8")
     return folder
 
 
 def _adapter(folder: Path) -> Path:
-    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
     return folder
 
 
 def _mistral(folder: Path) -> Path:
-    (folder / "params.json").write_text("{}")
+    (folder / "params.json").write_text("{}", encoding="utf-8")
     return folder
 
 
@@ -219,18 +219,20 @@ def _weights_alone(folder: Path) -> Path:
 
 
 def _text(folder: Path) -> Path:
-    (folder / "notes.txt").write_text("x")
+    (folder / "notes.txt").write_text("x", encoding="utf-8")
     return folder / "notes.txt"
 
 
 def _nan_context(folder: Path) -> Path:
-    (folder / "config.json").write_text('{"architectures": ["XForCausalLM"], "max_position_embeddings": NaN}')
+    (folder / "config.json").write_text(
+        '{"architectures": ["XForCausalLM"], "max_position_embeddings": NaN}', encoding="utf-8"
+    )
     return folder
 
 
 def _broken_tokenizer(folder: Path) -> Path:
     write_model(folder)
-    (folder / "tokenizer_config.json").write_text("{")
+    (folder / "tokenizer_config.json").write_text("{", encoding="utf-8")
     return folder
 
 
@@ -268,7 +270,7 @@ _CONFIG_KEYS = st.sampled_from(
 @given(config=st.dictionaries(_CONFIG_KEYS, _JSON, max_size=6) | _JSON)
 def test_no_configuration_breaks_the_reader(tmp_path_factory, config: object):
     file = tmp_path_factory.getbasetemp() / "config.json"
-    file.write_text(json.dumps(config))
+    file.write_text(json.dumps(config), encoding="utf-8")
     try:
         spec = resolve_source(file, hub=NO_HUB)
     except ModelUnreadable as error:

@@ -84,7 +84,7 @@ def test_a_partial_download_names_what_is_missing(tmp_path: Path):
     ],
 )
 def test_an_index_that_makes_no_sense(tmp_path: Path, index: str):
-    (tmp_path / INDEX).write_text(index)
+    (tmp_path / INDEX).write_text(index, encoding="utf-8")
     with pytest.raises(ModelUnreadable) as caught:
         summarize(tmp_path)
     assert INDEX in str(caught.value.where)

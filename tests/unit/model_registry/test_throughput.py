@@ -52,7 +52,7 @@ def test_the_price_is_per_million_output_tokens() -> None:
 @pytest.mark.parametrize("text", ["{", '{"version": 1}', '{"records": [{"model": "x"}]}'])
 def test_a_damaged_file_says_what_to_do(tmp_path: Path, text: str) -> None:
     path = tmp_path / "throughput.json"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(ModelUnreadable) as caught:
         ThroughputStore(path).all()
     assert "bench capacity" in (caught.value.remedy or "")

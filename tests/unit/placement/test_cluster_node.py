@@ -82,7 +82,7 @@ async def test_an_order_becomes_seats_and_a_configuration_of_this_node(
     config = json.loads(paths.controller_config.read_bytes())
     assert config["fleet"] == {"discover": "cpu"}
     assert config["engine"]["network"]["address"] == "10.0.0.7"
-    assert paths.secret.read_text() == "s3cret"
+    assert paths.secret.read_text(encoding="utf-8") == "s3cret"
     assert paths.secret.stat().st_mode & 0o777 == 0o600
     assert processes.said == ["controller again", "controller"]
     await agent.order(order(turns=["chat-0"]))

@@ -32,7 +32,7 @@ def processes(paths: NodePaths) -> Iterator[LocalProcesses]:
 
 
 def pid(paths: NodePaths, name: str) -> int:
-    return int(json.loads((paths.root / f"{name}.pid.json").read_text())["pid"])
+    return int(json.loads((paths.root / f"{name}.pid.json").read_text(encoding="utf-8"))["pid"])
 
 
 def test_one_of_each_runs_however_often_it_is_asked_for(processes: LocalProcesses, paths: NodePaths) -> None:

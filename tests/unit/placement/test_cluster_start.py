@@ -90,7 +90,7 @@ def test_what_does_not_end_in_time_is_killed() -> None:
 
 def test_what_ray_said_last_is_told_without_colours(tmp_path: Path) -> None:
     log = tmp_path / "ray.log"
-    log.write_text("first\n\x1b[36m\x1b[1m--block\x1b[22m\x1b[39m\n\x1b[0m\n")
+    log.write_text("first\n\x1b[36m\x1b[1m--block\x1b[22m\x1b[39m\n\x1b[0m\n", encoding="utf-8")
     left = SimpleNamespace(ended=True, address="127.0.0.1:1", _log=log)
     left._last_words = lambda: start.Raylet._last_words(left)
     with pytest.raises(ClusterUnreachable, match="this machine could not join") as refused:

@@ -116,7 +116,7 @@ def test_the_right_to_cut_is_looked_at_only_where_layouts_are_configured_and_sto
 def test_the_tree_of_a_real_machine(tmp_path: Path) -> None:
     (tmp_path / "dev").mkdir()
     node = tmp_path / "dev" / "nvidia0"
-    node.write_text("x")
+    node.write_text("x", encoding="utf-8")
     node.chmod(0o640)
     tree = HostTree(tmp_path)
     assert tree.exists("/dev/nvidia0")

@@ -58,7 +58,7 @@ def test_installed_environment_is_found_and_a_half_made_one_is_not(tmp_path: Pat
     (home / "bin" / "python").symlink_to(sys.executable)
     with pytest.raises(EngineMissing):
         find_engine_python("cpu", environ={}, prefix=tmp_path)
-    (home / "sliceway-engine.json").write_text("{}")
+    (home / "sliceway-engine.json").write_text("{}", encoding="utf-8")
     assert find_engine_python("cpu", environ={}, prefix=tmp_path) == home / "bin" / "python"
 
 
@@ -173,7 +173,7 @@ def test_progress_counts_packages_up_to_the_total() -> None:
 def test_engine_show_prints_json(interpreter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environ = {"SLICEWAY_ENGINE_PYTHON": str(interpreter), "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-c", "from gateway.cli import main; main()", "engine", "show", "--json"]
-    answer = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    answer = subprocess.run(command, env=environ, capture_output=True, encoding="utf-8", check=False)
     assert answer.returncode == 1
     assert json.loads(answer.stdout)["error"]["code"] == "engine_missing"
 

@@ -47,8 +47,8 @@ def test_what_is_stale_or_damaged_does_not_count_and_what_is_forgotten_goes(tmp_
     assert read_figures(tmp_path / "nowhere", NOW) is None
     tell(tmp_path, "hangs", NOW - 10, waiting=9)
     tell(tmp_path, "ended", NOW - 100, waiting=9)
-    (tmp_path / "torn.json").write_text('{"at": 1e6, "models": [{"mo')
-    (tmp_path / "later.json").write_text(json.dumps({"version": 2, "at": NOW, "models": []}))
+    (tmp_path / "torn.json").write_text('{"at": 1e6, "models": [{"mo', encoding="utf-8")
+    (tmp_path / "later.json").write_text(json.dumps({"version": 2, "at": NOW, "models": []}), encoding="utf-8")
     assert read_figures(tmp_path, NOW) is None
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hangs.json", "later.json", "torn.json"]
     assert read_figures(tmp_path, NOW, fresh_seconds=20) == {"a": Signals(queued=9)}
@@ -117,7 +117,7 @@ def test_a_controller_goes_on_where_the_one_before_it_ended(tmp_path: Path) -> N
     assert Scaling(paths).numbers(config()) == {"a": decided}
     assert Scaling(paths).numbers(config(replicas=2)) == {}, "a fixed number is nobody's to decide on"
     assert Scaling(paths, on=False).numbers(config()) == {}
-    paths.autoscale.write_text('{"replicas": [')
+    paths.autoscale.write_text('{"replicas": [', encoding="utf-8")
     assert Scaling(paths).numbers(config(replicas={"min": 1, "max": 2})) == {"a": 1}
 
 
@@ -202,14 +202,14 @@ def test_reservations_bar_their_slices_and_a_damaged_list_bars_all(tmp_path: Pat
     assert barred(config(), inventory, paths) == frozenset()
     Reservations(tmp_path / RESERVATIONS_FILE).add("cpu-2", "fine-tuning")
     assert barred(config(), inventory, paths) == {"cpu-2"}
-    (tmp_path / RESERVATIONS_FILE).write_text("[")
+    (tmp_path / RESERVATIONS_FILE).write_text("[", encoding="utf-8")
     assert barred(config(), inventory, paths) == {s.id for s in SLICES}
 
 
 @pytest.mark.parametrize("field", ["arrivals_per_second", "waiting", "in_flight", "ttft_seconds", "idle_seconds"])
 def test_figures_that_cannot_be_are_refused(tmp_path: Path, field: str) -> None:
     row = {"model": "a", field: -1}
-    (tmp_path / "1.json").write_text(json.dumps({"at": NOW, "models": [row]}))
+    (tmp_path / "1.json").write_text(json.dumps({"at": NOW, "models": [row]}), encoding="utf-8")
     assert read_figures(tmp_path, NOW) is None
 
 
@@ -307,6 +307,6 @@ def test_a_measurement_of_something_else_is_ignored_and_says_why(
 
 
 def test_a_damaged_list_of_measurements_takes_nothing_down(tmp_path: Path) -> None:
-    (tmp_path / THROUGHPUT_FILE).write_text("{")
+    (tmp_path / THROUGHPUT_FILE).write_text("{", encoding="utf-8")
     scaling, made = told(tmp_path)
     assert scaling.rows(made)["a"].capacity_source == "unknown"

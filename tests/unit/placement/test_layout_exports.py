@@ -35,7 +35,7 @@ def gpus_of(n: Any) -> Any:
 
 def written(tmp_path: Path, content: object) -> Path:
     path = tmp_path / "mig-parted.yaml"
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 
@@ -109,7 +109,7 @@ mig-configs:
       mig-devices: {"1g.6gb": 2, "2g.12gb": 1}
 """
     path = tmp_path / "config.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     n = nvml("h100-sxm,a30", mig=True)
     rules = import_mig_parted(path, "all-balanced")
     assert apply(NvmlPartitioner(n), rules).ok

@@ -194,7 +194,7 @@ async def test_without_a_controller_seats_count_as_engines(machine: Machine) -> 
 def test_seats_that_make_no_sense_are_not_guessed(tmp_path: Path, content: str) -> None:
     seats = PlannedSeats(tmp_path / "planned.json")
     assert seats.read() is None
-    seats.path.write_text(content)
+    seats.path.write_text(content, encoding="utf-8")
     with pytest.raises(PlacementError, match="cannot be read"):
         seats.read()
 
@@ -203,7 +203,7 @@ def test_seats_that_make_no_sense_are_not_guessed(tmp_path: Path, content: str) 
 def test_reservations_that_make_no_sense_are_not_guessed(tmp_path: Path, content: str) -> None:
     reservations = Reservations(tmp_path / "reservations.json")
     assert reservations.read() == {}
-    reservations.path.write_text(content)
+    reservations.path.write_text(content, encoding="utf-8")
     with pytest.raises(PlacementError, match="cannot be read"):
         reservations.read()
 

@@ -38,7 +38,7 @@ def test_orders_outlive_the_process_and_a_damaged_file_orders_nothing(tmp_path: 
     orders = Orders().start(["a-0"], {"a-0": "GPU-1/1g.10gb@0"})
     write_orders(paths, orders, verb="start", replicas=["a-0"], at=NOW)
     assert read_orders(paths) == orders
-    (line,) = paths.orders_log.read_text().splitlines()
+    (line,) = paths.orders_log.read_text(encoding="utf-8").splitlines()
     assert json.loads(line) == {
         "at": "2026-11-21T00:00:00+00:00",
         "number": 1,
@@ -47,7 +47,7 @@ def test_orders_outlive_the_process_and_a_damaged_file_orders_nothing(tmp_path: 
         "seats": {"a-0": "GPU-1/1g.10gb@0"},
     }
     for damaged in ("", "{", "[]", '{"stopped": 3}'):
-        paths.orders.write_text(damaged)
+        paths.orders.write_text(damaged, encoding="utf-8")
         assert read_orders(paths) == Orders()
 
 

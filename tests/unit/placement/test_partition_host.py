@@ -18,7 +18,7 @@ GPU = GpuState("GPU-0", 0, "NVIDIA A30", "A30-24GB", 2**34, 2**34, "610.43.02", 
 def process(proc: Path, pid: int, name: str, *files: str) -> None:
     fds = proc / str(pid) / "fd"
     fds.mkdir(parents=True)
-    (proc / str(pid) / "comm").write_text(f"{name}\n")
+    (proc / str(pid) / "comm").write_text(f"{name}\n", encoding="utf-8")
     for number, file in enumerate(files):
         (fds / str(number)).symlink_to(file)
 
@@ -41,14 +41,14 @@ def test_a_gpu_without_device_file_has_no_holders(tmp_path: Path) -> None:
 
 def script(tmp_path: Path, body: str) -> str:
     path = tmp_path / "nvidia-smi"
-    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
     path.chmod(0o755)
     return str(path)
 
 
 def test_a_reset_is_of_one_gpu_by_its_uuid(tmp_path: Path) -> None:
     reset(GPU, script(tmp_path, f'echo "$@" > {tmp_path}/said'))
-    assert (tmp_path / "said").read_text() == "--gpu-reset -i GPU-0\n"
+    assert (tmp_path / "said").read_text(encoding="utf-8") == "--gpu-reset -i GPU-0\n"
 
 
 def test_a_refused_reset_is_told_in_its_own_words(tmp_path: Path) -> None:
@@ -71,3 +71,9 @@ def test_slices_that_are_asked_back_are_left_out() -> None:
     assert [s.id for s in without(inventory, {"GPU-a"}).slices] == [three.id], "a whole GPU"
     assert "apply --drain" in without(inventory, {one.id}).notes[0]
     assert without(inventory, {"GPU-z"}).notes == ()
+
+
+def test_a_holder_whose_name_is_no_utf_8_is_found_all_the_same(tmp_path: Path) -> None:
+    process(tmp_path, 20, "x", "/dev/nvidia3")
+    (tmp_path / "20" / "comm").write_bytes("café\n".encode("latin-1"))
+    assert [p.pid for p in holders(GPU, tmp_path)] == [20]

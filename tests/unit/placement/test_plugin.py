@@ -40,13 +40,13 @@ if __name__ == "__main__":
 
 def discovered(tmp_path: Path, environment: dict[str, str]) -> dict[str, list[list[str]]]:
     script = tmp_path / "discover.py"
-    script.write_text(DISCOVER)
+    script.write_text(DISCOVER, encoding="utf-8")
     run = subprocess.run(
         [sys.executable, script],
         env={"PATH": os.environ["PATH"], **environment},
         cwd=tmp_path,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
     )
     result: dict[str, list[list[str]]] = json.loads(run.stdout)
@@ -68,9 +68,11 @@ def test_beside_an_installed_sliceway_the_controllers_copy_is_the_only_one(tmp_p
     installed = tmp_path / "site"
     info = installed / "sliceway-0.1.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sliceway\nVersion: 0.1.0\n")
-    (info / "entry_points.txt").write_text("[vllm.platform_plugins]\nsliceway_mig = an_older_plugin:register\n")
-    (installed / "an_older_plugin.py").write_text("def register(): return 'older'\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sliceway\nVersion: 0.1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(
+        "[vllm.platform_plugins]\nsliceway_mig = an_older_plugin:register\n", encoding="utf-8"
+    )
+    (installed / "an_older_plugin.py").write_text("def register(): return 'older'\n", encoding="utf-8")
 
     environment = plugin_environment(MIG, tmp_path / "plugins", {"PYTHONPATH": str(installed)})
 
@@ -82,7 +84,7 @@ def test_beside_an_installed_sliceway_the_controllers_copy_is_the_only_one(tmp_p
 def test_the_packages_own_entry_point_has_the_same_name_so_that_vllm_keeps_one_of_them() -> None:
     import tomllib
 
-    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["entry-points"]["vllm.platform_plugins"] == {PLUGIN_NAME: "placement.vllm_plugin:register"}
 
 
@@ -122,7 +124,7 @@ def test_the_directory_is_made_once_and_leaves_no_drafts(tmp_path: Path) -> None
 
 
 def test_a_directory_that_cannot_be_written_is_told_with_a_remedy(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(PlacementError, match="cannot be put here") as raised:
         install_plugin(tmp_path / "file")
     assert "state_dir" in (raised.value.remedy or "")
@@ -136,6 +138,6 @@ def test_local_builds_of_a_tested_version_count_as_tested() -> None:
 
 
 def test_the_documentation_lists_the_tested_versions() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "pinning.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "pinning.md").read_text(encoding="utf-8")
     *most, last = TESTED_VERSIONS
     assert f"{', '.join(most)} and {last}" in page.replace("\n", " ")

@@ -142,7 +142,7 @@ time.sleep(60)
 
 @pytest.fixture
 def engine() -> Iterator[tuple[int, int, int]]:
-    with subprocess.Popen([sys.executable, "-c", ENGINE], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", ENGINE], stdout=subprocess.PIPE, encoding="utf-8") as process:
         assert process.stdout
         child, orphan = map(int, process.stdout.readline().split())
         yield process.pid, child, orphan
@@ -181,7 +181,10 @@ def test_a_replica_is_proven_from_its_process_log_and_metrics(engine: tuple[int,
     pid, child, _ = engine
     log = tmp_path / "replica.log"
     earlier = f"{report.MARK}slice {json.dumps({'uuid': 'MIG-of-an-earlier-start', 'memory_bytes': 1})}\n"
-    log.write_text(earlier + LOG + f"{report.MARK}slice {json.dumps({'uuid': 'MIG-1', 'memory_bytes': 9984 * MIB})}\n")
+    log.write_text(
+        earlier + LOG + f"{report.MARK}slice {json.dumps({'uuid': 'MIG-1', 'memory_bytes': 9984 * MIB})}\n",
+        encoding="utf-8",
+    )
     process = ReplicaTrace(pid, ("--max-num-seqs", "16", "--max-model-len=8192"), log, len(earlier), METRICS)
 
     proof = prove_replica(TARGET, process, vllm="0.32.0", devices=lambda: devices(child, "MIG-1"))

@@ -37,7 +37,7 @@ def directory(tmp_path: Path) -> Path:
         "max_position_embeddings": 1024,
         "torch_dtype": "bfloat16",
     }
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return tmp_path
 
 
@@ -80,7 +80,9 @@ def test_another_engine_may_name_models_its_own_way(tmp_path: Path) -> None:
 def test_without_an_engine_sizes_are_those_of_the_one_that_would_be_installed(
     kind: EngineKind, pinned: str, directory: Path
 ) -> None:
-    brought = resources.files("placement").joinpath("data/engine_cpu.lock").read_text() + CUDA_REQUIREMENT
+    brought = (
+        resources.files("placement").joinpath("data/engine_cpu.lock").read_text(encoding="utf-8") + CUDA_REQUIREMENT
+    )
     assert pinned in brought.split()
     assert installed_vllm(EngineConfig(python="/no/such/python"), kind) == pinned.partition("==")[2]
     assert INSTALLED_VERSIONS[kind] == pinned.partition("==")[2]

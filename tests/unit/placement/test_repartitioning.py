@@ -139,7 +139,7 @@ async def test_what_is_only_proposed_is_never_done(tmp_path: Path) -> None:
 
 
 async def test_what_was_begun_before_a_kill_is_finished_whatever_the_configuration_says(tmp_path: Path) -> None:
-    (tmp_path / UNDER_WAY_FILE).write_text("{}")
+    (tmp_path / UNDER_WAY_FILE).write_text("{}", encoding="utf-8")
     site = Site(tmp_path)
     await site.looks(1, PROPOSE, short=False)
     assert site.wishes == [Wish({}, {}, {})]
@@ -169,7 +169,7 @@ def test_a_note_that_makes_no_sense_gives_nothing_back(tmp_path: Path) -> None:
     assert note.read() is None
     note.keep({"a-0"})
     assert note.read() == {"a-0"}
-    note.path.write_text("[]")
+    note.path.write_text("[]", encoding="utf-8")
     assert note.read() is None
     assert not note.path.exists()
 
@@ -183,14 +183,14 @@ def test_while_a_transition_is_under_way_demand_gets_nothing_new_and_leaves_what
     TransitionJournal(tmp_path / JOURNAL_FILE).write(Record(transition, FakeClock().now()))
     open_to = for_demand(config, inventory, paths)
     assert (open_to.barred, open_to.closed) == (frozenset(inventory.by_id), {"GPU-1/1g.10gb@0"})
-    raw = json.loads((tmp_path / JOURNAL_FILE).read_text())
+    raw = json.loads((tmp_path / JOURNAL_FILE).read_text(encoding="utf-8"))
     for changed in (
         raw | {"by": [raw["by"][0], raw["by"][1] + 1, raw["by"][2]]},  # whoever was at it has ended
         raw | {"by": None},
         raw | {"failed": {"step": 0, "error": {}}},
         {},
     ):
-        (tmp_path / JOURNAL_FILE).write_text(json.dumps(changed))
+        (tmp_path / JOURNAL_FILE).write_text(json.dumps(changed), encoding="utf-8")
         assert for_demand(config, inventory, paths) == OpenToDemand(), "nobody is at it: demand is served"
 
 
@@ -200,7 +200,8 @@ async def test_an_operators_apply_goes_first(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("gateway.layouts.NvmlPartitioner", lambda: None)
     path = tmp_path / "c.yaml"
     path.write_text(
-        f"version: v1\nstate_dir: {tmp_path / 'state'}\nfleet: {{discover: {{simulate: {{h100-sxm: 1}}}}}}\n"
+        f"version: v1\nstate_dir: {tmp_path / 'state'}\nfleet: {{discover: {{simulate: {{h100-sxm: 1}}}}}}\n",
+        encoding="utf-8",
     )
     config = load_config(path)
     machine = machine_of(config)

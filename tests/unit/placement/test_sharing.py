@@ -103,7 +103,7 @@ elif sys.stdin.read() == "quit\\n":
 def program(tmp_path: Path) -> Iterator[str]:
     """Stands in for nvidia-cuda-mps-control."""
     path = tmp_path / "control"
-    path.write_text(DAEMON.format(python=sys.executable))
+    path.write_text(DAEMON.format(python=sys.executable), encoding="utf-8")
     path.chmod(0o755)
     yield str(path)
     end_servers(tmp_path, os.environ, program=str(path))
@@ -112,9 +112,9 @@ def program(tmp_path: Path) -> Iterator[str]:
 def test_a_server_is_started_once_and_ended(tmp_path: Path, program: str) -> None:
     directory = tmp_path / "mps-12345678"
     ensure_server("GPU-1", directory, os.environ, program=program)
-    first = (directory / "nvidia-cuda-mps-control.pid").read_text()
+    first = (directory / "nvidia-cuda-mps-control.pid").read_text(encoding="utf-8")
     ensure_server("GPU-1", directory, os.environ, program=program)
-    assert (directory / "nvidia-cuda-mps-control.pid").read_text() == first
+    assert (directory / "nvidia-cuda-mps-control.pid").read_text(encoding="utf-8") == first
     assert running(directory)
     end_servers(tmp_path, os.environ, program=program)
     assert not running(directory)

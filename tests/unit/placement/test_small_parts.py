@@ -110,7 +110,7 @@ def test_a_lock_tells_its_holder_and_ends_with_it(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "lock"
     script = f"from pathlib import Path\nfrom placement.locks import exclusive\nwith exclusive(Path({str(path)!r}), what='x', remedy=''):\n    print('held', flush=True)\n    input()"
     with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
@@ -167,7 +167,7 @@ def test_the_socket_directory_is_ours_alone(tmp_path: Path) -> None:
 
 
 def test_a_state_directory_that_cannot_be_made_says_which(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(PlacementError, match="cannot be made") as error:
         StatePaths(tmp_path / "file" / "state").prepare({})
     assert "state_dir" in str(error.value.remedy)
@@ -198,7 +198,7 @@ def test_entries_are_found_again_and_damaged_ones_left_out(tmp_path: Path) -> No
     journal = Journal(paths)
     journal.write(entry())
     paths.replica("broken").mkdir()
-    paths.journal("broken").write_text('{"replica": ')
+    paths.journal("broken").write_text('{"replica": ', encoding="utf-8")
     assert journal.entries() == (entry(),)
     journal.forget("a/b-0")
     journal.forget("a/b-0")
@@ -210,7 +210,9 @@ def test_an_exit_record_of_another_process_is_not_this_ones(tmp_path: Path) -> N
     journal = Journal(paths)
     journal.write(entry())
     assert journal.exit_record(entry()) is None
-    paths.exit_record("a/b-0").write_text(ExitRecord(engine_pid=7, code=3, signal=None).model_dump_json())
+    paths.exit_record("a/b-0").write_text(
+        ExitRecord(engine_pid=7, code=3, signal=None).model_dump_json(), encoding="utf-8"
+    )
     assert journal.exit_record(entry()) == ExitRecord(engine_pid=7, code=3, signal=None)
     assert journal.exit_record(entry(engine_pid=8)) is None
 
@@ -227,6 +229,18 @@ def test_a_pid_alone_is_no_identity() -> None:
     with subprocess.Popen(["true"]) as child:
         child.wait()
     assert ProcessIdentity.of(child.pid) is None
+
+
+def test_a_process_whose_name_is_no_utf_8_is_known_all_the_same() -> None:
+    name = Path("/proc/self/comm")
+    before = name.read_bytes()
+    name.write_bytes("café".encode("latin-1"))
+    try:
+        found = ProcessIdentity.of(os.getpid())
+        assert found is not None
+        assert found.alive
+    finally:
+        name.write_bytes(before)
 
 
 def test_memory_of_a_session_is_exact_only_where_it_seems_too_much() -> None:

@@ -275,7 +275,7 @@ async def test_nothing_to_do_leaves_no_trace(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{}", '{"version": 2}', "[1]", "null"])
 def test_a_damaged_journal_says_what_to_do(tmp_path: Path, content: str) -> None:
     journal = TransitionJournal(tmp_path / "transition.json")
-    journal.path.write_text(content)
+    journal.path.write_text(content, encoding="utf-8")
     with pytest.raises(PlanError, match="cannot be read"):
         journal.read()
 

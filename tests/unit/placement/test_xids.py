@@ -43,7 +43,7 @@ def test_addresses_are_compared_by_what_they_mean(one: str, other: str, same: bo
 def test_a_log_that_may_not_be_read_is_none_and_a_ring_is_read_to_its_end(tmp_path: Path) -> None:
     assert kernel_log(tmp_path / "none", tmp_path / "none") is None
     kept = tmp_path / "kern.log"
-    kept.write_text("one\ntwo\n")
+    kept.write_text("one\ntwo\n", encoding="utf-8")
     assert kernel_log(tmp_path / "none", kept) == ("one", "two")
     ring = tmp_path / "kmsg"
     os.mkfifo(ring)

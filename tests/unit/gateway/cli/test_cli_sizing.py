@@ -37,7 +37,7 @@ GEMMA = {
 @pytest.fixture
 def config(tmp_path: Path) -> str:
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(GEMMA))
+    path.write_text(json.dumps(GEMMA), encoding="utf-8")
     return str(path)
 
 

@@ -47,7 +47,8 @@ def test_a_cluster_that_does_not_come_up_leaves_nothing_running(raylets: list[Ne
     path = tmp_path / "sliceway.yaml"
     path.write_text(
         f"version: v1\nstate_dir: {tmp_path}/state\nfleet: {{discover: cpu, cpu: {{slices: 1}}}}\n"
-        "models: [{name: m, endpoints: ['http://127.0.0.1:9']}]\ntenants: [{name: acme, models: [m]}]\n"
+        "models: [{name: m, endpoints: ['http://127.0.0.1:9']}]\ntenants: [{name: acme, models: [m]}]\n",
+        encoding="utf-8",
     )
     error = CliRunner().invoke(app, ["up", str(path), "--ray", "local"]).exception
     assert isinstance(error, ClusterUnreachable), error

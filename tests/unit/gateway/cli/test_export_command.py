@@ -78,5 +78,5 @@ def test_ansible_writes_a_playbook_and_says_how_to_run_it(tmp_path: Path) -> Non
 @pytest.mark.parametrize("arguments", [("mig-parted",), ("layouts", "mig-parted"), ("--format", "mig-parted")])
 def test_what_is_no_kind_of_fleet_means_this_machines_layouts(arguments: tuple[str, ...], tmp_path: Path) -> None:
     config = tmp_path / "sliceway.yaml"
-    config.write_text("version: v1\nstate_dir: state\nfleet: {discover: {simulate: {a30: 1}}}\n")
+    config.write_text("version: v1\nstate_dir: state\nfleet: {discover: {simulate: {a30: 1}}}\n", encoding="utf-8")
     assert yaml.safe_load(run(*arguments, str(config)))["mig-configs"]

@@ -24,11 +24,11 @@ CORES = Slice(id="cpu-0", kind=SliceKind.CPU, profile=None, memory_bytes=2**30, 
 )
 def test_what_is_written_loads_and_fits_the_machine(slices: tuple[Slice, ...], discover: str, tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
-    path.write_text(starter_config(Inventory(slices), name="c.yaml"))
+    path.write_text(starter_config(Inventory(slices), name="c.yaml"), encoding="utf-8")
     config = load_config(path)
     assert config.fleet.discover == discover
     assert [t.name for t in config.tenants] == ["acme"]
-    assert all(one.id in path.read_text() for one in slices)
+    assert all(one.id in path.read_text(encoding="utf-8") for one in slices)
 
 
 def test_the_command_writes_a_file_that_loads_and_says_where(tmp_path: Path) -> None:
@@ -41,18 +41,18 @@ def test_the_command_writes_a_file_that_loads_and_says_where(tmp_path: Path) -> 
 
 def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
     path = tmp_path / "sliceway.yaml"
-    path.write_text("mine")
+    path.write_text("mine", encoding="utf-8")
     refused = CliRunner().invoke(app, ["init", str(path)])
     assert isinstance(refused.exception, ConfigError)
     assert "--force" in str(refused.exception)
-    assert path.read_text() == "mine"
+    assert path.read_text(encoding="utf-8") == "mine"
     assert CliRunner().invoke(app, ["init", str(path), "--force"]).exit_code == 0
     assert load_config(path).version == "v1"
 
 
 @pytest.mark.parametrize("path", ["", "missing-parent-of-a-file/as/a/file"])
 def test_a_place_that_cannot_be_written_is_told(path: str, tmp_path: Path) -> None:
-    (tmp_path / "missing-parent-of-a-file").write_text("a file, not a directory")
+    (tmp_path / "missing-parent-of-a-file").write_text("a file, not a directory", encoding="utf-8")
     refused = CliRunner().invoke(app, ["init", str(tmp_path / path)])
     assert isinstance(refused.exception, ConfigError)
     assert refused.exception.remedy

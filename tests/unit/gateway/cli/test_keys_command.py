@@ -17,7 +17,9 @@ from model_registry.errors import ConfigError
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "sliceway.yaml"
-    path.write_text(f"version: v1\nstate_dir: {tmp_path}/state\ntenants: [{{name: acme}}, {{name: beta}}]\n")
+    path.write_text(
+        f"version: v1\nstate_dir: {tmp_path}/state\ntenants: [{{name: acme}}, {{name: beta}}]\n", encoding="utf-8"
+    )
     return path
 
 
@@ -64,7 +66,7 @@ def test_the_keys_of_a_tenant_that_there_is_not(config: Path) -> None:
 
 def test_keys_of_a_tenant_that_was_taken_out_are_still_listed(config: Path) -> None:
     run("create", "beta", config)
-    config.write_text(config.read_text().replace(", {name: beta}", ""))
+    config.write_text(config.read_text(encoding="utf-8").replace(", {name: beta}", ""), encoding="utf-8")
     listed = json.loads(run("list", config, "--tenant", "beta", "--json").stdout)["keys"]
     assert [key["tenant"] for key in listed] == ["beta"]
 

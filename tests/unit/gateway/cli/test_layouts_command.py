@@ -46,7 +46,8 @@ def config(tmp_path: Path) -> Callable[..., Path]:
     def write(fleet: str = LAYOUT, rest: str = "", discover: str = "{simulate: {h100-sxm: 2}}") -> Path:
         path = tmp_path / "sliceway.yaml"
         path.write_text(
-            f"version: v1\nstate_dir: {tmp_path}/state\nfleet:\n  discover: {discover}\n  {fleet}\n{rest}\n"
+            f"version: v1\nstate_dir: {tmp_path}/state\nfleet:\n  discover: {discover}\n  {fleet}\n{rest}\n",
+            encoding="utf-8",
         )
         return path
 
@@ -183,7 +184,10 @@ def test_one_apply_at_a_time(config: Callable[..., Path]) -> None:
     held = machine_of(loaded)
     with one_at_a_time(loaded, held):
         done = subprocess.run(
-            [sys.executable, "-m", "gateway.cli", "apply", str(path)], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "gateway.cli", "apply", str(path)],
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
         )
     assert done.returncode == 1
     assert "a change of layouts is at work already" in done.stderr
@@ -214,7 +218,7 @@ def test_what_is_exported_is_so_when_asserted(config: Callable[..., Path], tmp_p
     path = config("layouts: [{layout: {1g.10gb: 4}}, {gpus: [1], layout: [3g.40gb@4]}]")
     run("apply", path)
     exported = tmp_path / "exported.yaml"
-    exported.write_text(run("export", path).stdout + f"state_dir: {tmp_path}/state\n")
+    exported.write_text(run("export", path).stdout + f"state_dir: {tmp_path}/state\n", encoding="utf-8")
     run("assert", exported)
     assert json.loads(run("export", path, "--json").stdout)["fleet"]["discover"] == {
         "simulate": {"h100-sxm": 2},
@@ -226,7 +230,7 @@ def test_the_formats(config: Callable[..., Path], tmp_path: Path) -> None:
     path = config()
     run("apply", path)
     parted = tmp_path / "parted.yaml"
-    parted.write_text(run("export", "mig-parted", path, "--label", "mine").stdout)
+    parted.write_text(run("export", "mig-parted", path, "--label", "mine").stdout, encoding="utf-8")
     assert YAML(typ="safe").load(parted)["mig-configs"]["mine"][0]["mig-devices"] == {"1g.10gb": 4, "3g.40gb": 1}
     imported = json.loads(run("import", parted, "--json").stdout)["fleet"]
     assert imported == {"layouts": [{"gpus": "all", "layout": {"1g.10gb": 4, "3g.40gb": 1}}]}
@@ -256,9 +260,9 @@ def test_an_imported_rule_round_trips(tmp_path: Path) -> None:
         {"devices": [2], "mig-enabled": False},
     ]
     file = tmp_path / "parted.yaml"
-    file.write_text(json.dumps({"version": "v1", "mig-configs": {"x": entries}}))
+    file.write_text(json.dumps({"version": "v1", "mig-configs": {"x": entries}}), encoding="utf-8")
     written = tmp_path / "sliceway.yaml"
-    written.write_text(run("import", file).stdout)
+    written.write_text(run("import", file).stdout, encoding="utf-8")
     first, second = load_config(written).fleet.layouts
     assert (first.gpus, first.products, first.mig, first.layout) == ((0, 1), ("0x233010DE",), True, {})
     assert (second.gpus, second.mig) == ((2,), False)
@@ -280,7 +284,7 @@ def test_slices_of_a_simulated_machine_say_so(config: Callable[..., Path]) -> No
     done = subprocess.run(
         [sys.executable, "-m", "gateway.cli", "slices", str(path), "--json"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         env=environment,
     )

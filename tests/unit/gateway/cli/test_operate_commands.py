@@ -21,7 +21,8 @@ def config(tmp_path: Path) -> Path:
     path.write_text(
         f"version: v1\nstate_dir: {tmp_path}/state\n"
         "models: [{name: m, endpoints: ['http://127.0.0.1:9']}]\n"
-        "tenants: [{name: acme, models: [m]}]\n"
+        "tenants: [{name: acme, models: [m]}]\n",
+        encoding="utf-8",
     )
     return path
 

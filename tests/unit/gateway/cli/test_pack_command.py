@@ -52,7 +52,7 @@ def test_demands_of_one_profile_add_up() -> None:
 
 
 def test_gpus_in_use_come_first_and_keep_what_they_hold(in_use: Path) -> None:
-    in_use.write_text('[["7g.80gb@0"], ["3g.40gb@0"], ["4g.40gb@0"]]')
+    in_use.write_text('[["7g.80gb@0"], ["3g.40gb@0"], ["4g.40gb@0"]]', encoding="utf-8")
     found = pack("--gpu", "a100-80gb", "--demand", "1g.10gb=3", "--occupied", str(in_use))
     assert found["gpus"] == 3
     assert found["layouts"][0] == []
@@ -113,7 +113,7 @@ def test_a_demand_that_is_no_number_of_slices_is_refused(demand: str) -> None:
 def test_a_file_that_makes_no_sense_is_refused_with_the_place(
     in_use: Path, text: str, where: str, kind: type[SlicewayError]
 ) -> None:
-    in_use.write_text(text)
+    in_use.write_text(text, encoding="utf-8")
     error = refused("--gpu", "a100-80gb", "--demand", "1g.10gb=1", "--occupied", str(in_use))
     assert isinstance(error, kind)
     assert error.where == f"{in_use}{where}"

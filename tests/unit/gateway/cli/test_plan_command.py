@@ -60,7 +60,8 @@ def config(tmp_path: Path) -> Write:
     def write(fleet: str = "partition: planned", rest: str = CHAT, discover: str = "{simulate: {h100-sxm: 2}}") -> Path:
         path = tmp_path / "sliceway.yaml"
         path.write_text(
-            f"version: v1\nstate_dir: {tmp_path}/state\nfleet:\n  discover: {discover}\n  {fleet}\n{rest}\n"
+            f"version: v1\nstate_dir: {tmp_path}/state\nfleet:\n  discover: {discover}\n  {fleet}\n{rest}\n",
+            encoding="utf-8",
         )
         return path
 

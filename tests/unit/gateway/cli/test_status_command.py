@@ -9,7 +9,7 @@ from gateway.cli.status import base_url, duration, render
 
 
 def shown(seen: dict[str, Any], *, tenants: bool = False) -> str:
-    console = Console(width=240, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console = Console(width=240, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: PTH123, SIM115
     with console.file:
         console.print(render(seen, "5m", tenants))
         return console.export_text()

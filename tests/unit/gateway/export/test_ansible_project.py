@@ -36,7 +36,7 @@ def on_disk(found: AnsibleProject, directory: Path) -> None:
     for name, text in found.files.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
 
 
 def test_ansible_takes_the_playbook(config_of: ConfigOf, tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_ansible_takes_the_playbook(config_of: ConfigOf, tmp_path: Path) -> None
     done = subprocess.run(
         [ANSIBLE, "-i", tmp_path / "inventory.yml", tmp_path / "site.yml", "--syntax-check"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         env=os.environ | {"HOME": str(tmp_path), "ANSIBLE_LOCALHOST_WARNING": "false", "LC_ALL": "C.UTF-8"},
     )
@@ -58,7 +58,9 @@ def test_the_configuration_loads_as_it_lies_on_the_machines(config_of: ConfigOf,
     assert config.gateway.listen == "0.0.0.0:9999"
     assert config.gateway.admin_listen is None
     assert config.models[0].metadata == f"/etc/sliceway/files/{METADATA.name}"
-    assert (tmp_path / "roles/sliceway/files/models" / METADATA.name).read_text() == METADATA.read_text()
+    assert (tmp_path / "roles/sliceway/files/models" / METADATA.name).read_text(encoding="utf-8") == METADATA.read_text(
+        encoding="utf-8"
+    )
 
 
 def test_secrets_are_left_where_they_are(config_of: ConfigOf) -> None:
@@ -130,7 +132,7 @@ def test_machines_that_are_none_are_refused(config_of: ConfigOf, hosts: tuple[st
 
 def test_two_files_of_one_name_are_refused(config_of: ConfigOf, tmp_path: Path) -> None:
     other = tmp_path / METADATA.name
-    other.write_text(METADATA.read_text())
+    other.write_text(METADATA.read_text(encoding="utf-8"), encoding="utf-8")
     models = [{"name": n, "source": "org/x", "metadata": str(p)} for n, p in (("a", METADATA), ("b", other))]
     with pytest.raises(ConfigError, match="two files are called"):
         project(config_of(models=models))

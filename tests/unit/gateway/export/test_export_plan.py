@@ -222,9 +222,9 @@ def test_models_elsewhere_stay_where_they_are(export: Export) -> None:
 def test_a_local_model_and_its_template_are_named_as_they_lie_in_the_pod(export: Export, tmp_path: Path) -> None:
     directory = tmp_path / "weights"
     directory.mkdir()
-    (directory / "config.json").write_text(Path(SMALL["metadata"]).read_text())
+    (directory / "config.json").write_text(Path(SMALL["metadata"]).read_text(encoding="utf-8"), encoding="utf-8")
     template = tmp_path / "chat.jinja"
-    template.write_text("{{ messages }}")
+    template.write_text("{{ messages }}", encoding="utf-8")
     model = {"name": "own", "source": str(directory), "max_model_len": 2048, "chat_template": str(template)}
     found = export(models=[model])
     [engine] = found.engines

@@ -221,7 +221,7 @@ def test_mig_parted_s_own_rules_read_what_is_written(export: Export, tmp_path: P
         models=[{**small(), "replicas": 2}, {**small(), "name": "whole", "profiles": ["gpu"]}], nodes=["h100-sxm:2"]
     )
     path = tmp_path / "config.yaml"
-    path.write_text(yaml_text(mig_parted(found)))
+    path.write_text(yaml_text(mig_parted(found)), encoding="utf-8")
     [layout] = found.nodes
     rules = import_mig_parted(path, layout.name)
     assert [(r.mig, r.layout) for r in rules] == [(True, {"1g.10gb": 2}), (False, {})]
