@@ -13,6 +13,7 @@ from locust.env import Environment
 
 from loadtests import reports, users
 from loadtests.load import Load
+from loadtests.problems import Problem, ScenarioError
 from loadtests.scenario import environment as process_environment
 from loadtests.scenario import load_scenario
 from loadtests.target import Target
@@ -31,6 +32,14 @@ def bind_load(environment: Environment, **_: Any) -> None:
     """Start exactly the users that the scenario has, and none that Locust would add."""
     options = environment.parsed_options
     assert options is not None
+    if options.master or options.worker or options.processes:
+        raise ScenarioError(
+            Problem(
+                "one process sends the whole load here; several under Locust would each send all of it",
+                "--master, --worker, --processes",
+                "python -m loadtests run SCENARIO --processes N shares it among N, and pools every sample.",
+            )
+        )
     scenario = load_scenario(options.scenario)
     keys = {tenant.name: tenant.key(process_environment()) for tenant in scenario.tenants}
     target = Target(scenario.base_url, keys)

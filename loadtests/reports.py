@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from loadtests.lab import service
 from loadtests.manners import INTENDED
 from loadtests.run_result import Run
 from loadtests.samples import METRICS, Quantiles, Sample, Summary, grouped, summarize
+from loadtests.scenario import Scenario
 
 COUNTS_AND_METRICS = ("requests", "failed", "TTFT p50 / p99", "ITL p50 / p99", "E2E p50 / p99")
 WIDTH_IN_FILES = 140
@@ -97,14 +99,26 @@ def warnings(runs: Iterable[Run]) -> list[str]:
     return found
 
 
-def as_dict(run: Run) -> dict[str, Any]:
-    """One run as data: `rows` per tenant, model and slice, `client_lag_seconds`, `warnings`."""
+def promises(run: Run, scenario: Scenario) -> dict[str, dict[str, Any]]:
+    """How far each tenant's SLO was kept, by tenant; those that have one."""
+    return {
+        tenant.name: service.kept(
+            [s for s in run.samples if s.tenant == tenant.name], tenant.slo, scenario.duration_seconds
+        )
+        for tenant in scenario.tenants
+        if tenant.slo is not None
+    }
+
+
+def as_dict(run: Run, scenario: Scenario) -> dict[str, Any]:
+    """One run as data: `rows` per tenant, model and slice, `slo` per tenant, `client_lag_seconds`, `warnings`."""
     rows = [
         {"tenant": tenant, "model": model, "slice": None if slice_id == "?" else slice_id} | summary.as_dict()
         for (tenant, model, slice_id), summary in by_tenant_and_slice(run.samples).items()
     ]
     return {
         "rows": rows,
+        "slo": promises(run, scenario),
         "client_lag_seconds": run.client_lag.as_dict(),
         "unfinished": run.unfinished,
         "warnings": warnings([run]),

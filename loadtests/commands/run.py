@@ -34,10 +34,16 @@ def run(chosen: Namespace) -> int:
         measured = workers.run(scenario, keys=keys, lexicons=lexicons, places=places, on_progress=advance("load"))
     keep_samples(chosen.samples, [("", measured.samples)])
     if chosen.json:
-        print_json(reports.as_dict(measured))
+        print_json(reports.as_dict(measured, scenario))
     else:
         console = reports.console()
         console.print(reports.table(reports.by_tenant_and_slice(measured.samples)))
+        for tenant, slo in reports.promises(measured, scenario).items():
+            share = "nothing to judge" if slo["attainment"] is None else f"{slo['attainment']:.1%} met"
+            told = (
+                f"{tenant}: {share}, {slo['goodput_per_second']:.3g} requests/s of goodput; promised {slo['promised']}"
+            )
+            console.print(told, markup=False, highlight=False)
         for text in reports.warnings([measured]):
             console.print(f"note: {text}", markup=False, highlight=False)
     return 0 if any(sample.failure is None for sample in measured.samples) else 1

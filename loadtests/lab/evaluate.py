@@ -14,9 +14,19 @@ from loadtests.lab.scenario import Context, IsolationScenario
 from loadtests.lab.verdict import drifted, judge, overloaded
 from loadtests.manners import INTENDED
 from loadtests.problems import LoadTestError
-from loadtests.reports import by_tenant_and_slice, warnings
+from loadtests.reports import warnings
 from loadtests.run_result import Run, merged
-from loadtests.samples import METRICS, PERCENTILES, Quantiles, Sample, Summary, percentile, samples_needed, summarize
+from loadtests.samples import (
+    METRICS,
+    PERCENTILES,
+    Quantiles,
+    Sample,
+    Summary,
+    grouped,
+    percentile,
+    samples_needed,
+    summarize,
+)
 from loadtests.scenario import TenantLoad
 
 POINTS = 300
@@ -29,6 +39,8 @@ NOT_ISOLATED: Mapping[str, str] = {
     "time-slice": "Time-slicing keeps nothing apart: the card works for one after the other, and caches, bandwidth, PCIe and power are shared.",
     "cpu": "Of a core set the cores are its own. The last-level cache, memory bandwidth, sibling hyper-threads, clocks and power, disk, and the gateway are shared.",
 }
+
+ON_UNKNOWN = "What keeps endpoints apart that something else runs is not known here: the GPU itself, PCIe, power, the host's CPU and memory, and the gateway may all be shared."
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +88,7 @@ def evaluate(
     }
     client = _client(scenario, measured, surroundings.machine_use)
     verdict = judge(settings, scenario.budget, client)
-    kinds = {s.kind for s in settings.values() if s.kind} or {str(context.layout.get("kind") or "cpu")}
+    kinds = {s.kind for s in settings.values() if s.kind} or set(str(context.layout.get("kind") or "").split(", "))
     return Report(
         name=scenario.name or f"{victim.name} on {victim.model}",
         made_at=surroundings.made_at,
@@ -105,7 +117,8 @@ def not_isolated(kinds: set[str], *, simulated: bool) -> list[str]:
     """What is shared, for each kind of slice in the report."""
     if simulated:
         return ["The engines are simulated: these figures are about the gateway, and say nothing about a GPU or a CPU."]
-    return [NOT_ISOLATED[kind] for kind in NOT_ISOLATED if kind in kinds]
+    known = [NOT_ISOLATED[kind] for kind in NOT_ISOLATED if kind in kinds]
+    return known if kinds <= NOT_ISOLATED.keys() else [*known, ON_UNKNOWN]
 
 
 def _setting(
@@ -148,7 +161,7 @@ def _setting(
         round_p50={m: [getattr(summarize(r), m).p50 for r in rounds] for m in METRICS},
         slo=_slo(victim, pooled, seconds),
         service=_service(everyone, seconds),
-        neighbours=_neighbours(everyone, victim),
+        neighbours=_neighbours(everyone, scenario, seconds),
         plots=_plots(phases, victim, scenario.warmup_seconds),
     )
 
@@ -178,16 +191,8 @@ def _mean_prompt(samples: Sequence[Sample]) -> float | None:
     return round(sum(counted) / len(counted), 1) if counted else None
 
 
-def _slo(victim: TenantLoad, samples: Sequence[Sample], seconds: float) -> Slo | None:
-    if victim.slo is None:
-        return None
-    share = service.attainment(samples, victim.slo)
-    return Slo(
-        promised=str(victim.slo),
-        attainment=share,
-        goodput_per_second=service.goodput_per_second(samples, victim.slo, seconds),
-        met=None if share is None else share >= victim.slo.attainment,
-    )
+def _slo(tenant: TenantLoad, samples: Sequence[Sample], seconds: float) -> Slo | None:
+    return Slo(**service.kept(samples, tenant.slo, seconds)) if tenant.slo else None
 
 
 def _service(samples: Sequence[Sample], seconds: float) -> Service:
@@ -196,11 +201,20 @@ def _service(samples: Sequence[Sample], seconds: float) -> Service:
     return Service(tokens_per_second=rates, jain_index=service.jain_index(rates.values()))
 
 
-def _neighbours(samples: Sequence[Sample], victim: TenantLoad) -> list[Neighbour]:
-    groups = by_tenant_and_slice(s for s in samples if s.tenant != victim.name)
+def _neighbours(samples: Sequence[Sample], scenario: IsolationScenario, seconds: float) -> list[Neighbour]:
+    """Everyone beside the victim by tenant, model and slice; those among `others` with how far their own SLO was kept."""
+    promised = {other.name: other for other in scenario.others}
+    beside = (s for s in samples if s.tenant != scenario.victim.name)
+    groups = grouped(beside, lambda s: (s.tenant, s.model, s.slice or "?"))
     return [
-        Neighbour(tenant=tenant, model=model, slice=None if place == "?" else place, **_row(summary).model_dump())
-        for (tenant, model, place), summary in groups.items()
+        Neighbour(
+            tenant=tenant,
+            model=model,
+            slice=None if place == "?" else place,
+            slo=_slo(promised[tenant], rows, seconds) if tenant in promised else None,
+            **_row(summarize(rows)).model_dump(),
+        )
+        for (tenant, model, place), rows in groups.items()
     ]
 
 

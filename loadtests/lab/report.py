@@ -49,21 +49,22 @@ class Row(Part):
     e2e_seconds: Percentiles
 
 
+class Slo(Part):
+    """How far a tenant's SLO was kept."""
+
+    promised: str
+    attainment: float | None = Field(description="Share of its requests that met every limit.")
+    goodput_per_second: float
+    met: bool | None
+
+
 class Neighbour(Row):
     """The requests of one tenant beside the victim, on one slice."""
 
     tenant: str
     model: str
     slice: str | None
-
-
-class Slo(Part):
-    """How far the victim's SLO was kept."""
-
-    promised: str
-    attainment: float | None = Field(description="Share of its requests that met every limit.")
-    goodput_per_second: float
-    met: bool | None
+    slo: Slo | None = Field(default=None, description="Of a tenant among `others` that has one.")
 
 
 class Service(Part):

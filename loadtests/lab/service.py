@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from loadtests.samples import Sample
 from loadtests.scenario import Slo
@@ -24,6 +25,17 @@ def is_good(sample: Sample, slo: Slo) -> bool:
 def attainment(samples: Sequence[Sample], slo: Slo) -> float | None:
     """The share of requests that met `slo`; None where there was none."""
     return sum(is_good(s, slo) for s in samples) / len(samples) if samples else None
+
+
+def kept(samples: Sequence[Sample], slo: Slo, seconds: float) -> dict[str, Any]:
+    """How far `slo` was kept over so many seconds, in the JSON shape of reports."""
+    share = attainment(samples, slo)
+    return {
+        "promised": str(slo),
+        "attainment": share,
+        "goodput_per_second": goodput_per_second(samples, slo, seconds),
+        "met": None if share is None else share >= slo.attainment,
+    }
 
 
 def goodput_per_second(samples: Iterable[Sample], slo: Slo, seconds: float) -> float:

@@ -29,6 +29,7 @@ svg{width:100%;height:auto;max-width:640px;display:block}
 svg .grid{stroke:#d4d4d4;stroke-width:1}svg .axis{font:12px system-ui,sans-serif;fill:#333}svg .key{font:13px system-ui,sans-serif;fill:#111}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:0 1.5rem}
 code{font-size:.88rem;overflow-wrap:anywhere}
+pre{font-size:.8rem;white-space:pre-wrap;overflow-wrap:anywhere;background:#f1f4f6;padding:.6rem}
 .note{color:#333;font-size:.9rem}
 @media print{body{max-width:none;font-size:11pt;padding:0}.scroll{overflow:visible}figure,tr{break-inside:avoid}h2{break-after:avoid}th,td{white-space:normal}}
 """
@@ -60,6 +61,7 @@ def render(report: Report) -> str:
         *(["<h2>Notes</h2>", _bullets(report.warnings)] if report.warnings else []),
         "<h2>To repeat it</h2>",
         _pairs(words.repeat_rows(report)),
+        f"<h3>The scenario, as a file</h3><pre>{escape(words.scenario_lines(report))}</pre>",
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'

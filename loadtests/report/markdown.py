@@ -30,6 +30,7 @@ def render(report: Report) -> str:
         _table(
             ("", ""), ([name, f"`{text}`" if name == "command" else text] for name, text in words.repeat_rows(report))
         ),
+        f"```yaml\n{words.scenario_lines(report)}\n```",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
-from loadtests.lab.report import Check, Report, Setting
+from loadtests.lab.report import Check, Report, Setting, Slo
 
 METRIC_NAMES = {
     "ttft_seconds": ("TTFT", "time to first token"),
@@ -118,7 +119,7 @@ def tenant_rows(report: Report) -> Iterator[list[str]]:
             failures(setting.victim.failures),
             f"{milliseconds(setting.victim.ttft_seconds.p50)} / {milliseconds(setting.victim.ttft_seconds.p99)}",
             f"{rates.get(str(victim['name']), 0.0):.1f}",
-            "-" if promised is None or promised.attainment is None else f"{promised.attainment:.1%}",
+            _met(promised),
         ]
         for row in setting.neighbours:
             yield [
@@ -131,8 +132,12 @@ def tenant_rows(report: Report) -> Iterator[list[str]]:
                 failures(row.failures),
                 f"{milliseconds(row.ttft_seconds.p50)} / {milliseconds(row.ttft_seconds.p99)}",
                 f"{rates.get(row.tenant, 0.0):.1f}",
-                "-",
+                _met(row.slo),
             ]
+
+
+def _met(slo: Slo | None) -> str:
+    return "-" if slo is None or slo.attainment is None else f"{slo.attainment:.1%}"
 
 
 def failures(found: dict[str, int]) -> str:
@@ -192,6 +197,11 @@ def repeat_rows(report: Report) -> Iterator[tuple[str, str]]:
     yield "client", _client(client)
     for name, value in report.layout.items():
         yield f"layout: {name}", _plain(value)
+
+
+def scenario_lines(report: Report) -> str:
+    """What was asked, as a scenario file has it: to be saved beside a `config:` or `base_url:` and run again."""
+    return "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in report.scenario.items())
 
 
 def _known(machine: dict[str, Any]) -> Iterator[str]:

@@ -11,11 +11,12 @@ import pytest
 from rich.console import Console
 
 from loadtests.lab import tables
-from loadtests.lab.evaluate import Measured, Surroundings, evaluate
+from loadtests.lab.evaluate import Measured, Surroundings, evaluate, not_isolated
 from loadtests.lab.matrix import Cell, cells_of, phases
 from loadtests.lab.report import Report
 from loadtests.lab.scenario import Context, IsolationScenario
 from loadtests.problems import LoadTestError
+from loadtests.report.words import tenant_rows
 from loadtests.run_result import Run
 from loadtests.samples import Sample, quantiles
 
@@ -185,6 +186,28 @@ def test_goodput_tokens_and_fairness_are_told() -> None:
     assert alone.service.tokens_per_second == {"victim": pytest.approx(3.0)}
     assert alone.service.jain_index == 1.0
     assert beside.service.jain_index == pytest.approx(1.0)
+
+
+def test_well_behaved_others_are_held_to_their_own_slo() -> None:
+    other = {"name": "noisy", "model": "chat-b", "slo": {"e2e": "5s"}}
+    scenario = scenario_of(
+        others=[other], aggressors=[{"kind": "flood", "tenant": "loud"}], settings=[{"where": "other_slice"}], rounds=1
+    )
+    report = report_of(scenario, lambda key, n: [1.0])
+    (row,) = report.settings["flood_on_other_slice"].neighbours
+    assert row.slo is not None
+    assert (row.slo.attainment, row.slo.met) == (0.0, False)  # all of its answers took 9 s
+    shown = next(r for r in tenant_rows(report) if r[1] == "noisy")
+    assert shown[-1] == "0.0%"
+
+
+def test_what_is_shared_is_said_of_every_kind_and_of_what_is_not_known() -> None:
+    assert "last-level cache" in not_isolated({"cpu"}, simulated=False)[0]
+    assert len(not_isolated({"mig", "mps"}, simulated=False)) == 2
+    for unknown in ({"endpoint"}, {""}):
+        (told,) = not_isolated(unknown, simulated=False)
+        for shared in ("PCIe", "power", "CPU", "gateway"):
+            assert shared in told
 
 
 def test_the_same_numbers_come_back_from_json() -> None:

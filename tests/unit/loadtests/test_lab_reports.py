@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from loadtests.__main__ import main
 from loadtests.lab.compare import compare
 from loadtests.lab.merge import merge
 from loadtests.lab.report import Report, read_report
+from loadtests.lab.scenario import read_isolation
 from loadtests.problems import ScenarioError
 from loadtests.report import html, markdown, svg
 from loadtests.report.files import write_reports
+from loadtests.yamlfile import load
 from tests.unit.loadtests.made_reports import report_of
 
 ROOT = Path(__file__).parents[3]
@@ -72,8 +75,8 @@ def test_series_differ_by_more_than_colour() -> None:
 def test_every_form_has_the_same_numbers(tmp_path: Path) -> None:
     report = report_of()
     write_reports(report, tmp_path / "deep" / "r")
-    data = json.loads((tmp_path / "deep" / "r" / "report.json").read_text())
-    texts = [(tmp_path / "deep" / "r" / name).read_text() for name in ("report.html", "report.md")]
+    data = json.loads((tmp_path / "deep" / "r" / "report.json").read_text(encoding="utf-8"))
+    texts = [(tmp_path / "deep" / "r" / name).read_text(encoding="utf-8") for name in ("report.html", "report.md")]
     setting = data["settings"]["prefill_flood_on_other_slice"]
     p99 = f"{setting['victim']['ttft_seconds']['p99'] * 1000:.0f}"
     ratio = f"{setting['ratio_to_alone']['ttft_seconds']['p99']:.2f}x"
@@ -86,13 +89,22 @@ def test_every_form_has_the_same_numbers(tmp_path: Path) -> None:
     assert read_report(tmp_path / "deep" / "r" / "report.json") == report
 
 
+def test_the_scenario_in_a_report_can_be_run_again(tmp_path: Path) -> None:
+    report = report_of()
+    path = tmp_path / "scenario.yaml"
+    path.write_text(markdown.render(report).partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
+    again = read_isolation(load(path))
+    assert again.model_dump(mode="json", exclude_none=True).items() >= report.scenario.items()
+    assert "kind: &quot;isolation&quot;" in html.render(report)
+
+
 def test_markdown_tables_have_one_width_each() -> None:
     for table in re.findall(r"(?:^\|.*\n)+", markdown.render(report_of()), re.M):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
 
 def test_the_schema_in_the_documentation_is_the_reports() -> None:
-    written = json.loads((ROOT / "docs" / "isolation-report.schema.json").read_text())
+    written = json.loads((ROOT / "docs" / "isolation-report.schema.json").read_text(encoding="utf-8"))
     assert written == Report.model_json_schema(by_alias=True), (
         "write it again: python -m loadtests schema > docs/isolation-report.schema.json"
     )
@@ -125,6 +137,19 @@ def test_before_and_after() -> None:
     assert compare(report_of(1.5), report_of(2.0), tolerance_ratio=1.5).worse == ()
 
 
+def test_the_exit_code_says_whether_something_got_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, beside in (("before", 1.5), ("after", 2.0)):
+        write_reports(report_of(beside), tmp_path, name)
+    before, after = (str(tmp_path / f"{name}.json") for name in ("before", "after"))
+    assert main(["compare", before, after]) == 1
+    assert "worse" in capsys.readouterr().out
+    assert main(["compare", before, after, "--tolerance", "1.5"]) == 0
+    assert main(["compare", after, before, "--json"]) == 0
+    assert main(["compare", before, after, "--tolerance", "0.5"]) == 2
+    assert main(["compare", before, str(tmp_path / "none.json")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
 def test_reports_of_different_questions_are_not_compared() -> None:
     with pytest.raises(ScenarioError, match="model is 'chat-a' in one and 'chat-z'"):
         compare(report_of(), report_of(model="chat-z"))
@@ -138,7 +163,7 @@ def test_reports_of_different_questions_are_not_compared() -> None:
 def test_files_that_are_no_report(tmp_path: Path, text: str | None, said: str) -> None:
     path = tmp_path / "r.json"
     if text is not None:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     with pytest.raises(ScenarioError, match=said):
         read_report(path)
 
