@@ -30,6 +30,7 @@ from model_registry.errors import SlicewayError
 from placement.engines import describe_engine, find_engine_python
 from placement.errors import TableUnreadable
 from placement.inventory import observe
+from placement.simulate import enter
 from placement.slices import Slice
 from placement.state import StatePaths
 from placement.table import read as read_table
@@ -143,8 +144,9 @@ def keys_for(served: Served, tenants: Sequence[str], *, lifetime_seconds: float)
 
 
 def slices_of(config: Config) -> tuple[Slice, ...]:
-    """The slices of this machine, for the report; none where they cannot be read."""
+    """The slices of this machine, or of the simulated one that the configuration names; none where they cannot be read."""
     try:
+        enter(config.fleet, config.state)
         return observe(config.fleet).slices
     except SlicewayError:
         return ()
