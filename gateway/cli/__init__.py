@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -67,5 +68,8 @@ for _module in (
 
 def main() -> None:
     """Run the command line; errors that sliceway raises on purpose are told in words, never as a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 gets question marks and no traceback
     sys.argv[1:] = cluster.with_ray_address(sys.argv[1:])
     run(app)

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway.cli import app
-from gateway.cli.output import exit_code, show_error
+from gateway.cli.output import exit_code, run, show_error
 from gateway.errors import OperatorError, UnknownSlice
 from model_registry.catalogue import load_catalogue
 from model_registry.errors import ConfigError, SlicewayError
@@ -41,7 +41,7 @@ def refused(*words: Any) -> SlicewayError:
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "sliceway.yaml"
-    path.write_text(CONFIG.format(state=tmp_path / "state"))
+    path.write_text(CONFIG.format(state=tmp_path / "state"), encoding="utf-8")
     return path
 
 
@@ -51,7 +51,7 @@ def test_every_command_takes_the_configuration_that_lies_here(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert "no sliceway.yaml here" in str(refused(command))
-    (tmp_path / "sliceway.yaml").write_text("version: v9\n")
+    (tmp_path / "sliceway.yaml").write_text("version: v9\n", encoding="utf-8")
     assert refused(command).where == "sliceway.yaml:1: version"
     assert "Is a directory" in str(refused(command, tmp_path))
 
@@ -121,7 +121,7 @@ def test_a_word_that_is_neither_a_format_nor_a_file() -> None:
 def test_what_mig_parted_did_not_write(text: str | None, said: str, tmp_path: Path) -> None:
     path = tmp_path / "other.yaml"
     if text is not None:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     error = refused("import", path)
     assert said in str(error)
     assert "Errno" not in str(error)
@@ -149,3 +149,23 @@ def test_every_line_of_a_remedy_stands_below_its_error(capsys: pytest.CaptureFix
 def test_the_version_is_told() -> None:
     done = CliRunner().invoke(app, ["--version"])
     assert (done.exit_code, done.stdout) == (0, f"sliceway {version('sliceway')}\n")
+
+
+def test_a_file_that_the_system_refuses_is_told_with_its_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "state").write_text("a file where a directory should be", encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        run(lambda: (tmp_path / "state" / "keys.lock").open("rb"))
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error {tmp_path / 'state' / 'keys.lock'}: Not a directory\n")
+    assert "state_dir" in told
+
+
+def test_an_error_of_the_system_that_names_no_file_is_no_operators_business() -> None:
+    def fails() -> None:
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        run(fails)
