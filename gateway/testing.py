@@ -32,7 +32,7 @@ T = TypeVar("T")
 RELAYS: tuple[Literal["asgi", "fast"], ...] = ("asgi", "fast")
 """Every relay there is; the suite of the gateway runs on each."""
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 45.0
 
 
 @dataclass(slots=True)

@@ -148,5 +148,5 @@ def test_a_client_that_leaves_ends_its_request_in_the_engine(plain: Bench, path:
     sock.sendall(raw_request(json.dumps(BODIES[path] | more | {"stream": True}).encode(), path=path))
     read_until(sock, b"delta")
     sock.close()
-    wait_until(lambda: engine.state.running == 0, what="the engine let go of it", seconds=1.0)
+    wait_until(lambda: engine.state.running == 0, what="the engine let go of it")
     assert engine.state.aborted == 1

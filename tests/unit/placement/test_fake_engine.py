@@ -29,7 +29,7 @@ async def running(**behaviour: Any) -> AsyncIterator[tuple[FakeEngine, aiohttp.C
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(45):
         while not condition():  # noqa: ASYNC110 - the engine counts, it does not signal
             await asyncio.sleep(0.001)
 
@@ -184,7 +184,7 @@ def test_a_start_that_fails_says_what_it_was_told_to_say() -> None:
         "--exit-code",
         "3",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=30, check=False)
     assert done.returncode == 3
     assert "ValueError: too small" in done.stderr
     assert "simulated" in done.stderr

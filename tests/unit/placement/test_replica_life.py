@@ -34,7 +34,7 @@ def replica(world: FakeWorld, wanted: Goal | None = None, **config: object) -> R
 
 async def until(condition: Callable[[], object]) -> None:
     """Let tasks run until it holds. The fake clock runs as well, so this ends quickly or never."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(45):
         while not condition():  # noqa: ASYNC110 - the condition is anything, and nothing here takes time
             await asyncio.sleep(0)
 

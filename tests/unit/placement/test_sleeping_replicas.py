@@ -46,7 +46,7 @@ def replica(made: FakeWorld, goal: Goal = AWAKE) -> Replica:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(45):
         while not condition():  # noqa: ASYNC110 - the condition is anything, and nothing here takes time
             await asyncio.sleep(0)
 
@@ -226,7 +226,7 @@ def test_what_was_measured_is_kept_and_decides(tmp_path: Path) -> None:
     again = Resting(WakeTimes(path), lambda: 2**34)
     assert again.choose(asked, {"chat": 0}, [one], None) == {}
     assert again.choices["chat"].reason == "it did not wake from sleep mode the last time"
-    path.write_text("[1]")
+    path.write_text("[1]", encoding="utf-8")
     assert dict(WakeTimes(path).of("chat", CPU)) == {}
 
 
@@ -237,7 +237,7 @@ def test_weights_that_do_not_fit_the_hosts_memory_are_not_put_there() -> None:
 
 
 def test_available_memory_is_the_kernels_estimate(tmp_path: Path) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal: 10 kB\nMemAvailable:   7 kB\n")
+    (tmp_path / "meminfo").write_text("MemTotal: 10 kB\nMemAvailable:   7 kB\n", encoding="utf-8")
     assert available_memory(tmp_path / "meminfo") == 7 * 1024
     assert available_memory(tmp_path / "missing") == 0
 
