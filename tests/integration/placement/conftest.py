@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -20,10 +21,19 @@ from placement.state import StatePaths
 from placement.status import ControllerStatus, ReplicaStatus, read_status
 from placement.table import ReplicaState, RoutingTable, read
 
-SENTINEL = Path(__file__).parents[3] / "scripts" / "sentinel.py"
+SCRIPTS = Path(__file__).parents[3] / "scripts"
+SENTINEL = SCRIPTS / "sentinel.py"
 SCRIPT_ENGINE = Path(__file__).with_name("script_engine.py")
 SCRIPT = ["{python}", str(SCRIPT_ENGINE), "{uds}"]
 FAST = {"first_delay_seconds": 0.1, "max_delay_seconds": 0.4, "max_fast_failures": 3, "fast_failure_seconds": 0.05}
+HASTY = {
+    "look_every": "100ms",
+    "window": "1s",
+    "scale_up_after": "300ms",
+    "scale_down_after": "600ms",
+    "cool_down": "200ms",
+    "sleep_after": "1500ms",
+}
 PATIENCE_SECONDS = 60.0  # several Python processes start one after the other, on machines that do other things as well
 
 
@@ -99,7 +109,13 @@ class Site:
             "models": [{"source": "simulated", **m} for m in models],
             "gateway": {"authentication": "none", **(gateway or {})},
         }
-        self.config.write_text(json.dumps(whole))
+        self.config.write_text(json.dumps(whole), encoding="utf-8")
+
+    def scale_hastily(self, **autoscale: str) -> None:
+        """Let the configuration's replicas follow demand within moments; `autoscale` adds to the settings or overrides them."""
+        raw = json.loads(self.config.read_text(encoding="utf-8"))
+        raw["fleet"]["autoscale"] = HASTY | autoscale
+        self.config.write_text(json.dumps(raw), encoding="utf-8")
 
     def run(self, *arguments: str) -> subprocess.Popen[bytes]:
         """`sliceway ...` in the background."""
@@ -132,7 +148,9 @@ class Site:
     def said(self) -> str:
         """What everything here has written."""
         texts = [self.log, *sorted(self.paths.logs.glob("*.log"))]
-        return "\n".join(f"== {p.name}\n{p.read_text(errors='replace')[-3000:]}" for p in texts if p.exists())
+        return "\n".join(
+            f"== {p.name}\n{p.read_text(errors='replace', encoding='utf-8')[-3000:]}" for p in texts if p.exists()
+        )
 
     def table(self) -> RoutingTable:
         """The routing table, empty while there is none."""
@@ -199,6 +217,33 @@ def marked() -> Iterator[dict[str, str]]:
         yield made.environment
     finally:
         made.end()
+
+
+@pytest.fixture
+def port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def drill(marked: dict[str, str]) -> Callable[..., Any]:
+    """`drill("fleet_drill.py", "--gpus", "2")`: the report of one of `scripts/` that ran to its end."""
+
+    def run(script: str, *options: str) -> Any:
+        done = subprocess.run(
+            [sys.executable, str(SCRIPTS / script), *options, "--json"],
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
+            timeout=400,
+            env=marked,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    return run
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -54,7 +53,7 @@ def write(site: Site, port: int, **autoscale: str) -> None:
         ],
         "gateway": {"authentication": "none", "listen": f"127.0.0.1:{port}"},
     }
-    site.config.write_text(json.dumps(content))
+    site.config.write_text(json.dumps(content), encoding="utf-8")
 
 
 class Users:
@@ -89,13 +88,6 @@ class Users:
             thread.join()
 
 
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def ready(site: Site) -> dict[str, int]:
     """Engine pids by replica of what serves."""
     status = site.status()
@@ -105,7 +97,7 @@ def ready(site: Site) -> dict[str, int]:
 
 def serve(site: Site, eventually: Eventually) -> dict[str, int]:
     site.run("up", str(site.config))
-    eventually(lambda: "serving" in site.log.read_text(), f"up serves: {site.said()}", seconds=100)
+    eventually(lambda: "serving" in site.log.read_text(encoding="utf-8"), f"up serves: {site.said()}", seconds=100)
     return ready(site)
 
 
@@ -119,7 +111,7 @@ def test_a_shortage_is_met_over_a_killed_controller_and_ends_with_the_demand(
 
     def some_are_done() -> bool:
         try:
-            told = json.loads(journal.read_text())
+            told = json.loads(journal.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return False
         return 0 < len(told["done"]) < len(told["steps"])
@@ -134,7 +126,7 @@ def test_a_shortage_is_met_over_a_killed_controller_and_ends_with_the_demand(
     assert not journal.exists()
     assert set(users.statuses) == {200}
     assert {name: ready(site)[name] for name in before} == before, "who served goes on with the same processes"
-    seats = json.loads((site.paths.root / "planned.json").read_text())
+    seats = json.loads((site.paths.root / "planned.json").read_text(encoding="utf-8"))
     assert sorted(seats) == ["a-0", "b-0"], "what demand brought may go again"
     eventually(lambda: sorted(ready(site)) == ["a-0", "b-0"], f"and goes: {site.said()}", seconds=60)
 
@@ -144,7 +136,7 @@ def proposed(site: Site) -> Any:
     shown = subprocess.run(
         [sys.executable, "-m", "gateway.cli", "plan", str(site.config), "--json"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         env=site.environment,
         timeout=100,

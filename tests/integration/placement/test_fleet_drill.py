@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.integration
 
-DRILL = Path(__file__).parents[3] / "scripts" / "fleet_drill.py"
-
 
 @pytest.mark.timeout(420)
 def test_two_gpus_are_cut_anew_under_load_and_only_a_killed_engine_may_lose_what_it_held(
-    marked: dict[str, str],
+    drill: Callable[..., Any],
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, str(DRILL), "--gpus", "2", "--clients", "4", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-        env=marked,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads(done.stdout)
+    report = drill("fleet_drill.py", "--gpus", "2", "--clients", "4")
     assert report["replicas"] == report["pinned"] == report["proven"] == report["replicas_used"] == 14
     assert report["failed"] == report["failed_on_killed"]
     assert report["requests_while_drained"] == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import urllib.error
 import urllib.request
@@ -20,28 +19,10 @@ pytestmark = pytest.mark.integration
 Site = Any
 Eventually = Callable[..., Any]
 
-HASTY = {
-    "look_every": "100ms",
-    "window": "1s",
-    "scale_up_after": "300ms",
-    "scale_down_after": "600ms",
-    "cool_down": "200ms",
-    "sleep_after": "1500ms",
-}
 
-
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def configure(site: Site, port: int, *models: dict[str, Any], **autoscale: str) -> None:
+def configure(site: Site, port: int, *models: dict[str, Any]) -> None:
     site.write(*models, gateway={"listen": f"127.0.0.1:{port}"}, drain_timeout_seconds=1)
-    raw = json.loads(site.config.read_text())
-    raw["fleet"]["autoscale"] = HASTY | autoscale
-    site.config.write_text(json.dumps(raw))
+    site.scale_hastily()
 
 
 def ask(port: int, path: str = "/readyz", body: dict[str, Any] | None = None) -> tuple[int, Any, Any]:
@@ -116,9 +97,9 @@ def test_who_waits_for_a_model_that_cannot_wake_in_time_is_told_when_to_come_aga
     site: Site, eventually: Eventually, port: int
 ) -> None:
     configure(site, port, {"name": "a", "replicas": {"min": 0, "max": 1}})
-    raw = json.loads(site.config.read_text())
+    raw = json.loads(site.config.read_text(encoding="utf-8"))
     raw["gateway"]["queue"] = {"max_wait_seconds": 0.2}
-    site.config.write_text(json.dumps(raw))
+    site.config.write_text(json.dumps(raw), encoding="utf-8")
     site.run("gateway", str(site.config))  # and no controller that would start anything
     eventually(lambda: ask(port)[0] == 200, f"the gateway: {site.said()}", seconds=30)
     status, body, headers = complete(port)
@@ -143,7 +124,7 @@ def test_configurations_change_under_load_and_a_wrong_one_changes_nothing(
     with load(port, 2, statuses):
         write({"name": "a"}, {"name": "b", "replicas": {"min": 0, "max": 1}})
         eventually(lambda: generation() == 2, "a model that is added")
-        site.config.write_text("version: v1\nmodles: []\n")
+        site.config.write_text("version: v1\nmodles: []\n", encoding="utf-8")
         eventually(lambda: (s := site.status()) and s.refused, "the refusal")
         assert generation() == 2
         assert complete(port)[2]["x-sliceway-generation"] == "2"

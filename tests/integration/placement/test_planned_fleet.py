@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -37,7 +36,7 @@ def write(site: Site, **replicas: tuple[int, str]) -> None:
         ],
         "gateway": {"authentication": "none"},
     }
-    site.config.write_text(json.dumps(content))
+    site.config.write_text(json.dumps(content), encoding="utf-8")
 
 
 def command(site: Site, *words: str) -> list[str]:
@@ -46,7 +45,7 @@ def command(site: Site, *words: str) -> list[str]:
 
 def sliceway(site: Site, *words: str) -> Any:
     done = subprocess.run(
-        command(site, *words), capture_output=True, text=True, check=False, env=site.environment, timeout=100
+        command(site, *words), capture_output=True, encoding="utf-8", check=False, env=site.environment, timeout=100
     )
     assert done.returncode == 0, done.stdout + done.stderr + site.said()
     return json.loads(done.stdout)
@@ -62,7 +61,7 @@ def ready(site: Site) -> dict[str, str]:
 def steps_left(site: Site) -> int | None:
     """Steps that a transition under way has not done; None if none is under way."""
     try:
-        journal = json.loads((site.paths.root / "transition.json").read_text())
+        journal = json.loads((site.paths.root / "transition.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     return len(journal["steps"]) - len(journal["done"])
@@ -140,13 +139,12 @@ class Client(threading.Thread):
         self.join()
 
 
-def test_requests_go_on_while_every_replica_moves_to_another_profile(site: Site, eventually: Eventually) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+def test_requests_go_on_while_every_replica_moves_to_another_profile(
+    site: Site, eventually: Eventually, port: int
+) -> None:
     write(site, small=(2, "1g.10gb"))
     site.run("up", str(site.config), "--listen", f"127.0.0.1:{port}")
-    eventually(lambda: "serving" in site.log.read_text(), "up serves", seconds=100)
+    eventually(lambda: "serving" in site.log.read_text(encoding="utf-8"), "up serves", seconds=100)
     clients = [Client(port) for _ in range(2)]
     for client in clients:
         client.start()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -22,22 +21,6 @@ Eventually = Callable[..., Any]
 
 ENGINE = ["{python}", "-m", "placement.fake_engine", "--uds", "{uds}", "--model", "{served_name}"]
 SLEEPER = [*ENGINE, "--enable-sleep-mode", "--sleep-seconds", "0.05", "--wake-seconds", "0.1"]
-HASTY = {
-    "look_every": "100ms",
-    "window": "1s",
-    "scale_up_after": "300ms",
-    "scale_down_after": "600ms",
-    "cool_down": "200ms",
-    "sleep_after": "1500ms",
-    "sleep": "sleep-mode",
-}
-
-
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def serve(site: Site, eventually: Eventually, port: int, *flags: str) -> None:
@@ -49,9 +32,7 @@ def serve(site: Site, eventually: Eventually, port: int, *flags: str) -> None:
         environment={"VLLM_SERVER_DEV_MODE": "1"},
         liveness={"interval_seconds": 0.2},
     )
-    raw = json.loads(site.config.read_text())
-    raw["fleet"]["autoscale"] = HASTY
-    site.config.write_text(json.dumps(raw))
+    site.scale_hastily(sleep="sleep-mode")
     site.run("up", str(site.config))
     eventually(
         lambda: ask(port, "/readyz") == 200, f"a model that can be woken counts as ready: {site.said()}", seconds=60

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.integration
 
-DRILL = Path(__file__).parents[3] / "scripts" / "transition_drill.py"
-
 
 @pytest.mark.timeout(420)
 def test_no_promise_is_broken_while_a_fleet_changes_under_load_and_processes_are_killed(
-    marked: dict[str, str],
+    drill: Callable[..., Any],
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, str(DRILL), "--rounds", "2", "--seed", "10", "--clients", "2", "--kill", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-        env=marked,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads(done.stdout)
+    report = drill("transition_drill.py", "--rounds", "2", "--seed", "10", "--clients", "2", "--kill")
     assert report["applied"] + report["blocked"] == report["rounds"] == 2
     assert report["steps"] > 0
     assert report["requests"] > 0

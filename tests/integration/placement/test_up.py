@@ -28,13 +28,6 @@ Eventually = Callable[..., Any]
 A, B = {"name": "a"}, {"name": "b"}
 
 
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def ask(port: int, path: str = "/v1/models") -> Any:
     """The gateway's answer; None while there is none."""
     try:
@@ -54,12 +47,16 @@ def complete(port: int) -> str:
 
 
 def gateway_pid(site: Site) -> int:
-    return int(json.loads(site.paths.up_record.read_text())["processes"]["gateway"]["pid"])
+    return int(json.loads(site.paths.up_record.read_text(encoding="utf-8"))["processes"]["gateway"]["pid"])
 
 
 def up(site: Site, eventually: Eventually, port: int, *more: str) -> Any:
     process = site.run("up", str(site.config), *more)
-    eventually(lambda: "serving" in site.log.read_text() or process.poll() is not None, "up serves", seconds=100)
+    eventually(
+        lambda: "serving" in site.log.read_text(encoding="utf-8") or process.poll() is not None,
+        "up serves",
+        seconds=100,
+    )
     assert process.poll() is None, site.said()
     return process
 
@@ -90,7 +87,7 @@ def refused(site: Site, *more: str) -> SlicewayError:
 )
 def test_what_cannot_work_is_said(site: Site, port: int, change: dict[str, Any], code: int, words: str) -> None:
     site.write(A, gateway={"listen": f"127.0.0.1:{port}"})
-    site.config.write_text(json.dumps(json.loads(site.config.read_text()) | change))
+    site.config.write_text(json.dumps(json.loads(site.config.read_text(encoding="utf-8")) | change), encoding="utf-8")
     error = refused(site)
     assert words in str(error)
     assert error.remedy
@@ -118,9 +115,9 @@ def test_it_serves_alone_takes_new_configurations_and_leaves_nothing(
 
     second = site.run("up", str(site.config))
     assert second.wait(100) == 1
-    assert f"pid {process.pid}" in site.log.read_text()
+    assert f"pid {process.pid}" in site.log.read_text(encoding="utf-8")
 
-    site.config.write_text("version: v1\nmodles: []\n")
+    site.config.write_text("version: v1\nmodles: []\n", encoding="utf-8")
     process.send_signal(signal.SIGHUP)
     eventually(lambda: (s := site.status()) and s.refused, "the refusal")
     assert complete(port)
@@ -136,7 +133,7 @@ def test_it_serves_alone_takes_new_configurations_and_leaves_nothing(
     assert process.wait(100) == 0
     assert not any(p.is_running() for p in family)
     assert ask(port) is None
-    said = site.log.read_text()
+    said = site.log.read_text(encoding="utf-8")
     for words in ("a-0 on cpu-0: ready", "serving a on http://127.0.0.1", "a-0 on cpu-0: draining", "stopped"):
         assert words in said
 
@@ -150,26 +147,26 @@ def test_whatever_is_killed_comes_back_without_the_engines_noticing(
     first.kill()
     first.wait()
     assert complete(port), "nothing that serves needs `up`"
-    site.log.write_text("")
+    site.log.write_text("", encoding="utf-8")
     second = up(site, eventually, port)
     assert (gateway_pid(site), holder(site.paths.controller_lock)) == (gateway, controller)
-    assert "going on with it" in site.log.read_text()
+    assert "going on with it" in site.log.read_text(encoding="utf-8")
 
-    site.config.write_text("version: v1\nmodles: []\n")  # also while the configuration is wrong
+    site.config.write_text("version: v1\nmodles: []\n", encoding="utf-8")  # also while the configuration is wrong
     os.kill(gateway, signal.SIGKILL)
     eventually(lambda: gateway_pid(site) != gateway and ask(port), "another gateway")
     os.kill(controller or 0, signal.SIGKILL)
     eventually(lambda: holder(site.paths.controller_lock) not in (None, controller), "another controller")
     eventually(lambda: site.status() and complete(port), "it serves")
     assert site.ready("a-0") == engine
-    said = site.log.read_text()
+    said = site.log.read_text(encoding="utf-8")
     assert "the gateway ended" in said
     assert "the controller ended" in said
 
     site.write(A, gateway={"listen": f"127.0.0.1:{port}"})
     assert site.run("down", str(site.config), "--json").wait(100) == 0
     assert second.wait(100) == 0
-    assert '"up"' in site.log.read_text()
+    assert '"up"' in site.log.read_text(encoding="utf-8")
     assert not psutil.pid_exists(engine)
 
 
@@ -196,7 +193,7 @@ def test_what_fits_is_served_if_the_operator_says_so_and_failures_fail_a_test_ru
     )
     assert "no slice is left" in refused(site).message
     assert site.run("up", str(site.config), "--once", "--partial").wait(100) == 1
-    said = site.log.read_text()
+    said = site.log.read_text(encoding="utf-8")
     for words in (
         "left out: b-0: no slice is left",
         "a-0 on cpu-0: failed",
@@ -210,7 +207,7 @@ def test_what_fits_is_served_if_the_operator_says_so_and_failures_fail_a_test_ru
 def test_once_is_a_test_of_the_configuration(site: Site, port: int) -> None:
     site.write(A, gateway={"listen": f"127.0.0.1:{port}"})
     assert site.run("up", str(site.config), "--once", "--json").wait(100) == 0
-    events = [json.loads(line) for line in site.log.read_text().splitlines()]
+    events = [json.loads(line) for line in site.log.read_text(encoding="utf-8").splitlines()]
     states = [e["state"] for e in events if e["event"] == "replica"]
     assert {"starting", "ready"} <= set(states)
 
@@ -221,7 +218,7 @@ def test_once_is_a_test_of_the_configuration(site: Site, port: int) -> None:
 def test_gateway_and_controller_are_replaced_while_requests_run(site: Site, eventually: Eventually, port: int) -> None:
     site.write(A, gateway={"listen": f"127.0.0.1:{port}", "keep_alive_seconds": 1})
     process = up(site, eventually, port)
-    engine, before = site.ready("a-0"), json.loads(site.paths.up_record.read_text())["processes"]
+    engine, before = site.ready("a-0"), json.loads(site.paths.up_record.read_text(encoding="utf-8"))["processes"]
     stop, answers = threading.Event(), []
 
     def ask_on() -> None:
