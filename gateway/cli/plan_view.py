@@ -236,6 +236,8 @@ def _unmet_line(answer: FleetAnswer, demand: str) -> str:
     help_ = f"No single change that was tried would do; --why {model} shows every place."
     if unmet.remedies:
         help_ = f"It would do: {' or '.join(unmet.remedies)}"
+    if unmet.untried:
+        help_ = f"{help_.rstrip('.')}. Not tried out, since it takes too long: {unmet.untried} more"
     what = f"{unmet.missing:.4g} {unmet.unit} missing. {escape(unmet.reason + blocked)}."
     return f"[bold red]not met[/] {escape(demand)}: {what}\n  [dim]{escape(help_)}[/]"
 

@@ -6,10 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from placement.planner.master import Master
 from placement.planner.shapes import Shaper
-from placement.planner.solver import Limits, Watch
+from placement.planner.solver import Allowance, Limits, Watch
 from placement.planner.types import (
     Alternative,
     Constraints,
@@ -23,11 +24,14 @@ from placement.planner.types import (
 from placement.planner.wants import Want, wants_of
 
 _TRIED = 6
-"""So many unmet demands get remedies that are tried out; the others only their reason."""
+"""So many unmet demands share the work for changes that have to be tried out; the others get what is known without."""
 
+_WORK = 1_200_000
+"""What all trials may do together: some three seconds of one core, however many demands are unmet."""
+
+_TRIAL = Limits(work=400_000)
 _MOST_GPUS = 10_000
 _CONTEXT = "max_model_len: "
-_TRIAL = Limits(work=800_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +43,28 @@ class _Placed:
 
 
 def unmet(
-    problem: Problem, wants: Sequence[Want], gpus: Sequence[PlannedGpu], watch: Watch | None = None
+    problem: Problem,
+    wants: Sequence[Want],
+    gpus: Sequence[PlannedGpu],
+    watch: Watch | None = None,
+    *,
+    work: int = _WORK,
 ) -> tuple[Unmet, ...]:
-    """Every want that the planned GPUs do not meet, the most important first, with its reason and what would help."""
+    """Every want that the planned GPUs do not meet, the most important first, with its reason and what would help.
+
+    Changes are tried out with `work` in all, in the units of `Limits`, divided among the demands that are left.
+    """
     placed = {w.name: _placed(w, gpus) for w in wants}
     missing = {w.name: w.missing(p.replicas, p.served) for w in wants if (p := placed[w.name])}
     short = sorted((w for w in wants if missing[w.name] > 1e-6), key=lambda w: (-w.priority, w.name))
-    found = []
+    found, left = [], work
     for number, want in enumerate(short):
-        trials = _Trials(problem, missing, want, replace(_TRIAL, watch=watch)) if number < _TRIED else None
+        sharing = min(len(short), _TRIED) - number
+        mine = Allowance(left // sharing if sharing > 0 else 0)
+        left -= mine.left
+        trials = _Trials(problem, missing, want, placed[want.name], replace(_TRIAL, watch=watch, allowance=mine))
         found.append(_unmet(problem, want, placed[want.name], gpus, trials))
+        left += mine.left
     return tuple(found)
 
 
@@ -68,16 +84,18 @@ def _note(want: Want) -> str | None:
     return want.reservation.note if want.reservation else None
 
 
-def _unmet(problem: Problem, want: Want, placed: _Placed, gpus: Sequence[PlannedGpu], trials: _Trials | None) -> Unmet:
+def _unmet(problem: Problem, want: Want, placed: _Placed, gpus: Sequence[PlannedGpu], trials: _Trials) -> Unmet:
     by_rate = want.rate is not None and want.rate - placed.served > 1e-9
     missing = (want.rate or 0.0) - placed.served if by_rate else float(want.floor - placed.replicas)
+    remedies = (*trials.remedies(), *_less(want, placed, by_rate=by_rate))
     return Unmet(
         demand=want.name,
         missing=missing,
         served=placed.served if by_rate else float(placed.replicas),
         unit="requests/s" if by_rate else "replicas",
         reason=_reason(problem, want, gpus),
-        remedies=(*(trials.remedies() if trials else ()), *_less(want, placed, by_rate=by_rate)),
+        remedies=remedies,
+        untried=trials.untried,
     )
 
 
@@ -138,13 +156,21 @@ def _holder(demand: str | None, reserved: str | None) -> str:
 
 
 class _Trials:
-    """Changes to the problem, tried out for one want: would it be met, with the others no worse off than they are?"""
+    """Changes to the problem, tried out for one want: would it be met, with the others no worse off than they are?
 
-    def __init__(self, problem: Problem, missing: Mapping[str, float], want: Want, limits: Limits) -> None:
-        self._limits = limits
+    `untried` counts those for which the allowance of `limits` was not enough.
+    """
+
+    def __init__(
+        self, problem: Problem, missing: Mapping[str, float], want: Want, placed: _Placed, limits: Limits
+    ) -> None:
+        self._allowance = limits.allowance or Allowance(0)
+        self._limits = replace(limits, allowance=self._allowance)
         self._problem = problem
         self._missing = missing
         self._want = want
+        self._placed = placed
+        self.untried = 0
 
     def remedies(self) -> tuple[str, ...]:
         """Everything that helps by itself."""
@@ -167,26 +193,73 @@ class _Trials:
                 yield f"a {product}, of which there is none here"
 
     def _more(self, like: FleetGpu) -> int | None:
-        """How many more GPUs like this one would do; None if no number does."""
+        """How many more GPUs like this one would do; None if no number does.
+
+        With everything else as it is planned, GPUs that nobody else uses are enough for certain, at a number that needs no
+        search. One is the least there can be; what is looked for is whether fewer do where others make room.
+        """
+        enough = self._alone_on(like)
+        if enough == 1:
+            return 1
+        if not self._allowance.left:
+            self.untried += enough is None
+            return enough
+        fewer = self._fewest(like, self._one_each(like) if enough is None else enough - 1)
+        self.untried += fewer is None and enough is None and self._allowance.cut
+        return enough if fewer is None else fewer
+
+    def _alone_on(self, like: FleetGpu) -> int | None:
+        """How many GPUs like this one do, each cut alike, with what is missing alone on them."""
+        fresh = FleetGpu("more", like.product, like.geometry, "more", whole=like.whole)
+        capacities = {o.profile: o.capacity for o in self._want.options if o.product == like.product}
+        most = min((m for m in (self._want.max_per_gpu, self._want.max_per_node) if m), default=None)
+        (group,) = Shaper((self._want,)).coarse((fresh,), maximal=True)
+        counts = []
+        for shape in group.shapes:
+            slots = sorted((capacities[profile] for profile, n in shape.slots for _ in range(n)), reverse=True)
+            counts.append(_needed(self._want, self._placed, slots[:most]))
+        return min((n for n in counts if n is not None), default=None)
+
+    def _one_each(self, like: FleetGpu) -> int:
+        """One GPU for every replica that is missing."""
         capacity = min(o.capacity for o in self._want.options if o.product == like.product)
-        most = min(_MOST_GPUS, max(1, math.ceil(self._missing[self._want.name] * self._want.best / capacity)))
+        return min(_MOST_GPUS, max(1, math.ceil(self._missing[self._want.name] * self._want.best / capacity)))
+
+    def _fewest(self, like: FleetGpu, most: int) -> int | None:
+        """The fewest GPUs like this one that do, of at most so many; None where that many do not, or none were found."""
         fresh = [
             FleetGpu(f"more-{n}", like.product, like.geometry, f"more-{n}", price_per_hour=1.0, whole=like.whole)
             for n in range(most)
         ]
-        free = [replace(g, price_per_hour=0.0) for g in self._problem.gpus]
-        master = self._master(replace(self._problem, gpus=(*free, *fresh)))
+        master = self._master(replace(self._problem, gpus=(*self._unpaid, *fresh)))
         master.cost_at_least(1.0)
+        # Mostly fractions of replicas show that fewer do not, which takes a hundredth of a search.
+        relaxed = master.program.relaxed().minimise(master.price(), self._limits)
+        if relaxed is None:
+            return None
+        master.cost_at_least(math.ceil(relaxed.objective - 1e-6))
         level = master.minimise(Objective.PRICE, self._limits)
         return None if level is None else max(1, round(level.value))
 
+    @cached_property
+    def _unpaid(self) -> tuple[FleetGpu, ...]:
+        """The GPUs that are there, at no price: what counts is how many are added."""
+        return tuple(replace(g, price_per_hour=0.0) for g in self._problem.gpus)
+
     def _settings(self) -> Iterator[str]:
-        """Alternatives that the sizing side offers: a shorter context, a smaller cache type."""
+        """Alternatives that the sizing side offers: a shorter context, a smaller cache type.
+
+        Of several shorter contexts only the longest that helps, since it stands for all that are shorter.
+        """
         demand = self._want.demand
         if demand is None:
             return
-        helpful = (a.change for a in demand.alternatives if self._met(self._with(_offering(demand, a))))
-        yield from _least(helpful)
+        found: list[str] = []
+        for alternative in sorted(demand.alternatives, key=_longest_first):
+            told = alternative.change in found or (_context(alternative) and any(map(_is_context, found)))
+            if not told and self._met(self._with(_offering(demand, alternative))):
+                found.append(alternative.change)
+        yield from sorted(found)
 
     def _spread(self) -> Iterator[str]:
         demand = self._want.demand
@@ -220,7 +293,13 @@ class _Trials:
         return replace(self._problem, demands=(*others, demand))
 
     def _met(self, problem: Problem) -> bool:
-        return self._master(problem).possible(self._limits)
+        """Whether the want would be met. Where that is not found out, it counts as untried."""
+        if not self._allowance.left:
+            self.untried += 1
+            return False
+        met = self._master(problem).possible(self._limits)
+        self.untried += not met and self._allowance.cut
+        return met
 
     def _master(self, problem: Problem) -> Master:
         """The coarse program of a changed problem, with every want held at what it misses and this one at nothing."""
@@ -234,12 +313,35 @@ class _Trials:
         return master
 
 
-def _least(changes: Iterable[str]) -> list[str]:
-    """Every change once; of several shorter contexts only the longest, since each stands for all that are shorter."""
-    told = dict.fromkeys(changes)
-    contexts = {int(c.removeprefix(_CONTEXT)): c for c in told if c.startswith(_CONTEXT)}
-    longest = contexts.get(max(contexts, default=0))
-    return [c for c in told if c not in contexts.values() or c == longest]
+def _needed(want: Want, placed: _Placed, slots: Sequence[float]) -> int | None:
+    """How many GPUs with slots of such capacities, the largest first, bring a want from what it has to what it asks.
+
+    None where that takes more replicas than it may have, or there are no slots.
+    """
+    if not slots:
+        return None
+    replicas = max(0, want.floor - placed.replicas)
+    rate = max(0.0, (want.rate or 0.0) - placed.served)
+    count = max(1, math.ceil(replicas / len(slots)), math.ceil(rate / sum(slots) - 1e-9))
+    for_rate = 0
+    for capacity in slots:
+        taken = min(count, max(0, math.ceil(rate / capacity - 1e-9)))
+        for_rate, rate = for_rate + taken, rate - taken * capacity
+    allowed = math.inf if want.ceiling is None else want.ceiling - placed.replicas
+    return count if max(replicas, for_rate) <= allowed else None
+
+
+def _context(alternative: Alternative) -> int:
+    """The context length that an alternative names, 0 where it is about something else."""
+    return int(alternative.change.removeprefix(_CONTEXT)) if _is_context(alternative.change) else 0
+
+
+def _is_context(change: str) -> bool:
+    return change.startswith(_CONTEXT)
+
+
+def _longest_first(alternative: Alternative) -> int:
+    return -_context(alternative)
 
 
 def _offering(demand: ModelDemand, alternative: Alternative) -> ModelDemand:

@@ -26,7 +26,16 @@ MOVE = 1000
 """A replica moved or stopped weighs as much as so many layout changes."""
 
 Terms = dict[int, float]
+NOTHING = 1e-9
+"""What is missing by no more than this many replicas is not missing."""
+
 _FEW_NODES = 500
+_AFTER_NEAR = 0.25
+"""Where an answer close to the relaxation is known, so much of the work goes into finding a better one."""
+
+_HARDLY = 1.0
+"""Where a gap will do, so many replicas more are not searched for: one of all that a large fleet runs."""
+
 _NOTHING_MISSING = Level(Objective.DEMAND, 0.0, 0.0)
 
 
@@ -102,7 +111,7 @@ class Master:
         price = self.price()
         # Where even fractions of replicas cannot meet everything, this tells at once.
         relaxed = self.program.relaxed().minimise(price, limits)
-        if relaxed is not None and limits.gap_ratio and (near := self._near(relaxed, limits)) is not None:
+        if relaxed is not None and limits.gap_ratio and (near := self._near(price, relaxed, limits)) is not None:
             self._last = near
             if near.objective <= relaxed.objective / (1 - limits.gap_ratio):
                 self.hold(price, near.objective)
@@ -155,7 +164,7 @@ class Master:
             terms |= places.changes()
         return terms
 
-    def _near(self, relaxed: Solved, limits: Limits) -> Solved | None:
+    def _near(self, terms: Terms, relaxed: Solved, limits: Limits) -> Solved | None:
         """The best answer close to the relaxation; None if there is none.
 
         The larger the fleet, the less a replica or a GPU more matters, and the better this is: mostly within the gap.
@@ -166,13 +175,12 @@ class Master:
         }
         full = {v: (math.floor(relaxed.values[v] + 1e-6) - 3.0, INFINITY) for v in self._y.values()}
         brief = replace(limits.share(0.2), nodes=_FEW_NODES)
-        return self.program.within(close | full).minimise(self.price(), brief)
+        return self.program.within(close | full).minimise(terms, brief)
 
     def miss_nothing(self) -> None:
         """Hold every want at nothing missing, and say so in whole replicas."""
-        self.hold(self.shortfall(), 0.0)
         for want in self.wants:
-            self._add_rounded(want)
+            self.miss(want, 0.0)
 
     def _add_rounded(self, want: Want) -> None:
         """What whole replicas imply where nothing may be missing: a rate in units of one option, rounded up (Chvatal, Gomory).
@@ -206,8 +214,7 @@ class Master:
     def _meet_demand(self, limits: Limits) -> Level | None:
         """What is missing at all; if something must be, from the highest priority down."""
         everything = self.shortfall()
-        known = self._last.values if self._last else None
-        solved = self.program.minimise(everything, limits, start=known)
+        solved = self._least_missing(everything, limits)
         if solved is None:
             return None
         self._last = solved
@@ -218,6 +225,18 @@ class Master:
         levels = [self._level(Objective.DEMAND, self.shortfall(p), limits) for p in priorities]
         found = [level for level in levels if level is not None]
         return Level(Objective.DEMAND, sum(x.value for x in found), sum(x.lower_bound for x in found))
+
+    def _least_missing(self, missing: Terms, limits: Limits) -> Solved | None:
+        """What is missing at least. Where a gap will do, an answer close to the relaxation comes first, and then less work."""
+        known = self._last.values if self._last else None
+        relaxed = self.program.relaxed().minimise(missing, limits) if limits.gap_ratio else None
+        near = self._near(missing, relaxed, limits) if relaxed else None
+        if relaxed is None or near is None:
+            return self.program.minimise(missing, limits, start=known)
+        near = replace(near, lower_bound=min(near.objective, relaxed.objective))
+        if near.objective - near.lower_bound <= max(_HARDLY, limits.gap_ratio * near.objective):
+            return near
+        return self.program.minimise(missing, limits.share(_AFTER_NEAR), start=near.values) or near
 
     def begin(
         self,
@@ -259,9 +278,12 @@ class Master:
 
     def miss(self, want: Want, most: float) -> None:
         """Let one want miss no more than so much, in replicas of its best option."""
-        self.hold({self._s[want.name]: 1.0}, most)
-        if most <= 1e-9:
+        if most <= NOTHING:
+            # Exactly: a millionth, which `hold` allows for what was computed, would hide from the solver that all is whole.
+            self.program.row({self._s[want.name]: 1.0}, upper=0.0)
             self._add_rounded(want)
+        else:
+            self.hold({self._s[want.name]: 1.0}, most)
 
     def cost_at_least(self, price: float) -> None:
         """Look at no cheaper answer: where it is known that there is none, the search ends with the first that costs this."""

@@ -17,7 +17,7 @@ from placement.errors import PlanError
 from placement.planner.adjusted import adjusted, disturbance
 from placement.planner.carry import carried, same_shapes
 from placement.planner.explain import unmet
-from placement.planner.master import MOVE, Answer, Master
+from placement.planner.master import MOVE, NOTHING, Answer, Master
 from placement.planner.places import placed, realised
 from placement.planner.seats import Seating, seat
 from placement.planner.shapes import GpuClass, Shaper
@@ -317,7 +317,7 @@ class _Detail:
             if level.objective is Objective.PRICE:
                 master.hold(master.price(), _allowed(level, self.limits))
                 continue
-            if not answer.missing:
+            if not answer.missing and level.value <= NOTHING:
                 master.miss_nothing()
                 continue
             for priority in sorted({w.priority for w in self.wants}):

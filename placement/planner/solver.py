@@ -37,6 +37,19 @@ class Watch:
         return self.expired
 
 
+class Allowance:
+    """Work that several searches have together, in the units of `Limits`. `cut`: the last one ended before it was decided."""
+
+    def __init__(self, work: int) -> None:
+        self.left = work
+        self.cut = False
+
+    def spend(self, work: int, *, cut: bool) -> None:
+        """Take this much of it, or what is left."""
+        self.left = max(0, self.left - work)
+        self.cut = cut
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """When a search may end before its proof is complete.
@@ -45,7 +58,8 @@ class Limits:
     of one core. Unlike time it ends every run of the same search at the same place. What was found by then is the answer,
     and its bound says how good that is. None does not bound it.
     `gap_ratio` ends it when the best found is proven to be within that share of the optimum; 0 asks for the optimum.
-    `nodes` bounds the search tree.
+    `nodes` bounds the search tree. `allowance` is what a search has together with others: it gets no more than is left of
+    that, and what it did is taken off.
     `seconds` by the clock end everything that is done with these limits; an answer for which that was needed says so.
     """
 
@@ -54,6 +68,7 @@ class Limits:
     nodes: int | None = None
     seconds: float = 600.0
     watch: Watch | None = field(default=None, compare=False, repr=False)
+    allowance: Allowance | None = field(default=None, compare=False, repr=False)
 
     def watched(self, clock: Callable[[], float] = time.monotonic) -> Limits:
         """The same limits with their seconds running from here on, for everything that is done with them together."""
@@ -159,8 +174,9 @@ class Program:
             return Solved((), constant, constant) if possible else None
         highs = _highs(limits, step=step)
         highs.passModel(self._model(objective, constant))
+        guard = _Guard(limits, self.variables + self.rows)
         if any(self._integer):
-            highs.cbMipInterrupt.subscribe(_Guard(limits, self.variables + self.rows))
+            highs.cbMipInterrupt.subscribe(guard)
         if start is not None:
             import highspy  # costs a tenth of a second, and most commands never plan
 
@@ -169,7 +185,9 @@ class Program:
             highs.setSolution(known)
         highs.run()
         info = highs.getInfo()
-        if info.primal_solution_status != 2:  # HiGHS: kSolutionStatusFeasible
+        found_any = info.primal_solution_status == 2  # HiGHS: kSolutionStatusFeasible
+        guard.settle(decided=found_any)
+        if not found_any:
             return None
         values = tuple(float(v) for v in highs.getSolution().col_value)
         found = float(info.objective_function_value)
@@ -214,13 +232,25 @@ class _Guard:
     """Ends a search that has done its work, or for which time is up. HiGHS asks at the same points of every run."""
 
     def __init__(self, limits: Limits, size: int) -> None:
-        self._left = math.inf if limits.work is None else max(_FEWEST_STEPS, limits.work // size)
+        self._allowance = limits.allowance
+        left = None if self._allowance is None else self._allowance.left
+        granted = [work for work in (limits.work, left) if work is not None]
+        self._most = max(_FEWEST_STEPS, min(granted) // size) if granted else math.inf
         self._watch = limits.watch or Watch(limits.seconds)
+        self._size = size
+        self._steps = 0
+        self._ended = False
 
     def __call__(self, event: Any) -> None:
-        self._left -= 1
-        if self._left < 0 or self._watch.look():
+        self._steps += 1
+        if self._steps > self._most or self._watch.look():
+            self._ended = True
             event.interrupt()
+
+    def settle(self, *, decided: bool) -> None:
+        """Take what was done off the allowance. To set the program up and solve its relaxation counts as one step."""
+        if self._allowance is not None:
+            self._allowance.spend((self._steps + 1) * self._size, cut=self._ended and not decided)
 
 
 def _highs(limits: Limits, *, step: float) -> Any:

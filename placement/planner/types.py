@@ -391,7 +391,8 @@ class Unmet:
     """A demand that the fleet cannot meet.
 
     `missing` is in the demand's own unit (replicas, or requests per second), `served` what the plan does give. `reason`
-    names what is in the way, `remedies` the smallest changes of which each alone would do.
+    names what is in the way, `remedies` the smallest changes of which each alone would do. So many further changes as
+    `untried` might do as well: the work allowed for trying them was over.
     """
 
     demand: str
@@ -400,6 +401,7 @@ class Unmet:
     unit: Literal["replicas", "requests/s"]
     reason: str
     remedies: tuple[str, ...] = ()
+    untried: int = 0
 
     def as_public(self) -> dict[str, object]:
         """The stable JSON shape."""
@@ -410,6 +412,7 @@ class Unmet:
             "unit": self.unit,
             "reason": self.reason,
             "remedies": list(self.remedies),
+            "untried": self.untried,
         }
 
 
