@@ -351,8 +351,7 @@ class Master:
                     sum(self.program.upper(v) * n for v, n in supply.items())
                 )
             row = {self._x[group, w.name, profile]: -1.0 for w in takers} | supply
-            # On a closed GPU a slot whose replica is stopped stays empty.
-            self.program.row(row, 0.0, INFINITY if closed or self.slack else 0.0)
+            self.program.row(row, 0.0, INFINITY if self.slack else 0.0)
         for (name, profile), mine in sorted(own.items()):
             self._add_kept((group, name, profile), mine, closed=closed)
 

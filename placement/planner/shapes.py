@@ -184,8 +184,8 @@ class Shaper:
             return
         wanted = [i for i in gpu.instances if i.demand in self._names]
         if gpu.cordoned:
-            if wanted:
-                yield self._shape(gpu, tuple(wanted), ())
+            for n in range(len(wanted), 0, -1):
+                yield from (self._shape(gpu, kept, ()) for kept in combinations(wanted, n))
             return
         hard = [i for i in wanted if i.demand not in self._surplus]
         limit = len(hard) if most_lost is None else min(most_lost, len(hard))

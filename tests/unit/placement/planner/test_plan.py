@@ -171,6 +171,17 @@ def test_nothing_comes_to_a_cordoned_gpu_and_everything_leaves_a_draining_one() 
     assert "draining" in draining.why("chat")[0].reason
 
 
+def test_what_stops_on_a_cordoned_gpu_is_free_again_and_the_rest_stays() -> None:
+    held = gpu("a", runs("1g.10gb@0", "chat-0"), runs("1g.10gb@1", "chat-1"))
+    made = plan(Problem((replace(held, cordoned=True),), (wants("chat", SMALL, replicas=1),)))
+    assert len(seats(made, "chat")) == 1
+    assert level(made, Objective.FRAGMENTATION) == level(
+        plan(Problem((held,), (wants("chat", SMALL),))), Objective.FRAGMENTATION
+    )
+    ended = plan(Problem((replace(held, cordoned=True),), (wants("chat", replicas=0),)))
+    assert (seats(ended, "chat"), level(ended, Objective.FRAGMENTATION)) == ([], 0.0)
+
+
 def test_a_reserved_slice_is_made_once_and_never_touched_again() -> None:
     constraints = Constraints(reserve=(Reservation("4g.40gb", 1, "fine-tuning"),))
     demand = (wants("chat", on("a100-80gb", "3g.40gb"), replicas=2),)
