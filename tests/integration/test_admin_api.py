@@ -170,7 +170,7 @@ def test_a_tenant_of_the_configuration_is_not_removed_here(shared: Site) -> None
     [
         ({"models": ["nope"]}, "unknown model 'nope'"),
         ({"wieght": 2}, "Extra inputs are not permitted"),
-        ({"weight": -1}, "greater than 0"),
+        ({"weight": -1}, "more than 0"),
         ({"limits": {"tokens_per_minute": "planted-secret"}}, "valid integer"),
         ({"aliases": {"a": "outside"}}, "may not use"),
     ],
