@@ -21,7 +21,7 @@ say = printf '%s\n' "==> $(1)"
 # goes to standard output, which stays as it is.
 pip = $(BIN)/python -m pip --disable-pip-version-check $(1) 2> >(grep --line-buffered -v "^WARNING: Location .* is ignored" >&2)
 
-.PHONY: help demo test test-fast test-engines check audit format lock bench-isolation engine guidellm models clean distclean
+.PHONY: help demo test test-fast test-engines check audit format lock bench-isolation engine guidellm prometheus models clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,7 @@ demo: $(STAMPS)/demo $(STAMPS)/engine $(CHAT) $(EMBED) ## two real vLLM replicas
 
 test: $(STAMPS)/clients $(STAMPS)/engine $(CHAT) $(EMBED) ## all tests, the real engines end to end among them (under 20 minutes on 2 cores)
 	@scripts/need-chromium
+	@scripts/need-prometheus
 	$(BIN)/python -m pytest -m "not engine and not ray" -n 2
 	$(BIN)/python -m pytest -m "engine or ray" -v
 
@@ -61,6 +62,9 @@ bench-isolation: $(STAMPS)/dev $(STAMPS)/engine $(CHAT) ## a certificate: one te
 	$(BIN)/sliceway bench isolation configs/bench/certificate.yaml --report .sliceway/reports/isolation
 
 guidellm: $(STAMPS)/guidellm ## GuideLLM, which our load generator is checked against where it is installed (350 MB)
+
+prometheus: $(BIN)/python ## Prometheus and promtool from Debian, which dashboards and alerts are checked with where they are installed (19 MB)
+	@scripts/need-prometheus
 
 engine: $(STAMPS)/engine ## the engine's own environment: vLLM, CPU build
 

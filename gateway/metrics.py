@@ -22,6 +22,7 @@ from gateway.digests import Metric as Latency
 from gateway.exchange import Clock
 from gateway.routes import Routes
 from gateway.stats import Stats
+from placement.assign import stem_of
 from placement.latency_grid import BUCKETS_SECONDS
 from placement.status import ControllerStatus
 
@@ -139,9 +140,17 @@ class GatewayCollector:
 
 
 def _scaling(status: ControllerStatus | None) -> Iterator[Metric]:
-    """What the controller makes of demand; nothing where none runs."""
+    """What the controller makes of demand, and what it has no slice for; nothing where none runs."""
     if status is None:
         return
+    unplaced = GaugeMetricFamily(
+        "sliceway_unplaced_replicas",
+        "Replicas that have no slice. `model` is model@tenant for a dedicated tenant's.",
+        labels=("model",),
+    )
+    for name, count in sorted(Counts(stem_of(replica) for replica in status.unplaced).items()):
+        unplaced.add_metric((name,), count)
+    yield unplaced
     asked = GaugeMetricFamily(
         "sliceway_autoscale_replicas",
         "Replicas that demand asks for, and those that have a slice. `model` is model@tenant for a dedicated tenant's.",

@@ -1,13 +1,11 @@
-"""Dashboards and alert rules: they ask only for what is exported."""
+"""Dashboards and alert rules: they ask only for what is exported, and alerts fire when they have to."""
 
 from __future__ import annotations
 
 import json
 import re
 import runpy
-import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +13,8 @@ from ruamel.yaml import YAML
 
 from gateway.digests import METRICS
 from gateway.engine_metrics import FAMILIES
+from tests.observability import DASHBOARDS, FILES, MISSING, ROOT, program, rules
 
-ROOT = Path(__file__).parents[3]
-FILES = ROOT / "configs" / "observability"
-DASHBOARDS = sorted((FILES / "grafana").glob("*.json"))
 _NAME = re.compile(r"\b(?:sliceway|vllm:)[a-z0-9_:]*")
 _STRINGS = re.compile(r'"[^"]*"')
 
@@ -44,11 +40,6 @@ def exported() -> set[str]:
 
 def asked(expression: str) -> set[str]:
     return set(_NAME.findall(_STRINGS.sub("", expression)))
-
-
-def rules() -> Iterator[dict[str, str]]:
-    for group in YAML(typ="safe").load(FILES / "rules.yaml")["groups"]:
-        yield from group["rules"]
 
 
 def test_every_rule_asks_for_what_is_exported_and_says_what_to_do() -> None:
@@ -81,8 +72,23 @@ def test_the_dashboards_are_what_the_script_writes(tmp_path: Path) -> None:
         assert written == script["dashboard"](name, title, panels, variable), "run scripts/dashboards"
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian's package prometheus)")
-def test_promtool_takes_the_rules() -> None:
-    for what in (["check", "rules", str(FILES / "rules.yaml")], ["check", "config", str(FILES / "prometheus.yaml")]):
-        done = subprocess.run(["promtool", *what], capture_output=True, encoding="utf-8", check=False)
-        assert done.returncode == 0, done.stderr + done.stdout
+def test_every_alert_is_tested_both_ways() -> None:
+    """`promtool test rules` does the testing; that no alert is left out of it is seen here."""
+    told = YAML(typ="safe").load(FILES / "rules.test.yaml")
+    asked = [one for test in told["tests"] for one in test["alert_rule_test"]]
+    fired = {one["alertname"] for one in asked if one["exp_alerts"]}
+    spared = {one["alertname"] for one in asked if not one["exp_alerts"]}
+    names = {rule["alert"] for rule in rules()}
+    assert fired == names
+    assert spared == {rule["alert"] for rule in rules() if "for" in rule}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("check", "rules", "rules.yaml"), ("check", "config", "prometheus.yaml"), ("test", "rules", "rules.test.yaml")],
+)
+def test_promtool_takes_the_files(words: tuple[str, ...]) -> None:
+    if (promtool := program("promtool")) is None:
+        pytest.skip(MISSING)
+    done = subprocess.run([promtool, *words], cwd=FILES, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr + done.stdout

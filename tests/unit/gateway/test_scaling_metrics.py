@@ -11,7 +11,7 @@ from gateway.metrics import Files, GatewayCollector, MetricsPage
 from gateway.routes import Routes
 from gateway.stats import Stats
 from placement.state import StatePaths
-from placement.status import ControllerStatus, RepartitionStatus, ScalingRow, running_status, write_status
+from placement.status import ControllerStatus, ErrorRow, RepartitionStatus, ScalingRow, running_status, write_status
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
@@ -47,6 +47,15 @@ def test_numbers_capacity_and_attempts_are_told() -> None:
     assert 'requests_per_second{model="b"' not in text
     assert 'sliceway_repartitions_total{result="failed"} 1.0' in text
     assert "sliceway_repartition_running 1.0" in text
+
+
+def test_replicas_without_a_slice_are_counted_by_model() -> None:
+    no_room = ErrorRow(code="no_room", message="no slice is large enough", remedy="")
+    names = ("chat-0", "chat-1", "a@acme-0")
+    text = page(status().model_copy(update={"unplaced": dict.fromkeys(names, no_room)}))
+    assert 'sliceway_unplaced_replicas{model="chat"} 2.0' in text
+    assert 'sliceway_unplaced_replicas{model="a@acme"} 1.0' in text
+    assert "sliceway_unplaced_replicas{" not in page(status())
 
 
 def test_where_no_controller_runs_nothing_is_told(tmp_path: Path) -> None:
