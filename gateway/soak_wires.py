@@ -73,6 +73,10 @@ class Wire(asyncio.Transport):
         if protocol is not None:
             protocol.connection_lost(None)
 
+    def can_write_eof(self) -> bool:
+        """Neither side closes by halves."""
+        return False
+
     def pause_reading(self) -> None:
         """As transports have it."""
 

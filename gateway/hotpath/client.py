@@ -15,7 +15,7 @@ from gateway.error_map import Headers
 from gateway.exchange import Exchanges
 from gateway.hotpath.engines import HotEngines
 from gateway.hotpath.relayed import HotRequest
-from gateway.ingress.protocol import BoundedHttpProtocol, HeadLimits, LingerBudget
+from gateway.ingress.protocol import KEPT_BYTES, BoundedHttpProtocol, HeadLimits, LingerBudget
 from gateway.request import RequestIds
 from gateway.surface import PLAIN, Route
 
@@ -129,7 +129,7 @@ class HotHttpProtocol(BoundedHttpProtocol):
         if self.transport.is_closing():
             return
         if not keep_alive:
-            self.transport.close()
+            self.part()
         elif self.pipeline:
             self.flow.resume_reading()
             cycle, app = self.pipeline.pop()
@@ -143,6 +143,10 @@ class HotHttpProtocol(BoundedHttpProtocol):
         super().connection_lost(exc)
         if hot is not None:
             hot.client_lost()
+
+    def is_long(self, held_bytes: int) -> bool:
+        """Whether a body is under way that is too long to be read to its end for nothing. `held_bytes` of it have come."""
+        return self._body_open and max(self.announced, held_bytes) > KEPT_BYTES
 
     def shutdown(self) -> None:
         """The server stops: idle connections are closed, others after their answer."""

@@ -42,6 +42,10 @@ class Client(Protocol):
         """The request is over, and its answer written."""
         ...
 
+    def is_long(self, held_bytes: int) -> bool:
+        """Whether a body is under way that is too long to be read to its end for nothing. `held_bytes` of it have come."""
+        ...
+
 
 class _State(Enum):
     """What the request waits for."""
@@ -114,6 +118,7 @@ class HotRequest:
         self._held.append(data)
         self._held_bytes += len(data)
         if self._held_bytes > self._limit:
+            self.keep_alive = False  # nobody knows how much more there is
             self._tell(too_large(self._limit))
 
     def body_complete(self) -> None:
@@ -378,7 +383,8 @@ class HotRequest:
         if not exchange.answering:
             answer = answer_to(exchange.route, error, exchange.request_id, exchange.limit_headers())
             headers = [(name, value) for name, value in answer.headers if name != b"connection"]
-            self.keep_alive = self.keep_alive and len(headers) == len(answer.headers)
+            closes = len(headers) < len(answer.headers) or self._client.is_long(self._held_bytes)
+            self.keep_alive = self.keep_alive and not closes
             transport.write(response_head(answer.status, headers, keep_alive=self.keep_alive) + answer.body)
         elif exchange.streaming and not self._paused:
             transport.write(chunk(last_words(exchange.route, error)) + LAST_CHUNK)

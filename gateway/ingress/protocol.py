@@ -7,6 +7,7 @@ What is refused here has no ASGI scope yet, so the answers are written to the tr
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,15 @@ from gateway.errors import GatewayError, HeadTooLarge, MalformedRequest, Request
 from gateway.relay import WATCHABLE
 from gateway.request import request_id
 
-# How much of a refused body is read and thrown away, so that the client gets to see the refusal; then the connection is closed.
-LINGER_BYTES = 64 * 2**20
-LINGER_SECONDS = 30.0
-# How much of them is read in all per tick, so that whoever sends them takes no more than this of the one thread: 64 MiB/s.
+# After a refusal the rest of a body up to here is read, and the connection serves on; before a longer one the answer says
+# `connection: close`. No single read is longer, so that a longer body never ends in the read in which it began.
+KEPT_BYTES = 256 * 2**10
+# How much of a longer one is read and thrown away, and for how long, so that its sender gets to see the refusal (RFC 9112, 9.6).
+LINGER_BYTES = 4 * 2**20
+LINGER_SECONDS = 10.0
+# How much of them is read in all per tick, so that whoever sends them takes no more than this of the one thread: 16 MiB/s.
 LINGER_TICK_SECONDS = 0.01
-LINGER_TICK_BYTES = 64 * 2**20 // 100
+LINGER_TICK_BYTES = 16 * 2**20 // 100
 # What is kept of an answer for a client that does not read, here and once more in the kernel; then nothing is read from the engine.
 UNSENT_BYTES = 16 * 2**10
 
@@ -41,32 +45,52 @@ class HeadLimits:
 
 
 class LingerBudget:
-    """Of all connections whose requests were refused before their bodies were read: they are read at a bounded pace."""
+    """Of all connections whose long bodies are read: so many bytes per tick, whoever sends them, so that they take no more of the one thread.
 
-    def __init__(self) -> None:
-        self._left = LINGER_TICK_BYTES
-        self._waiting: list[BoundedHttpProtocol] = []
+    Who waits goes on in its turn, and no more of them at once than there is room for in a tick: each may read KEPT_BYTES before it is stopped
+    again. The defaults are for bodies of refused requests.
+    """
+
+    def __init__(self, tick_bytes: int = LINGER_TICK_BYTES, tick_seconds: float = LINGER_TICK_SECONDS) -> None:
+        self._tick_bytes = tick_bytes
+        self._tick_seconds = tick_seconds
+        self._left = tick_bytes
+        self._waiting: deque[BoundedHttpProtocol] = deque()
         self._tick: asyncio.TimerHandle | None = None
 
     def spend(self, count: int, connection: BoundedHttpProtocol) -> None:
-        """`connection` has read `count` bytes for nothing; it is paused where that is too much for this tick."""
+        """`connection` has read `count` bytes; it is paused where that is too much for this tick."""
         self._left -= count
         if self._tick is None:
-            self._tick = connection.loop.call_later(LINGER_TICK_SECONDS, self._refill, connection.loop)
+            self._tick = connection.loop.call_later(self._tick_seconds, self._refill, connection.loop)
         if self._left < 0:
             connection.flow.pause_reading()
             self._waiting.append(connection)
 
     def _refill(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._left = min(LINGER_TICK_BYTES, self._left + LINGER_TICK_BYTES)
+        self._left = min(self._tick_bytes, self._left + self._tick_bytes)
         self._tick = None
-        if self._left < 0:
-            self._tick = loop.call_later(LINGER_TICK_SECONDS, self._refill, loop)
-            return
-        waiting, self._waiting = self._waiting, []
-        for connection in waiting:
+        room = self._left
+        while self._waiting and room >= 0:
+            connection = self._waiting.popleft()
             if not connection.transport.is_closing():
                 connection.flow.resume_reading()
+                room -= KEPT_BYTES
+        if self._waiting or self._left < 0:
+            self._tick = loop.call_later(self._tick_seconds, self._refill, loop)
+
+
+class _Parting:
+    """The transport of a request with a long body, as uvicorn uses one: closing it while the body comes lets the sender see the answer."""
+
+    def __init__(self, connection: BoundedHttpProtocol) -> None:
+        self._connection = connection
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+
+    def close(self) -> None:
+        """The answer is written, or cannot be."""
+        self._connection.part()
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -85,8 +109,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._read_bytes = 0
         self._body_open = False
+        self._body_bytes = 0  # of a body that ASGI gets
+        self._kept_alive: bool | None = None  # what the request's `keep_alive` is once its long body is whole
         self._lingering_since: float | None = None
         self._lingered_bytes = 0
+        self._parting = False  # the last answer is written, and the client is given time to see it
         self._on_lost: Callable[[], None] | None = None
 
     def when_lost(self, callback: Callable[[], None]) -> None:
@@ -112,6 +139,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what an unfinished head adds up to. The read in which a later head begins may hold a body's end, and is not counted."""
+        if self._parting:
+            self._throw_away(len(data))
+            return
         in_head = self._head_since is not None
         self._read_bytes = len(data)
         super().data_received(data)
@@ -153,6 +183,22 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.is_last:
             self.cycle.keep_alive = False
+        if self.expect_100_continue or self.announced > KEPT_BYTES:
+            self._await_long_body()
+
+    @property
+    def announced(self) -> int:
+        """How long the request's body is, as its head says; 0 where it does not."""
+        return next((int(value) for name, value in self.headers if name == b"content-length"), 0)
+
+    def _await_long_body(self) -> None:
+        """Whatever answers before the body is whole is the connection's last answer: its rest is not read to the end.
+
+        The same where the client waits to be told to continue: a refusal leaves open whether its body follows.
+        """
+        if self._kept_alive is None:
+            self._kept_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
+            self.cycle.transport = _Parting(self)  # type: ignore[assignment]  # as much of it as is used
 
     @property
     def is_last(self) -> bool:
@@ -171,6 +217,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def head_complete(self) -> None:
         """The head is whole; it may still be too large, which is answered, and raises ValueError to stop the parser."""
+        if self._parting:
+            raise ValueError("a request after the last one")
         self._head_since = None
         seen, self._head_bytes = self._head_bytes + self._read_bytes, 0
         if seen > self.limits.max_bytes and self._size_of_head() > self.limits.max_bytes:
@@ -184,15 +232,24 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Throw away what is left of a refused body, up to a bound."""
         if self.cycle.response_complete:
-            self._lingered_bytes += len(body)
-            self.linger.spend(len(body), self)
-            if self._lingered_bytes > LINGER_BYTES:
-                self.transport.close()
+            self._throw_away(len(body))
+        else:
+            self._body_bytes += len(body)
+            if self._body_bytes > KEPT_BYTES:
+                self._await_long_body()
         super().on_body(body)
+
+    def _throw_away(self, count: int) -> None:
+        self._lingered_bytes += count
+        self.linger.spend(count, self)
+        if self._lingered_bytes > LINGER_BYTES:
+            self.transport.abort()
 
     def on_message_complete(self) -> None:
         """The body is whole. If it was answered before, the connection is idle from here on."""
         super().on_message_complete()
+        if self._kept_alive is not None and not self.cycle.response_started:
+            self.cycle.keep_alive = self._kept_alive
         self.body_over()
         if self.cycle.response_complete and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -202,8 +259,32 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def body_over(self) -> None:
         """What comes next is another request."""
         self._body_open = False
-        self._lingering_since = None
-        self._lingered_bytes = 0
+        if not self._parting:
+            self._body_bytes = 0
+            self._kept_alive = None
+            self._lingering_since = None
+            self._lingered_bytes = 0
+
+    def part(self) -> None:
+        """The last answer is written: close, at once if the request is whole.
+
+        If it is not, closing at once would reset the connection, and its client might never see the answer. So our side is closed, and
+        what comes is thrown away until the client closes, or has had its time.
+        """
+        if not self._body_open:
+            self.transport.close()
+        elif not self._parting and not self.transport.is_closing():
+            self._parting = True
+            self._lingering_since = self.loop.time()
+            if self.transport.can_write_eof():  # not with TLS, whose clients see the answer and its `connection: close`
+                self.transport.write_eof()
+            self.flow.resume_reading()
+
+    def shutdown(self) -> None:
+        """The server stops: a request whose long body comes is answered, and is the last one."""
+        if self._kept_alive:
+            self._kept_alive = False
+        super().shutdown()
 
     def expire(self, now: float) -> None:
         """Close the connection if a head, or the rest of a refused body, has been awaited for too long. `now` is the loop's time."""
@@ -214,10 +295,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 )
             else:
                 self.transport.close()  # nothing was asked, so nothing is answered
-        if self._body_open and self.cycle.response_complete:
+        if self._parting or (self._body_open and self.cycle.response_complete):
             self._lingering_since = self._lingering_since or now
             if now - self._lingering_since > LINGER_SECONDS:
-                self.transport.close()
+                self.transport.abort()
 
     def _too_large(self) -> HeadTooLarge:
         return HeadTooLarge(
@@ -231,7 +312,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def refuse(self, error: GatewayError) -> None:
         """Answer without an application and close, unless an answer is already under way."""
         self._head_since = None
-        if self.transport.is_closing():
+        if self._parting or self.transport.is_closing():
             return
         if self.cycle is None or self.cycle.response_complete:
             answer = error_answer(error)

@@ -63,7 +63,10 @@ def test_everyone_who_goes_beyond_waits_and_goes_on() -> None:
         loop.tick()
         ticks += 1
     assert ticks == 3
+    assert next_one.paused, "as many go on at once as a tick has room for"
+    loop.tick()
     assert not next_one.paused
+    assert not loop.timers, "nobody waits"
 
 
 def test_a_connection_that_closed_meanwhile_is_left_alone() -> None:
