@@ -1,9 +1,10 @@
 """Which replica goes to which node's slice: a pure function over what the nodes report.
 
 All slices of all nodes are one inventory, and `placement.assign` seats the replicas on it as on one machine's. Where there is
-not room for all, those of the highest priority are seated: the sets of replicas that can be seated together are the
-independent sets of a matroid, so taking them greedily in order of priority, as long as those before keep a place, loses
-nothing that a cleverer choice would keep (Edmonds and Fulkerson 1965).
+not room for all, those of the highest priority are seated, and of equal priority those that have a seat: who runs gives way
+only to what is more important. The sets of replicas that can be seated together are the independent sets of a matroid, so taking
+them greedily in that order, as long as those before keep a place, loses nothing that a cleverer choice would keep (Edmonds and
+Fulkerson 1965).
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ def seat_replicas(
             slices.append(in_cluster(node, one))
             homes[slices[-1].id] = node, one
     inventory = Inventory(tuple(slices))
-    wanted = _by_priority(models)
-    fits = _fits({w.model for w in wanted}, inventory, fit_on)
     here = {replica: seat.key for replica, seat in current.items() if seat.key in homes}
+    wanted = _by_importance(models, here)
+    fits = _fits({w.model for w in wanted}, inventory, fit_on)
     apart = _apart(models, homes)
     found = assign(wanted, fits, inventory, current=here, apart=apart)
     if found.unplaced:
@@ -97,9 +98,12 @@ class SeatingBook:
         return self._found
 
 
-def _by_priority(models: Sequence[ModelConfig]) -> tuple[Wanted, ...]:
+def _by_importance(models: Sequence[ModelConfig], here: Mapping[str, str]) -> tuple[Wanted, ...]:
+    """The highest priority first; among equals who sits already, then every model's first replica, its second one, and so on."""
     priority = {model.name: model.priority for model in models}
-    return tuple(sorted(wanted_replicas(models), key=lambda w: (-priority[w.model], w.ordinal, w.model)))
+    return tuple(
+        sorted(wanted_replicas(models), key=lambda w: (-priority[w.model], w.replica not in here, w.ordinal, w.model))
+    )
 
 
 def _fits(models: set[str], inventory: Inventory, fit_on: FitOn) -> Fits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from hypothesis import given
@@ -120,11 +120,19 @@ class Fleet:
     def places(self) -> dict[str, tuple[str, Slice]]:
         return {f"{node}/{s.id}": (node, s) for node, report in self.reports.items() for s in report.slices}
 
-    @property
-    def order(self) -> list[tuple[str, ModelConfig]]:
-        """Replicas, the most important first."""
+    def order(self, running: Collection[str] = ()) -> list[tuple[str, ModelConfig]]:
+        """Replicas, the most important first, and of equally important ones those that run."""
         every = [(f"{m.name}-{i}", m, i) for m in self.models for i in range(m.least_replicas)]
-        return [(r, m) for r, m, i in sorted(every, key=lambda one: (-one[1].priority, one[2], one[1].name))]
+        every.sort(key=lambda one: (-one[1].priority, one[0] not in running, one[2], one[1].name))
+        return [(replica, model) for replica, model, _ in every]
+
+    def greedy(self, running: Collection[str]) -> list[tuple[str, ModelConfig]]:
+        """Who is to be seated: one after another, as long as all so far can sit."""
+        chosen: list[tuple[str, ModelConfig]] = []
+        for one in self.order(running):
+            if self.ways([*chosen, one]):
+                chosen.append(one)
+        return chosen
 
     def allowed(self, seats: Mapping[str, str]) -> bool:
         """Whether nobody who sits on these places (by replica) is too close to another."""
@@ -181,33 +189,30 @@ def seated(fleet: Fleet, current: Mapping[str, Seat]) -> tuple[dict[str, str], M
     return {replica: seat.key for replica, seat in found.seats.items()}, found.unplaced
 
 
-@given(fleets(), st.permutations(range(5)), st.integers(0, 5))
+@given(fleets(), st.permutations(range(5)), st.integers(0, 5), st.booleans())
 def test_the_most_important_are_seated_apart_on_as_little_memory_as_can_be(
-    fleet: Fleet, places: list[int], running: int
+    fleet: Fleet, places: list[int], running: int, latest: bool
 ) -> None:
-    keys = sorted(fleet.places)
+    keys, order = sorted(fleet.places), fleet.order()
     current = {
         replica: Seat(
             replica=replica, model=model.name, node=fleet.places[keys[at]][0], slice_id=fleet.places[keys[at]][1].id
         )
-        for (replica, model), at in list(zip(fleet.order, places, strict=False))[:running]
+        for (replica, model), at in list(zip(order[::-1] if latest else order, places, strict=False))[:running]
         if at < len(keys)
     }
-    chosen: list[tuple[str, ModelConfig]] = []
-    for one in fleet.order:
-        if fleet.ways([*chosen, one]):
-            chosen.append(one)
-    for seats, unplaced in (seated(fleet, {}), seated(fleet, current)):
+    for now in ({}, current):
+        seats, unplaced = seated(fleet, now)
         assert fleet.allowed(seats)
-        assert set(seats) == {replica for replica, _ in chosen}
-        assert set(unplaced) == {replica for replica, _ in fleet.order} - set(seats)
+        assert set(seats) == {replica for replica, _ in fleet.greedy(now)}
+        assert set(unplaced) == {replica for replica, _ in order} - set(seats)
         assert all(
             f"'{replica}'" in str(why) or "does not fit" in str(why)
             for replica, why in unplaced.items()
             if fleet.places
         )
     fresh, _ = seated(fleet, {})
-    assert fleet.memory(fresh) == min(fleet.memory(seats) for seats in fleet.ways(chosen))
+    assert fleet.memory(fresh) == min(fleet.memory(seats) for seats in fleet.ways(fleet.greedy(())))
 
 
 @given(fleets())

@@ -233,6 +233,18 @@ async def test_a_lost_nodes_replicas_are_seated_on_what_is_left_the_important_on
     assert all(status["unplaced"].values())  # type: ignore[attr-defined]
 
 
+async def test_a_lost_nodes_replicas_end_nobody_who_is_as_important() -> None:
+    cluster = Cluster(FakeNodes({"a": FakeNode((cpu(0),)), "b": FakeNode((cpu(0),))}))
+    cluster.head.aim(goal(chat=1, embed=1))
+    await cluster.rounds()
+    lost = next(r.slice.id.partition("/")[0] for r in (await cluster.table()).replicas if r.replica == "chat-0")
+    cluster.lose(lost)
+    await cluster.pass_seconds(LOST_AFTER_SECONDS + 1)
+    await cluster.rounds(6)
+    assert await cluster.states() == {"embed-0": "ready"}
+    assert set(cluster.head.status()["unplaced"]) == {"chat-0"}  # type: ignore[call-overload]
+
+
 async def test_a_node_that_is_slow_for_a_moment_loses_nothing() -> None:
     cluster = two_nodes()
     cluster.head.aim(goal(chat=4))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig
 from placement.cluster.members import NodeReport, Seat, Versions
@@ -102,6 +104,18 @@ def test_a_replica_that_runs_too_close_moves_where_there_is_room() -> None:
     found = seat_replicas([model], reports, lambda _, s: fit("a", s), seats).seats
     assert found["chat-0"] == seats["chat-0"]
     assert found["chat-1"].slice_id.startswith("GPU-1/")
+
+
+@pytest.mark.parametrize(("priority", "stays"), [(0, "embed"), (1, "chat")])
+def test_who_runs_gives_way_only_to_what_is_more_important(priority: int, stays: str) -> None:
+    models = [
+        ModelConfig(name="chat", source="org/x", replicas=1, priority=priority),
+        ModelConfig(name="embed", source="org/x", replicas=1),
+    ]
+    here = {"embed-0": Seat(replica="embed-0", model="embed", node="n1", slice_id="cpu-0")}
+    found = seat_replicas(models, {"n1": report("n1", 1)}, lambda _, s: fit("a", s), here)
+    assert set(found.seats) == {f"{stays}-0"}
+    assert set(found.unplaced) == {"chat-0", "embed-0"} - set(found.seats)
 
 
 def report(node: str, slices: int) -> NodeReport:
