@@ -6,7 +6,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from gateway.bench import BenchError
 from gateway.cli.bench_serving import Served, fake_serving, keys_for, serving
 from gateway.cli.output import Json, err, out, print_json
 from gateway.config import load_config
-from gateway.overhead import Target, arrivals, run_pairs, summarize
+from gateway.overhead import Part, Target, arrivals, run_pairs, summarize
 from placement.errors import TableUnreadable
 from placement.state import StatePaths
 from placement.table import ReplicaState
@@ -67,17 +67,23 @@ def overhead(
         typer.Option(
             "--full",
             help="Every figure of docs/performance.md: latencies at 500 requests/s and 10,000 events/s, 2,000 streams held, "
-            "CPU beside other gateways, isolation. Up to 15 minutes; needs a C compiler.",
+            "CPU beside other gateways, isolation. Up to 25 minutes; needs a C compiler.",
         ),
     ] = False,
+    only: Annotated[
+        list[Part] | None,
+        typer.Option(help="With --full: this part of it alone; may be given several times.", show_default=False),
+    ] = None,
     peers: Annotated[
         Path | None,
         typer.Option(
             help="With --full: an environment with vllm-router, sglang-router and litellm in it (python -m venv DIR; "
-            'DIR/bin/pip install vllm-router sglang-router "litellm[proxy]"); nginx is taken from the path. Who is not there is left out.'
+            'DIR/bin/pip install vllm-router sglang-router "litellm\\[proxy]"); nginx is taken from the path. Who is not there is left out.'
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="With --full: rounds of every comparison.")] = 6,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="With --full: rounds of every comparison; fewer than 6 give no intervals.")
+    ] = 6,
     markdown_path: Annotated[
         Path | None, typer.Option("--markdown", help="With --full: write the tables there as well.")
     ] = None,
@@ -89,8 +95,12 @@ def overhead(
     if an answer was wrong. With --full, everything else that it costs, too.
     """
     if full:
-        _everything(config_path, peers, rounds, markdown_path, as_json=as_json)
+        report = _everything(config_path, peers, rounds, only or list(Part))
+        _told_everything(report, markdown_path, as_json=as_json)
         return
+    for option, given in (("--only", only), ("--peers", peers), ("--markdown", markdown_path)):
+        if given:
+            raise BenchError(f"{option} belongs to --full", remedy=f"Add --full, or leave {option} out.")
     generator = random.Random(seed)
     with _set_up(config_path, model, tenant) as setup:
         kinds: dict[str, Any] = {}
@@ -112,15 +122,16 @@ def overhead(
         raise typer.Exit(1)
 
 
-def _everything(
-    config_path: Path | None, peers: Path | None, rounds: int, markdown_path: Path | None, *, as_json: bool
-) -> None:
+def _everything(config_path: Path | None, peers: Path | None, rounds: int, only: Sequence[Part]) -> dict[str, Any]:
     from gateway.overhead.everything import Effort, measure_everything
-    from gateway.overhead.words import markdown
 
     if config_path is not None:
         raise BenchError(
             "--full measures the gateway before an engine of its own, not a configuration", remedy="Leave CONFIG out."
+        )
+    if peers is not None and Part.CPU not in only:
+        raise BenchError(
+            "--peers are compared by their CPU, which --only leaves out", remedy="Add --only cpu, or leave --peers out."
         )
     if peers is not None and not (peers / "bin").is_dir():
         raise BenchError(
@@ -128,7 +139,12 @@ def _everything(
             where=str(peers),
             remedy=f"python -m venv {peers}; see --help for what goes into it.",
         )
-    report = measure_everything(peers, Effort(cost_rounds=rounds, neighbour_rounds=rounds), _tell)
+    return measure_everything(peers, Effort(cost_rounds=rounds, neighbour_rounds=rounds), _tell, only)
+
+
+def _told_everything(report: dict[str, Any], markdown_path: Path | None, *, as_json: bool) -> None:
+    from gateway.overhead.words import markdown
+
     if markdown_path is not None:
         markdown_path.write_text(markdown(report), encoding="utf-8")
     print_json(report) if as_json else out.print(markdown(report), markup=False, highlight=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -27,12 +28,13 @@ class WrongAnswer(Exception):
 
 @dataclass
 class Target:
-    """Where requests go: `http://host:port` or `unix:/path`, with the headers they need (lower case) and their JSON body."""
+    """Where requests go: `http(s)://host:port` or `unix:/path`, with the headers they need (lower case) and their JSON body."""
 
     endpoint: str
     path: str
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
+    tls: ssl.SSLContext | None = None  # for `https:`
     _idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
 
     def request(self) -> bytes:
@@ -53,7 +55,7 @@ class Target:
         if self.endpoint.startswith("unix:"):
             return await asyncio.open_unix_connection(self.endpoint[5:])
         url = urlsplit(self.endpoint)
-        return await asyncio.open_connection(url.hostname, url.port or 80)
+        return await asyncio.open_connection(url.hostname, url.port or 80, ssl=self.tls)
 
     def keep(self, connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
         """Use it again."""

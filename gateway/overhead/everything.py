@@ -7,13 +7,13 @@ import os
 import random
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gateway.bench import BenchError
-from gateway.overhead import neighbours
+from gateway.overhead import Part, neighbours
 from gateway.overhead.aggressor import LIMIT_PER_MINUTE
 from gateway.overhead.cost import compared, take_turns
 from gateway.overhead.gateways import FEATURES, HOW_TO_INSTALL, LIMITS, OURS, Running, makers, started, with_tenants
@@ -33,30 +33,40 @@ Told = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long to measure. The defaults take some twelve minutes with all peers, without them five."""
+    """How long to measure. The defaults take some twenty minutes with all peers, without them thirteen."""
 
     pair_seconds: float = 10.0
     cost_rounds: int = 6
     cost_seconds: float = 2.5
-    neighbour_rounds: int = 5
+    neighbour_rounds: int = 6
     neighbour_seconds: float = 3.0
 
 
-def measure_everything(peers: Path | None, effort: Effort, told: Told) -> dict[str, Any]:
-    """The report: `added`, `held`, `cost`, `neighbours`, and what it was measured with. Raises BenchError where this gateway does not answer."""
+def measure_everything(
+    peers: Path | None, effort: Effort, told: Told, only: Collection[Part] = tuple(Part)
+) -> dict[str, Any]:
+    """The report: `added`, `held`, `cost`, `neighbours`, as far as they are among `only`, and what they were measured with.
+
+    Raises BenchError where this gateway does not answer.
+    """
+    load_before = os.getloadavg()[0]
+    host = {"cores": os.cpu_count(), "load_average_before": round(load_before, 2)}
+    report: dict[str, Any] = {"host": host, "features": list(FEATURES)}
     with tempfile.TemporaryDirectory(prefix="sliceway-bench-") as name:
         tools = Tools.compiled(Path(name))
-        load_before = os.getloadavg()[0]
-        told("what the gateway adds")
-        added = _added(tools, effort)
-        told(f"{HELD_STREAMS} streams held")
-        held = _held(tools)
-        told("CPU per request and per event")
-        cost = _cost(tools, peers, effort, told)
-        told("neighbours")
-        beside = _neighbours(tools, effort, told)
-    host = {"cores": os.cpu_count(), "load_average_before": round(load_before, 2)}
-    return {"host": host, "features": list(FEATURES), "added": added, "held": held, "cost": cost, "neighbours": beside}
+        if Part.LATENCY in only:
+            told("what the gateway adds")
+            report["added"] = _added(tools, effort)
+        if Part.STREAMS in only:
+            told(f"{HELD_STREAMS} streams held")
+            report["held"] = _held(tools)
+        if Part.CPU in only:
+            told("CPU per request and per event")
+            report["cost"] = _cost(tools, peers, effort, told)
+        if Part.NEIGHBOURS in only:
+            told("neighbours")
+            report["neighbours"] = _neighbours(tools, effort, told)
+    return report
 
 
 @contextlib.contextmanager
@@ -173,7 +183,7 @@ def _cost(tools: Tools, peers: Path | None, effort: Effort, told: Told) -> dict[
 
 def _neighbours(tools: Tools, effort: Effort, told: Told, only: Sequence[str] = ()) -> list[dict[str, Any]]:
     tenants = {"victim": LIMITS, "limited": LIMITS | {"requests_per_minute": LIMIT_PER_MINUTE}, "free": LIMITS}
-    with tools.engine(first_seconds=0.02) as engine:
+    with tools.engine(first_seconds=0.02) as engine, tools.engine(first_seconds=0.02) as other_engine:
         port = free_port()
         start, keys = with_tenants(tools.directory, port, engine, tenants)
         with started(OURS, start, port, tools.directory) as gateway:
@@ -181,7 +191,7 @@ def _neighbours(tools: Tools, effort: Effort, told: Told, only: Sequence[str] = 
                 raise BenchError("this gateway does not answer")
             return neighbours.beside_each(
                 tools,
-                gateway,
+                neighbours.Ports(gateway.port, engine, other_engine),
                 neighbours.Keys(**keys),
                 rounds=effort.neighbour_rounds,
                 seconds=effort.neighbour_seconds,

@@ -1,7 +1,9 @@
 """What one tenant can do to another inside the gateway alone: TTFT and ITL of a victim, alone and beside an aggressor, in turns.
 
-The engine costs next to nothing and is never full, so that only the gateway is measured. A ratio is that of two neighbouring turns,
-so that what else a machine does falls on both alike; the median over the rounds is told, and the range.
+The engine costs next to nothing and is never full, so that only the gateway is measured. Beside every turn through the gateway stands
+a control: the victim asks its engine directly, alone and beside the same storm against an engine of the storm's own. As many processes
+share the machine as before, but no server: what is slower there is what the machine's cores do, and only what is beyond it is the
+gateway's. A ratio is that of two neighbouring turns, so that what else a machine does falls on both alike.
 """
 
 from __future__ import annotations
@@ -13,18 +15,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import comb
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.bench import BenchError
 from gateway.overhead.aggressor import AGGRESSORS
-from gateway.overhead.gateways import Running
-from gateway.overhead.pairs import Timing, arrivals, quantile
+from gateway.overhead.pairs import CONFIDENCE, Timing, arrivals, quantile
 from gateway.overhead.tools import Tools, request, running
 
 RATE_PER_SECOND = 200.0
 TOKENS = 20
 SETTLE_SECONDS = 1.5
+
+_LINE = (
+    "{aggressor}: TTFT p99 x {ttft_ratio:.2f} (control {ttft_direct_ratio:.2f}), "
+    "ITL p99 x {itl_ratio:.2f} (control {itl_direct_ratio:.2f})"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +43,34 @@ class Keys:
     free: str
 
 
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where everybody sends: to the gateway, to the victim's engine behind it, and to another engine that the storms of the control have."""
+
+    gateway: int
+    engine: int
+    other_engine: int
+
+
+class P99s(NamedTuple):
+    """Of one turn, in seconds."""
+
+    ttft: float
+    itl: float
+
+
+class Round(NamedTuple):
+    """One round: alone and beside the aggressor, through the gateway and in the control."""
+
+    alone: P99s
+    beside: P99s
+    direct_alone: P99s
+    direct_beside: P99s
+
+
 def beside_each(
     tools: Tools,
-    gateway: Running,
+    ports: Ports,
     keys: Keys,
     *,
     rounds: int,
@@ -46,23 +78,25 @@ def beside_each(
     only: Sequence[str] = (),
     told: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """For every kind of aggressor the p99s in milliseconds, alone and beside, and their ratios."""
+    """A `row` for every kind of aggressor. `seconds` is how long a turn lasts, of which a round has four."""
     generator = random.Random(1)
 
-    def turn(span: float) -> tuple[float, float]:
-        return _p99s(_streams(tools, gateway.port, keys.victim, span, generator))
+    def pair(kind: str, victim: int, target: int) -> tuple[P99s, P99s]:
+        alone = _p99s(_streams(tools, victim, keys.victim, seconds, generator))
+        with _aggressor(tools.directory, kind, target, keys.limited if "limit" in kind else keys.free):
+            return alone, _p99s(_streams(tools, victim, keys.victim, seconds, generator))
 
-    turn(1.0)
+    for port in (ports.gateway, ports.engine):
+        _streams(tools, port, keys.victim, 1.0, generator)
     rows = []
     for kind in only or AGGRESSORS:
-        turns = []
+        taken = []
         for _ in range(rounds):
-            alone = turn(seconds)
-            with _aggressor(tools.directory, kind, gateway.port, keys.limited if "limit" in kind else keys.free):
-                beside = turn(seconds)
-            turns.append((alone, beside))
-        rows.append(_row(kind, turns))
-        told(f"{kind}: TTFT p99 x {rows[-1]['ttft_ratio']:.2f}, ITL p99 x {rows[-1]['itl_ratio']:.2f}")
+            ways = {"gateway": (ports.gateway, ports.gateway), "direct": (ports.engine, ports.other_engine)}
+            pairs = {name: pair(kind, *ways[name]) for name in generator.sample(list(ways), 2)}
+            taken.append(Round(*pairs["gateway"], *pairs["direct"]))
+        rows.append(row(kind, taken))
+        told(_LINE.format(**rows[-1]))
     return rows
 
 
@@ -76,10 +110,9 @@ def _streams(tools: Tools, port: int, key: str, seconds: float, generator: rando
     return [timing for pair in run.pairs for timing in (pair.direct, pair.through)]
 
 
-def _p99s(timings: Sequence[Timing]) -> tuple[float, float]:
-    """Of TTFT and of ITL, in seconds."""
+def _p99s(timings: Sequence[Timing]) -> P99s:
     gaps = sorted(gap for timing in timings for gap in timing.gaps)
-    return quantile(sorted(timing.first for timing in timings), 0.99), quantile(gaps, 0.99)
+    return P99s(quantile(sorted(timing.first for timing in timings), 0.99), quantile(gaps, 0.99))
 
 
 @contextlib.contextmanager
@@ -94,12 +127,47 @@ def _aggressor(directory: Path, kind: str, port: int, key: str) -> Iterator[None
         yield
 
 
-def _row(kind: str, turns: Sequence[tuple[tuple[float, float], tuple[float, float]]]) -> dict[str, Any]:
-    row: dict[str, Any] = {"aggressor": kind, "rounds": len(turns)}
-    for index, name in enumerate(("ttft", "itl")):
-        ratios = sorted(beside[index] / alone[index] for alone, beside in turns)
-        row[f"{name}_alone_ms"] = round(statistics.median(alone[index] for alone, _ in turns) * 1000, 3)
-        row[f"{name}_beside_ms"] = round(statistics.median(beside[index] for _, beside in turns) * 1000, 3)
-        row[f"{name}_ratio"] = round(statistics.median(ratios), 3)
-        row[f"{name}_ratio_range"] = [round(ratios[0], 3), round(ratios[-1], 3)]
-    return row
+def row(kind: str, rounds: Sequence[Round]) -> dict[str, Any]:
+    """What `rounds` beside an aggressor come to: for `ttft` and `itl` the p99s in milliseconds, and ratios of them.
+
+    `_ratio` is beside over alone through the gateway, `_direct_ratio` the same in the control, and `_over_direct` the first divided by the
+    second, round by round: what the gateway adds to what the machine does. Each is the median over the rounds, with its range and, as
+    `_low` and `_high`, the interval of `median_interval`, which are None where the rounds are too few for it.
+    """
+    figures: dict[str, Any] = {"aggressor": kind, "rounds": len(rounds), "confidence": CONFIDENCE}
+    for index, name in enumerate(P99s._fields):
+        for turn in Round._fields:
+            milliseconds = statistics.median(getattr(taken, turn)[index] for taken in rounds) * 1000
+            figures[f"{name}_{turn}_ms"] = round(milliseconds, 3)
+        ratios = [taken.beside[index] / taken.alone[index] for taken in rounds]
+        direct = [taken.direct_beside[index] / taken.direct_alone[index] for taken in rounds]
+        over = [through / control for through, control in zip(ratios, direct, strict=True)]
+        for what, values in (("ratio", ratios), ("direct_ratio", direct), ("over_direct", over)):
+            figures |= {f"{name}_{what}{of}": value for of, value in _spread(values).items()}
+    return figures
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    low, high = median_interval(values) or (None, None)
+    return {
+        "": round(statistics.median(values), 3),
+        "_range": [round(min(values), 3), round(max(values), 3)],
+        "_low": None if low is None else round(low, 3),
+        "_high": None if high is None else round(high, 3),
+    }
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """An interval that holds the median of what `values` are drawn from with a probability of at least CONFIDENCE; None for fewer than six.
+
+    It goes from the k-th smallest value to the k-th largest and assumes nothing of the distribution: the true median is outside only if
+    fewer than k of n values fall to one side of it, and each does so with a probability of one half (the sign test's interval).
+    """
+    ordered, count = sorted(values), len(values)
+    outside, best = 0.0, None
+    for k in range(1, count // 2 + 1):
+        outside += 2 * comb(count, k - 1) / 2**count
+        if outside > 1 - CONFIDENCE:
+            break
+        best = ordered[k - 1], ordered[count - k]
+    return best

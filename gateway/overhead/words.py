@@ -9,23 +9,12 @@ from gateway.overhead.gateways import OURS
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """All tables."""
-    return (
-        "\n".join(
-            [
-                *_cost(report["cost"]),
-                "",
-                *_added(report["added"]),
-                "",
-                *_held(report["held"]),
-                "",
-                *_neighbours(report["neighbours"]),
-                "",
-                _host(report),
-            ]
-        )
-        + "\n"
-    )
+    """All tables of what was measured."""
+    lines: list[str] = []
+    for part, told in (("cost", _cost), ("added", _added), ("held", _held), ("neighbours", _neighbours)):
+        if part in report:
+            lines += [*told(report[part]), ""]
+    return "\n".join([*lines, _host(report)]) + "\n"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -84,16 +73,32 @@ def _held(held: Mapping[str, Any]) -> Iterator[str]:
 def _neighbours(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     shown = []
     for row in rows:
-        cells = [row["aggressor"]]
         for name in ("ttft", "itl"):
-            low, high = row[f"{name}_ratio_range"]
-            cells += [
-                f"{row[f'{name}_alone_ms']:.2f} / {row[f'{name}_beside_ms']:.2f}",
-                f"{row[f'{name}_ratio']:.2f} [{low:.2f}, {high:.2f}]",
-            ]
-        shown.append(cells)
-    columns = ("beside", "TTFT p99 ms alone / beside", "ratio [range]", "ITL p99 ms alone / beside", "ratio [range]")
+            both = "{:.2f} / {:.2f}".format
+            times = [both(row[f"{name}_{way}alone_ms"], row[f"{name}_{way}beside_ms"]) for way in ("", "direct_")]
+            ratios = [_ratio(row, f"{name}_{what}") for what in ("ratio", "direct_ratio", "over_direct")]
+            shown.append((row["aggressor"], name.upper(), times[0], ratios[0], times[1], ratios[1], ratios[2]))
+    columns = (
+        "beside",
+        "p99 of",
+        "gateway, ms alone / beside",
+        "ratio",
+        "control, ms alone / beside",
+        "ratio",
+        "gateway / control",
+    )
     yield from _table(columns, shown)
+    yield ""
+    yield (
+        f"Medians of {rows[0]['rounds']} rounds in turns, with their {rows[0]['confidence']:.0%} intervals, or in braces the range "
+        "where rounds are too few for one. In the control the victim asks its engine directly, and the storm has an engine of its own."
+    )
+
+
+def _ratio(row: Mapping[str, Any], name: str) -> str:
+    if row[f"{name}_low"] is None:
+        return "{:.2f} {{{:.2f}, {:.2f}}}".format(row[name], *row[f"{name}_range"])
+    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
 
 
 def _host(report: Mapping[str, Any]) -> str:
