@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,7 @@ from gateway.tenants import Directory, Tenant
 from gateway.tls import ServerTls
 from gateway.upstream import Engines
 from model_registry.errors import ConfigError
+from placement.engine_tls import EngineTrust
 from placement.state import StatePaths
 from placement.table import ReplicaRow, ReplicaState, RoutingTable
 
@@ -70,6 +71,7 @@ class Parts:
     clock: Clock
     wall: WallClock
     key_uses: KeyUses
+    trust: EngineTrust = field(default_factory=EngineTrust)
 
 
 class Errand(Protocol):
@@ -345,6 +347,7 @@ class Gateway:
         issuer_before, self._config = self._config.auth.oidc, config
         self._generation = self._generations.of(config)
         self.figures.configure(config)
+        self._parts.trust.configure(config.engine.tls)
         if config.auth.oidc != issuer_before:
             self._tokens = self._made_tokens()
         self.exchanges.policy = self.policy()
@@ -431,7 +434,8 @@ class Gateway:
     def on_unreachable(self, replica: ReplicaRow, reason: str) -> None:
         """A request could not connect."""
         if self._parts.health.failed(replica.replica, reason):
-            log.warning("replica %s is out until it answers again: %s", replica.replica, reason)
+            told = (replica.replica, replica.slice.id, reason)
+            log.warning("replica %s on %s is out until it answers again: %s", *told)
             self._rebuild()
 
     def on_served(self, replica: str) -> None:

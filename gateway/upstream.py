@@ -1,4 +1,4 @@
-"""The client to the engines: HTTP/1.1 over Unix sockets or loopback TCP, with a pool of kept connections per endpoint.
+"""The client to the engines: HTTP/1.1 over Unix sockets, TCP or TLS, with a pool of kept connections per endpoint.
 
 aiohttp, configured so that it does nothing by itself: no retries, redirects, cookies, proxies, decompression or timeouts of a
 whole request. A request is sent once, and whether it may be sent elsewhere is told by the error: EngineUnreachable means that
@@ -8,14 +8,19 @@ nothing was sent.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+import ssl
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import aiohttp
 from yarl import URL
 
 from gateway.error_map import Headers
 from gateway.errors import EngineDied, EngineError, EngineUnreachable
+from gateway.large_bodies import Pieces
+from placement.engine_tls import EngineTrust, remedy, told
+from placement.errors import EngineTlsError
 from placement.table import ReplicaRow
 
 # Below the 5 s after which vLLM's server closes idle connections, so that a kept one is not closed under a request.
@@ -53,7 +58,7 @@ class Engines(Protocol):
     """A way to talk to engines."""
 
     async def post(
-        self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes, *, method: str = "POST"
+        self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes | Pieces, *, method: str = "POST"
     ) -> EngineResponse:
         """Send a request and wait for the head of the answer. Raises EngineUnreachable (nothing was sent), EngineDied, EngineError."""
         ...
@@ -93,18 +98,26 @@ class _AiohttpResponse:
 class AiohttpEngines:
     """Engines over aiohttp; one session and one pool per endpoint."""
 
-    def __init__(self, *, connect_timeout_seconds: float) -> None:
+    def __init__(self, *, connect_timeout_seconds: float, trust: EngineTrust | None = None) -> None:
+        """`trust` is asked for the context of every request over TLS: another one opens connections of its own."""
+        self._trust = trust or EngineTrust()
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_seconds)
         self._sessions: dict[str, tuple[aiohttp.ClientSession, URL]] = {}
         self._urls: dict[tuple[str, str], URL] = {}
 
     async def post(
-        self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes, *, method: str = "POST"
+        self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes | Pieces, *, method: str = "POST"
     ) -> EngineResponse:
         """As Engines has it."""
         session, _ = self._session(replica.endpoint)
-        # aiohttp copies small bytes into one write with the head, and wants large ones as a file.
-        data = body if len(body) < _BIG_BODY_BYTES else io.BytesIO(body)
+        tls = self._tls(replica)
+        data: (
+            bytes | io.BytesIO | AsyncIterator[bytes]
+        )  # aiohttp copies small bytes into one write with the head, and wants large ones as a file
+        if isinstance(body, Pieces):
+            data, headers = _one_by_one(body), {**headers, "content-length": str(body.length)}
+        else:
+            data = body if len(body) < _BIG_BODY_BYTES else io.BytesIO(body)
         try:
             response = await session.request(
                 method,
@@ -112,18 +125,23 @@ class AiohttpEngines:
                 data=data if method == "POST" else None,
                 headers={**headers, **_shown(replica)},
                 allow_redirects=False,
+                ssl=tls,
             )
         except (aiohttp.ClientError, OSError) as error:
-            raise _sorted_out(error, replica.replica) from error
+            raise _sorted_out(error, replica) from error
         return _AiohttpResponse(response, replica.replica)
 
     async def get(self, replica: ReplicaRow, path: str, *, timeout_seconds: float) -> tuple[int, bytes]:
         """As Engines has it."""
         session, _ = self._session(replica.endpoint)
-        timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        timeout, tls = aiohttp.ClientTimeout(total=timeout_seconds), self._tls(replica)
         try:
             async with session.get(
-                self._url(replica.endpoint, path), timeout=timeout, headers=_shown(replica), allow_redirects=False
+                self._url(replica.endpoint, path),
+                timeout=timeout,
+                headers=_shown(replica),
+                allow_redirects=False,
+                ssl=tls,
             ) as response:
                 held = bytearray()
                 async for part in response.content.iter_any():
@@ -134,7 +152,7 @@ class AiohttpEngines:
         except TimeoutError as error:
             raise EngineError(f"no answer within {timeout_seconds:g} s", replica=replica.replica) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise _sorted_out(error, replica.replica) from error
+            raise _sorted_out(error, replica) from error
 
     async def retain(self, endpoints: Iterable[str]) -> None:
         """As Engines has it."""
@@ -148,6 +166,15 @@ class AiohttpEngines:
         for session, _ in self._sessions.values():
             await session.close()
         self._sessions.clear()
+
+    def _tls(self, replica: ReplicaRow) -> ssl.SSLContext | bool:
+        """How the connection is made; True where it is none of TLS. Raises EngineUnreachable."""
+        if not replica.endpoint.startswith("https:"):
+            return True
+        try:
+            return self._trust.context()
+        except EngineTlsError as error:
+            raise unreachable(error, replica.replica, replica.endpoint) from error
 
     def _url(self, endpoint: str, path: str) -> URL:
         url = self._urls.get((endpoint, path))
@@ -181,23 +208,36 @@ class AiohttpEngines:
         return self._sessions[endpoint]
 
 
+async def _one_by_one(pieces: Pieces) -> AsyncIterator[bytes]:
+    """`pieces` as aiohttp wants a body of which it does not know the length."""
+    while piece := pieces.take():
+        yield piece
+
+
 def _shown(replica: ReplicaRow) -> dict[str, str]:
     """What an engine wants to be shown that others could reach as well."""
     return {"authorization": f"Bearer {replica.secret}"} if replica.secret else {}
 
 
-def _sorted_out(error: Exception, replica: str) -> EngineError:
+def _sorted_out(error: Exception, replica: ReplicaRow) -> EngineError:
     """Whether the request may have reached the engine decides what may follow."""
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return EngineUnreachable(f"The engine accepts no connection ({_reason(error)}).", replica=replica)
+        cause: BaseException = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
+        return unreachable(cause, replica.replica, replica.endpoint)
     if isinstance(error, aiohttp.ClientResponseError):
-        return EngineError("The engine's answer is not valid HTTP.", replica=replica)
-    return died(replica)
+        return EngineError("The engine's answer is not valid HTTP.", replica=replica.replica)
+    return died(replica.replica)
 
 
-def _reason(error: Exception) -> str:
-    cause = getattr(error, "os_error", None)
-    return (getattr(cause, "strerror", None) or str(cause or error) or type(error).__name__).lower()
+def unreachable(error: BaseException, replica: str, endpoint: str) -> EngineUnreachable:
+    """No connection came about, for the reason of `error`; of TLS also what to do."""
+    if isinstance(error, EngineTlsError):
+        return EngineUnreachable(f"TLS to the engine fails: {error.message}. {error.remedy}", replica=replica)
+    if isinstance(error, ssl.SSLError):
+        advice = remedy(error, urlsplit(endpoint).hostname or endpoint)
+        return EngineUnreachable(f"TLS to the engine fails: {told(error)}. {advice}", replica=replica)
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return EngineUnreachable(f"The engine accepts no connection ({reason.lower()}).", replica=replica)
 
 
 def died(replica: str) -> EngineDied:

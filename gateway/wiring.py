@@ -57,6 +57,7 @@ from gateway.table_watch import Watched
 from gateway.tls import ServerTls
 from gateway.upstream import Engines
 from placement import table
+from placement.engine_tls import EngineTrust
 from placement.errors import PlacementError
 from placement.state import StatePaths
 from placement.status import running_status
@@ -84,7 +85,8 @@ def create_gateway(
     """
     state, keystore, overlay = StatePaths(config.state), Keystore.of(config), OverlayStore(config.state)
     connect_timeout_seconds = config.gateway.connect_timeout_seconds
-    hot_engines = HotEngines(connect_timeout_seconds=connect_timeout_seconds)
+    trust = EngineTrust(config.engine.tls)
+    hot_engines = HotEngines(connect_timeout_seconds=connect_timeout_seconds, trust=trust)
     parts = Parts(
         table=Watched(state.routing_table, lambda: table.read(state.routing_table), None),
         keyring=Watched(keystore.path, keystore.load, Keyring({}, b"")),
@@ -98,6 +100,7 @@ def create_gateway(
         clock=clock,
         wall=wall,
         key_uses=KeyUses(config.state),
+        trust=trust,
     )
     gateway = Gateway(config, parts, config_path=config_path)
     gateway.exchanges = Exchanges(

@@ -7,6 +7,7 @@ PlacementError
 ├── SliceTaken          two replicas were pinned to one slice
 ├── EngineMissing       no interpreter with a vLLM in it
 ├── EngineInstallFailed the engine's environment could not be made
+├── EngineTlsError      TLS between gateway and engine could not come about
 ├── StateLocked         another controller holds the state directory
 ├── TableUnreadable     the routing table on disk is damaged
 ├── NotCarriedOut       an order to a single replica did not come about
@@ -70,6 +71,12 @@ class EngineInstallFailed(PlacementError):
     """The engine's environment could not be made; nothing half-made is left."""
 
     code = "engine_install_failed"
+
+
+class EngineTlsError(PlacementError):
+    """A certificate, key or authority of `engine.tls` cannot be used, or they do not go together."""
+
+    code = "engine_tls_error"
 
 
 class StateLocked(PlacementError):

@@ -318,6 +318,7 @@ def _goal(
         sized.task,
         target,
         sized.config.max_num_seqs,
+        guarded=True,
         spec,
         kv_cache_tokens(sized, target, fit),
         may_sleep=may_sleep,

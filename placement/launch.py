@@ -19,6 +19,7 @@ from model_registry.errors import ConfigError
 from model_registry.model import EngineLimits, Footprint, ModelSpec, SliceFit, Task
 from model_registry.schema import ModelConfig
 from placement.cores import format_cores
+from placement.guarding import MIDDLEWARE
 from placement.latency_grid import histogram_flags
 from placement.schema import EngineConfig
 from placement.sharing import utilization_of_card
@@ -26,14 +27,22 @@ from placement.simulated_engine import simulated_argv
 from placement.slices import Slice, SliceKind
 
 _TOKEN = re.compile(r"\{([a-z_]+)\}")
-TOKENS = ("model", "served_name", "uds", "host", "port", "max_model_len", "max_num_seqs", "task", "cores", "python")
+TOKENS = (
+    *("model", "served_name", "uds", "host", "port", "max_model_len", "max_num_seqs", "task", "cores", "python"),
+    *("certificate", "key"),
+)
 _LATE = ("uds", "port")
+_OF_TLS = ("certificate", "key")
 LEAST_POOL_BYTES = 2**20
 _SLEEP_MODE = ("--enable-sleep-mode",)
 _VLLM = ("-m", "vllm.entrypoints.openai.api_server")
 
 # What must not leak from the controller's environment into an engine: it would unpin it, or mix two environments.
-DROPPED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "LD_PRELOAD")
+# Or it would lock the gateway out, which shows each engine that engine's own secret.
+DROPPED = (
+    *("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CUDA_VISIBLE_DEVICES", "LD_PRELOAD"),
+    *("VLLM_API_KEY", "ENGINE_API_KEY"),
+)
 DROPPED_PREFIXES = ("OMP_", "GOMP_", "KMP_", "VLLM_CPU_", "SLICEWAY_")
 
 # Where engines keep what they compile; each library has a variable of its own. vLLM's holds its start-up plans too, which
@@ -50,29 +59,35 @@ _GPU_CACHES = {
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where an engine listens: a Unix socket, or a port of loopback or of the machine's own address."""
+    """Where an engine listens: a Unix socket, or a port of loopback or of the machine's own address.
+
+    `secret` is what it wants to be shown; it is no part of the text.
+    """
 
     uds: Path | None = None
     port: int | None = None
     host: str = "127.0.0.1"
+    tls: bool = False
+    secret: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if (self.uds is None) == (self.port is None):
             raise ValueError("an endpoint is either a socket or a port")
 
     @classmethod
-    def parse(cls, text: str) -> Endpoint:
-        """The inverse of `str`. Raises ValueError for what is neither `unix:/path` nor `http://address:port`."""
+    def parse(cls, text: str, *, secret: str = "") -> Endpoint:
+        """The inverse of `str`. Raises ValueError for what is neither `unix:/path` nor `http(s)://address:port`."""
         if text.startswith("unix:"):
-            return cls(uds=Path(text.removeprefix("unix:")))
-        match = re.fullmatch(r"http://([0-9.]+|\[[0-9a-fA-F:.]+\]):(\d+)", text)
+            return cls(uds=Path(text.removeprefix("unix:")), secret=secret)
+        match = re.fullmatch(r"http(s?)://([0-9.]+|\[[0-9a-fA-F:.]+\]):(\d+)", text)
         if not match:
             raise ValueError(f"{text!r} is no endpoint of an engine")
-        return cls(port=int(match.group(2)), host=match.group(1).strip("[]"))
+        tls, host, port = match.groups()
+        return cls(port=int(port), host=host.strip("[]"), tls=bool(tls), secret=secret)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"unix:{self.uds}" if self.uds else f"http://{host}:{self.port}"
+        return f"unix:{self.uds}" if self.uds else f"http{'s' if self.tls else ''}://{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,29 +174,30 @@ def build_launch(
     cache: Path,
     extra_environment: Mapping[str, str] | None = None,
     sleep_mode: bool = False,
+    guarded: bool = False,
 ) -> LaunchSpec:
     """Arguments and environment for `sized` on `target`.
 
     `vllm_python` is the interpreter with vLLM, needed unless `engine.command` names another engine or the slice is
     simulated; `own_python` the one that runs sliceway; `cache` the directory for compilation caches.
     `extra_environment` comes below `engine.environment`. With `sleep_mode` vLLM is started so that it can sleep; its
-    endpoints for that are open to whoever reaches its socket, which is this user alone.
+    endpoints for that are open to whoever reaches its socket, which is this user alone. A `guarded` vLLM on TCP asks for the
+    secret that its start gives it (`placement.guarding`), and speaks TLS where `engine.tls` says so.
     Raises ConfigError where `engine.command` is not usable.
     """
     compiles = False
     if engine.command:
         argv = _custom_argv(sized, target, engine, own_python)
     elif target.simulated and sized.limits is not None:
-        arguments = _vllm_arguments(sized, sized.limits, target, fit, engine)
+        arguments = _vllm_arguments(sized, sized.limits, target, fit, engine, guarded=guarded)
         argv = simulated_argv(own_python, [*arguments, *_SLEEP_MODE[: int(sleep_mode)]], sized, target, fit)
     elif vllm_python is None or sized.limits is None:
         raise ValueError(f"{replica}: vLLM needs an interpreter and limits")
     else:
         compiles = True
-        arguments = _vllm_arguments(sized, sized.limits, target, fit, engine)
+        arguments = _vllm_arguments(sized, sized.limits, target, fit, engine, guarded=guarded)
         argv = [str(vllm_python), *_VLLM, *arguments, *_SLEEP_MODE[: int(sleep_mode)]]
     environment = {
-        **_network_environment(engine),
         **_environment(target, engine, cache),
         **({"VLLM_SERVER_DEV_MODE": "1"} if sleep_mode else {}),
         **(extra_environment or {}),
@@ -194,7 +210,7 @@ def build_launch(
 
 
 def _vllm_arguments(
-    sized: SizedModel, limits: EngineLimits, target: Slice, fit: SliceFit, engine: EngineConfig
+    sized: SizedModel, limits: EngineLimits, target: Slice, fit: SliceFit, engine: EngineConfig, *, guarded: bool
 ) -> list[str]:
     model = sized.config
     flags = {
@@ -229,6 +245,7 @@ def _vllm_arguments(
         *("--model", sized.source),
         *("--served-model-name", model.name),
         *listen,
+        *(_guard_arguments(engine) if guarded else ()),
         *(part for flag in flags.items() for part in flag),
         *switches,
         "--disable-uvicorn-access-log",
@@ -292,12 +309,15 @@ def _environment(target: Slice, engine: EngineConfig, cache: Path) -> dict[str, 
     return environment | on_gpu | {"CUDA_VISIBLE_DEVICES": str(target.uuid), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-def _network_environment(engine: EngineConfig) -> dict[str, str]:
-    """The secret, where an engine can be reached from other machines: vLLM's own variable, and one for other engines."""
-    if engine.network is None or engine.transport != "tcp":
-        return {}
-    secret = engine.network.secret()
-    return {"VLLM_API_KEY": secret, "ENGINE_API_KEY": secret}
+def _guard_arguments(engine: EngineConfig) -> list[str]:
+    """vLLM's, on TCP: ask for the secret, encrypt, and take a renewed certificate for new connections."""
+    if engine.transport != "tcp":
+        return []
+    guard = ["--middleware", MIDDLEWARE]
+    if engine.tls is None:
+        return guard
+    pair = ["--ssl-certfile", str(engine.tls.certificate), "--ssl-keyfile", str(engine.tls.key)]
+    return [*guard, *pair, "--enable-ssl-refresh"]
 
 
 def _closed_to_others(engine: EngineConfig) -> dict[str, str]:
@@ -314,6 +334,8 @@ def _custom_argv(sized: SizedModel, target: Slice, engine: EngineConfig, own_pyt
         "task": sized.task,
         "cores": format_cores(target.cores),
         "python": str(own_python),
+        "certificate": str(engine.tls.certificate) if engine.tls else "",
+        "key": str(engine.tls.key) if engine.tls else "",
     }
     used = {token for part in engine.command for token in _TOKEN.findall(part)}
     _check_tokens(used, engine)
@@ -344,4 +366,11 @@ def _check_tokens(used: Iterable[str], engine: EngineConfig) -> None:
             f"with transport: {engine.transport} the engine's command must hold {{{listen}}}, and not {{{other}}}",
             where="engine.command",
             remedy=f"Put {{{listen}}} where the engine takes its {'socket path' if listen == 'uds' else 'port'}, or change engine.transport.",
+        )
+    encrypts = engine.tls is not None and engine.transport == "tcp"
+    if any((token in names) != encrypts for token in _OF_TLS):
+        raise ConfigError(
+            "the engine's command holds {certificate} and {key} exactly where it listens on TCP with engine.tls",
+            where="engine.command",
+            remedy="Put both where the engine takes its certificate and key (an engine without TLS cannot have engine.tls), or take them out.",
         )

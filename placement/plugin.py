@@ -37,7 +37,7 @@ def plugin_environment(target: Slice, directory: Path, environment: Mapping[str,
     """
     if target.kind is not SliceKind.MIG:
         return {}
-    entries = {"PYTHONPATH": _first_on_path(install_plugin(directory), environment.get("PYTHONPATH", ""))}
+    entries = {"PYTHONPATH": first_on_path(install_plugin(directory), environment.get("PYTHONPATH", ""))}
     if (allowed := environment.get("VLLM_PLUGINS")) is not None:
         names = [name for name in allowed.split(",") if name]
         entries["VLLM_PLUGINS"] = ",".join(names if PLUGIN_NAME in names else [*names, PLUGIN_NAME])
@@ -49,9 +49,16 @@ def install_plugin(directory: Path) -> Path:
 
     Raises PlacementError if it cannot be written.
     """
-    files = _plugin_files()
+    return install_files(_plugin_files(), directory, "vllm-plugin", what="the vLLM plugin")
+
+
+def install_files(files: Mapping[str, bytes], directory: Path, name: str, *, what: str) -> Path:
+    """`files` (relative path -> content) as the directory `name-DIGEST` below `directory`; made once per content, in one step.
+
+    Raises PlacementError, which calls them `what`, if they cannot be written.
+    """
     digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:12]
-    target = directory / f"vllm-plugin-{digest}"
+    target = directory / f"{name}-{digest}"
     if target.is_dir():
         return target
     try:
@@ -59,7 +66,7 @@ def install_plugin(directory: Path) -> Path:
         _make(files, target)
     except OSError as error:
         raise PlacementError(
-            f"the vLLM plugin cannot be put here: {error.strerror}",
+            f"{what} cannot be put here: {error.strerror}",
             where=str(target),
             remedy="Set state_dir in the configuration to a directory you can write to.",
         ) from error
@@ -101,7 +108,7 @@ def _make(files: Mapping[str, bytes], target: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _first_on_path(directory: Path, rest: str) -> str:
+def first_on_path(directory: Path, rest: str) -> str:
     """`directory` before `rest`, and only once. Empty parts are dropped: they would mean the working directory."""
     parts = [part for part in rest.split(os.pathsep) if part and part != str(directory)]
     return os.pathsep.join([str(directory), *parts])

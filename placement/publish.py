@@ -121,6 +121,7 @@ def _row(goal: Goal, view: View) -> ReplicaRow:
         model=goal.model,
         engine_model=goal.model,
         endpoint=view.endpoint or _NOWHERE,
+        secret=view.secret or None,
         slice=slice_row(goal.slice),
         state=view.state,
         reason=view.reason,

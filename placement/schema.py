@@ -136,7 +136,7 @@ class NetworkConfig(Section):
         min_length=1, description="This machine's address, where engines listen with `transport: tcp`."
     )
     secret_file: Annotated[Path, FilePath()] = Field(
-        description="A file with what every request to an engine must show as its bearer token."
+        description="A file with what requests show to engines that were started before each had a secret of its own."
     )
 
     def secret(self) -> str:
@@ -151,6 +151,20 @@ class NetworkConfig(Section):
             ) from error
 
 
+class EngineTlsConfig(Section):
+    """TLS between gateways and engines that listen on TCP. The same paths on every node; each node has files of its own there."""
+
+    certificate: Annotated[Path, FilePath()] = Field(
+        description="PEM, with the address that engines listen on as an IP address among its alternative names."
+    )
+    key: Annotated[Path, FilePath()] = Field(
+        description="PEM, not encrypted; readable by the user who runs the engines alone."
+    )
+    authority: Annotated[Path, FilePath()] = Field(
+        description="PEM, who must have signed an engine's certificate for a gateway to talk to it."
+    )
+
+
 class EngineConfig(Section):
     """How engine processes are started."""
 
@@ -159,10 +173,14 @@ class EngineConfig(Section):
     )
     command: tuple[str, ...] = Field(
         default=(),
-        description="Another engine that speaks OpenAI's API. {model}, {served_name}, {uds} or {port}, {max_model_len}, {max_num_seqs}, {task}, {cores} and {python} (the one that runs sliceway) are filled in.",
+        description="Another engine that speaks OpenAI's API. {model}, {served_name}, {uds} or {port}, {max_model_len}, {max_num_seqs}, {task}, {cores} and {python} (the one that runs sliceway) are filled in; with `tls` {certificate} and {key} too. On TCP it finds the secret to ask for in ENGINE_API_KEY.",
     )
     transport: Literal["unix", "tcp"] = Field(
-        default="unix", description="`tcp` (loopback only) where an engine cannot listen on a Unix socket."
+        default="unix",
+        description="`tcp` (loopback only, behind a secret) where an engine cannot listen on a Unix socket.",
+    )
+    tls: EngineTlsConfig | None = Field(
+        default=None, description="Encrypt what goes between gateways and engines on TCP (docs/security.md)."
     )
     network: NetworkConfig | None = Field(
         default=None, description="With `transport: tcp`: listen on this machine's address instead of loopback."

@@ -47,7 +47,7 @@ class SliceRow(_Row):
 
 
 class ReplicaRow(_Row):
-    """One replica. `endpoint` is `unix:/path/to.sock` or `http://host:port`."""
+    """One replica. `endpoint` is `unix:/path/to.sock`, `http://host:port`, or `https://host:port` for `engine.tls`."""
 
     replica: str
     model: str

@@ -65,7 +65,7 @@ class FakeProcess:
     @property
     def endpoint(self) -> Endpoint:
         """Where it would listen."""
-        return Endpoint.parse(self.entry.endpoint)
+        return Endpoint.parse(self.entry.endpoint, secret=self.entry.secret)
 
     @property
     def session(self) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from model_registry.model import Task
@@ -66,7 +67,9 @@ class Workbench:
     def probe(self, endpoint: Endpoint, model: str, task: Task) -> Probe:
         """Questions to the engine that listens there."""
         network = self.engine.network
-        return Probe(endpoint, model, task, secret=network.secret() if network else "")
+        if network is not None and not endpoint.secret:  # it was started before each had a secret of its own
+            endpoint = replace(endpoint, secret=network.secret())
+        return Probe(endpoint, model, task)
 
     def read_log(self, entry: JournalEntry) -> str:
         """What the engine of `entry` has written."""
@@ -80,7 +83,7 @@ class Workbench:
     async def _prove(self, goal: Goal, entry: JournalEntry) -> Proof:
         """Look where an engine that answers runs. What it was started with is known if this goal could start it."""
         arguments = goal.spec.argv if goal.spec else ()
-        probe = self.probe(Endpoint.parse(entry.endpoint), goal.model, goal.task)
+        probe = self.probe(Endpoint.parse(entry.endpoint, secret=entry.secret), goal.model, goal.task)
         trace = ReplicaTrace(
             entry.shim_pid,
             arguments,

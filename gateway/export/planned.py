@@ -249,7 +249,7 @@ class _EngineMaker:
 
 
 def _in_a_container(engine: EngineConfig) -> EngineConfig:
-    return engine.model_copy(update={"transport": "tcp", "network": None, "python": None})
+    return engine.model_copy(update={"transport": "tcp", "network": None, "tls": None, "python": None})
 
 
 def _engine_name(replica: str) -> str:

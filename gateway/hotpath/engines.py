@@ -15,11 +15,15 @@ from urllib.parse import urlsplit
 import httptools
 
 from gateway.error_map import Headers
-from gateway.errors import EngineError, EngineUnreachable
+from gateway.errors import EngineError
 from gateway.hotpath.framing import is_one_chunk_of_events
-from gateway.upstream import KEEP_ALIVE_SECONDS, NOT_PASSED_BACK, AiohttpEngines, died
+from gateway.large_bodies import Pieces
+from gateway.upstream import KEEP_ALIVE_SECONDS, NOT_PASSED_BACK, AiohttpEngines, died, unreachable
+from placement.engine_tls import EngineTrust
+from placement.errors import EngineTlsError
 
 CLOSE_SECONDS = 2.0
+TLS_SHUTDOWN_SECONDS = 1.0  # for an engine to say goodbye on a connection that is closed
 SWEEP_SECONDS = 1.0
 DRAIN_SECONDS = 5.0  # for an engine to end an answer of which nothing is wanted any longer
 DRAIN_BYTES = 64 * 2**10
@@ -50,7 +54,19 @@ class EngineConnection(asyncio.Protocol):
     """One connection. `idle_since` is when it was last given back, in the loop's seconds."""
 
     __slots__ = (
-        *("_at_chunk", "_begun", "_body", "_complete", "_drained", "_head_bytes", "_headers", "_parser", "_pass"),
+        *(
+            "_at_chunk",
+            "_begun",
+            "_body",
+            "_complete",
+            "_drained",
+            "_head_bytes",
+            "_headers",
+            "_parser",
+            "_pass",
+            "_pieces",
+            "_stuck",
+        ),
         *(
             "_pool",
             "_receiver",
@@ -73,6 +89,8 @@ class EngineConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self.lost = asyncio.Event()
         self._parser = httptools.HttpResponseParser(self)
+        self._pieces: Pieces | None = None  # of a body that is still being sent
+        self._stuck = False  # the engine takes no more of it for now
         self._begin()
 
     def _begin(self) -> None:
@@ -100,6 +118,36 @@ class EngineConnection(asyncio.Protocol):
             self.transport.write(head + body)
         else:
             self.transport.writelines((head, body))
+
+    def ask_in_pieces(self, receiver: Receiver, replica: str, head: bytes, pieces: Pieces) -> None:
+        """Send a request whose body is large, as fast as the engine takes it and one piece per turn of the loop."""
+        self._receiver = receiver
+        self.replica = replica
+        self._pieces, self._stuck = pieces, False
+        self.transport.write(head)
+        self._send_piece()
+
+    def _send_piece(self) -> None:
+        """The next piece, if there is one to send."""
+        if self._pieces is None or self._stuck or self.transport.is_closing():
+            return
+        piece = self._pieces.take()
+        if piece is None:
+            self.transport.abort()  # the request is over, and its body gone: what is on its way is no request
+        elif piece:
+            self.transport.write(piece)
+            asyncio.get_running_loop().call_soon(self._send_piece)
+        else:
+            self._pieces = None
+
+    def pause_writing(self) -> None:
+        """The engine takes no more for now."""
+        self._stuck = True
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._stuck = False
+        self._send_piece()
 
     def pass_chunks(self) -> None:
         """From here on show the receiver whole chunks before they are parsed."""
@@ -135,7 +183,7 @@ class EngineConnection(asyncio.Protocol):
         return self._complete
 
     def _keep(self) -> None:
-        if self._reusable and not self.transport.is_closing():
+        if self._reusable and self._pieces is None and not self.transport.is_closing():
             self._begin()
             self._pool.keep(self)
         else:
@@ -275,6 +323,7 @@ class _Pool:
         self.idle: list[EngineConnection] = []  # the last one given back is the first one taken
         self.draining: dict[EngineConnection, float] = {}
         self.unix_path = endpoint[5:] if endpoint.startswith("unix:") else None
+        self.encrypted = endpoint.startswith("https:")
         self.host = "engine" if self.unix_path else urlsplit(endpoint).netloc
         url = urlsplit(endpoint)
         self.address = (url.hostname or "", url.port or 80)
@@ -291,11 +340,13 @@ class _Pool:
         return None
 
     async def connect(self) -> EngineConnection:
-        """A new connection. Raises OSError."""
+        """A new connection. Raises OSError, EngineTlsError."""
         connection = EngineConnection(self)
         try:
             if self.unix_path is not None:
                 await self._loop.create_unix_connection(lambda: connection, self.unix_path)
+            elif self.encrypted:
+                await self._connect_over_tls(connection)
             else:
                 await self._loop.create_connection(lambda: connection, *self.address)
         except BaseException:  # uvloop closes what it was making, and does not tell the protocol that it knows already
@@ -303,6 +354,14 @@ class _Pool:
             connection.lost.set()
             raise
         return connection
+
+    async def _connect_over_tls(self, connection: EngineConnection) -> None:
+        """The name that the certificate is held against is the address. Raises OSError, EngineTlsError."""
+        host, port = self.address
+        context = self._engines.trust.context()
+        await self._loop.create_connection(
+            lambda: connection, host, port, ssl=context, server_hostname=host, ssl_shutdown_timeout=TLS_SHUTDOWN_SECONDS
+        )
 
     def keep(self, connection: EngineConnection) -> None:
         """Have the connection used again."""
@@ -354,7 +413,9 @@ class _Pool:
 class HotEngines:
     """The pools of all endpoints. Everything happens in one event loop, that of the first call."""
 
-    def __init__(self, *, connect_timeout_seconds: float) -> None:
+    def __init__(self, *, connect_timeout_seconds: float, trust: EngineTrust | None = None) -> None:
+        """`trust` is asked for the context of every new connection over TLS."""
+        self.trust = trust or EngineTrust()
         self._connect_timeout_seconds = connect_timeout_seconds
         self._pools: dict[str, _Pool] = {}
         self._sweeping: asyncio.TimerHandle | None = None
@@ -372,9 +433,10 @@ class HotEngines:
         try:
             async with asyncio.timeout(self._connect_timeout_seconds):
                 return await self._pool(endpoint).connect()
-        except OSError as error:  # TimeoutError is one
-            reason = (error.strerror or str(error) or "timed out").lower()
-            raise EngineUnreachable(f"The engine accepts no connection ({reason}).", replica=replica) from error
+        except TimeoutError as error:
+            raise unreachable(error if str(error) else TimeoutError("timed out"), replica, endpoint) from error
+        except (OSError, EngineTlsError) as error:
+            raise unreachable(error, replica, endpoint) from error
 
     def retain(self, endpoints: Iterable[str]) -> None:
         """Close what belongs to other endpoints, requests in flight included."""
@@ -420,7 +482,7 @@ class BothEngines(AiohttpEngines):
     """`gateway.upstream.Engines`, and with it the pools of the fast relay: what is closed in one is closed in both."""
 
     def __init__(self, hot: HotEngines, *, connect_timeout_seconds: float) -> None:
-        super().__init__(connect_timeout_seconds=connect_timeout_seconds)
+        super().__init__(connect_timeout_seconds=connect_timeout_seconds, trust=hot.trust)
         self._hot = hot
 
     async def retain(self, endpoints: Iterable[str]) -> None:

@@ -74,7 +74,7 @@ class NodeOrder(_Row):
     seats: Mapping[str, str] = Field(default_factory=dict, description="Slice ids by replica.")
     owners: Mapping[str, Owner] = Field(default_factory=dict, description="By replica.")
     turns: tuple[str, ...] = Field(default=(), description="Outdated replicas that are to be replaced now.")
-    secret: str = Field(default="", repr=False, description="What gateways show the engines of this node.")
+    secret: str = Field(default="", repr=False, description="What gateways show engines without a secret of their own.")
     orphan_seconds: float = 600.0
 
 

@@ -26,7 +26,8 @@ def merge_tables(
     """The table after `previous`: equal to it if nothing in it has changed, else of the next generation.
 
     A node's rows count for the replicas that have their seat there; what it still runs of others drains. `waiting` says
-    of replicas that have a seat and no engine yet what they wait for. `secret` is what engines on other machines ask for.
+    of replicas that have a seat and no engine yet what they wait for. `secret` is what engines ask for that have none of
+    their own: those of a node of an earlier version, or started by one.
     Replicas that are `leaving` get no new requests, whatever their nodes say. `unplaced` says why others have no seat.
     """
     rows: dict[str, ReplicaRow] = {}
@@ -63,7 +64,7 @@ def _with_unplaced(models: tuple[ModelRow, ...], unplaced: Mapping[str, str]) ->
 def _at_node(node: str, row: ReplicaRow, secret: str, *, leaving: bool) -> ReplicaRow:
     there = row.slice.model_copy(update={"id": slice_key(node, row.slice.id)})
     state = ReplicaState.DRAINING if leaving and row.state is ReplicaState.READY else row.state
-    return row.model_copy(update={"slice": there, "secret": secret or None, "state": state})
+    return row.model_copy(update={"slice": there, "secret": row.secret or secret or None, "state": state})
 
 
 def _reason(seat: Seat, reports: Mapping[str, NodeReport], waiting: Mapping[str, str]) -> str:

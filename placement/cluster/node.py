@@ -86,7 +86,7 @@ class NodePaths:
 
     @property
     def secret(self) -> Path:
-        """What engines want to be shown."""
+        """What engines want to be shown that were started before each had a secret of its own."""
         return self.root / "engine.secret"
 
 

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from placement.errors import SimulatorError
+from placement.engine_guard import VARIABLE
+from placement.engine_tls import server_context
+from placement.errors import EngineTlsError, SimulatorError
 from placement.fake_engine.engine import Behaviour, FakeEngine, listening
 from placement.simulator import join
 
@@ -35,6 +37,8 @@ class Start:
     fail_at_start: str | None
     exit_code: int
     shutdown_timeout_seconds: float
+    certificate: Path | None = None
+    key: Path | None = None
 
 
 def parse(arguments: Sequence[str]) -> tuple[Behaviour, Start]:
@@ -83,11 +87,13 @@ def parse(arguments: Sequence[str]) -> tuple[Behaviour, Start]:
     parser.add_argument(
         "--shutdown-timeout", type=float, default=0.0, help="seconds that running requests may go on after SIGTERM"
     )
+    parser.add_argument("--ssl-certfile", type=Path, help="vLLM's flag; with --ssl-keyfile it speaks TLS")
+    parser.add_argument("--ssl-keyfile", type=Path, help="vLLM's flag")
     a, ignored = parser.parse_known_args(arguments)
     if ignored:
         log.info("simulated engine: ignoring %s", " ".join(ignored))
     behaviour = Behaviour(
-        secret=os.environ.get("ENGINE_API_KEY"),
+        secret=os.environ.get(VARIABLE),
         names=tuple(a.served_model_name or [a.model]),
         task="embed" if a.runner == "pooling" else a.task,
         ttft_seconds=a.ttft_seconds,
@@ -109,7 +115,15 @@ def parse(arguments: Sequence[str]) -> tuple[Behaviour, Start]:
         wake_fails=a.wake_fails,
     )
     return behaviour, Start(
-        a.uds, a.host, a.port or 0, a.load_seconds, a.fail_at_start, a.exit_code, a.shutdown_timeout
+        a.uds,
+        a.host,
+        a.port or 0,
+        a.load_seconds,
+        a.fail_at_start,
+        a.exit_code,
+        a.shutdown_timeout,
+        a.ssl_certfile,
+        a.ssl_keyfile,
     )
 
 
@@ -128,6 +142,7 @@ async def _run(behaviour: Behaviour, start: Start) -> int:
     if start.fail_at_start is not None:
         log.error("EngineCore failed to start.\n%s", start.fail_at_start)
         return start.exit_code
+    tls = server_context(start.certificate, start.key) if start.certificate and start.key else None
     join(_DEVICE_BYTES, name="simulated-engine")  # on a simulated GPU it is seen, as CUDA would see to on a real one
     async with listening(
         FakeEngine(behaviour),
@@ -135,6 +150,7 @@ async def _run(behaviour: Behaviour, start: Start) -> int:
         host=start.host,
         port=start.port,
         grace_seconds=start.shutdown_timeout_seconds,
+        tls=tls,
     ) as address:
         log.info(
             "simulated engine: listening on %s after %.2f s. Application startup complete.",
@@ -154,6 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     behaviour, start = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         return asyncio.run(_run(behaviour, start))
+    except EngineTlsError as error:
+        log.error("simulated engine: %s", error)
+        return 1
     except SimulatorError as error:
         log.error("simulated engine: cannot take its slice: %s", error)
         return 1

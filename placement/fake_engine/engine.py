@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
+from placement.engine_guard import credential, shows
 from placement.fake_engine.other_routes import OtherRoutes
 from placement.fake_engine.samples import finish_of, logprobs_of, pieces_of, tool_call_of
 from placement.fake_engine.shapes import (
@@ -40,8 +42,8 @@ class Behaviour:
     `max_concurrency` requests run at once, the others wait in order (0: no bound). `fail_after` completed requests the
     process ends in the middle of the next answer; `hang_after` completed requests nothing is answered any more while
     `/health` stays 200, as a hung engine does. `error_status` answers every inference request with that status, worded as
-    `error_shape` says. `events_per_write` puts that many events into one TCP segment. `secret` is asked for on every path
-    below `/v1`, as vLLM's `--api-key` does it. With `sleep_mode` the endpoints of vLLM's are there, and falling asleep and waking
+    `error_shape` says. `events_per_write` puts that many events into one TCP segment. `secret` is asked for on every path,
+    as `placement.engine_guard` does it in vLLM. With `sleep_mode` the endpoints of vLLM's are there, and falling asleep and waking
     take so long; with `wake_fails` it never wakes. With
     `prefix_cache` a prompt that came before with the same `cache_salt` is a hit, which a real engine's time to a first token shows.
     """
@@ -392,8 +394,7 @@ class FakeEngine:
 
     @web.middleware
     async def _errors(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        shown = request.headers.get("authorization") == f"Bearer {self.behaviour.secret}"
-        if self.behaviour.secret and request.path.startswith("/v1") and not shown:
+        if not self._may_ask(request):
             return web.json_response({"error": "Unauthorized"}, status=401)
         try:
             answer: web.StreamResponse = await handler(request)
@@ -407,6 +408,12 @@ class FakeEngine:
                 status=error.status,
                 headers={"allow": error.headers["allow"]} if "allow" in error.headers else None,
             )
+
+    def _may_ask(self, request: web.Request) -> bool:
+        if not self.behaviour.secret:
+            return True
+        told = request.headers.getall("authorization", [])
+        return shows((value.encode(errors="surrogateescape") for value in told), credential(self.behaviour.secret))
 
     def _worded(self, refused: RequestRefused) -> web.Response:
         message = str(refused)
@@ -427,11 +434,17 @@ class FakeEngine:
 
 @contextlib.asynccontextmanager
 async def listening(
-    engine: FakeEngine, *, uds: Path | None = None, host: str = "127.0.0.1", port: int = 0, grace_seconds: float = 0.0
+    engine: FakeEngine,
+    *,
+    uds: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    grace_seconds: float = 0.0,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[str]:
-    """Serve `engine` on a Unix socket or a TCP port while the block runs; gives `unix:/path` or `http://host:port`.
+    """Serve `engine` on a Unix socket or a TCP port while the block runs; gives `unix:/path` or `http(s)://host:port`.
 
-    Leaving aborts what is still running after `grace_seconds`. Raises OSError where it cannot listen.
+    `tls` is for TCP. Leaving aborts what is still running after `grace_seconds`. Raises OSError where it cannot listen.
     """
     runner = web.AppRunner(engine.app(), handler_cancellation=True, shutdown_timeout=grace_seconds, access_log=None)
     await runner.setup()
@@ -441,7 +454,7 @@ async def listening(
             await web.UnixSite(runner, uds).start()
             yield f"unix:{uds}"
         else:
-            await web.TCPSite(runner, host, port).start()
-            yield f"http://{host}:{runner.addresses[0][1]}"
+            await web.TCPSite(runner, host, port, ssl_context=tls).start()
+            yield f"http{'s' if tls else ''}://{host}:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()

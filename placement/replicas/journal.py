@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model_registry.atomic import write_atomically
 from model_registry.model import Task
@@ -35,6 +35,9 @@ class JournalEntry(_Record):
     spec_hash: str
     place_hash: str = ""
     endpoint: str
+    secret: str = Field(
+        default="", repr=False, description="What it wants to be shown; empty on a Unix socket, and of an older start."
+    )
     log_offset: int
     started_at: datetime
     shim_pid: int = 0

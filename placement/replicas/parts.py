@@ -86,7 +86,8 @@ class Goal:
 
     `spec` is None for an engine that runs and is kept although how to start it is not known, because its model cannot be
     read at the moment: when it ends, it has failed. `may_sleep` is whether its model may go without a replica that serves;
-    `asleep` that this one is to sleep, with its process and its slice.
+    `asleep` that this one is to sleep, with its process and its slice. `in_place_of` names the replica that this one starts
+    beside, to take its place.
     """
 
     replica: str
@@ -98,6 +99,7 @@ class Goal:
     kv_cache_tokens: int | None = None
     may_sleep: bool = False
     asleep: bool = False
+    in_place_of: str | None = None
 
     @property
     def spec_hash(self) -> str | None:
@@ -107,11 +109,15 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A replica as the controller, the table and the status file see it. `can_sleep` is None until its engine was asked."""
+    """A replica as the controller, the table and the status file see it. `can_sleep` is None until its engine was asked.
+
+    `secret` is what the engine wants to be shown: for the table alone.
+    """
 
     state: ReplicaState
     since: datetime
     endpoint: str | None = None
+    secret: str = field(default="", repr=False)
     stage: str | None = None
     reason: str | None = None
     remedy: str | None = None

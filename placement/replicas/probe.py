@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 
 from model_registry.model import Task
+from placement.engine_tls import own_context
 from placement.launch import Endpoint
 
 # One engine step, in the words of several versions of vLLM; whichever is there counts.
@@ -39,10 +40,10 @@ class Activity:
 class Probe:
     """Requests to one engine. Every call makes its own connection, so that a dead one is never taken for the engine."""
 
-    def __init__(self, endpoint: Endpoint, model: str, task: Task, *, secret: str = "") -> None:
-        """`secret` is what the engine wants to be shown, where it can be reached from other machines."""
+    def __init__(self, endpoint: Endpoint, model: str, task: Task) -> None:
         self._endpoint = endpoint
-        self._headers = {"authorization": f"Bearer {secret}"} if secret else {}
+        self._base = "https://engine" if endpoint.tls else "http://engine"
+        self._headers = {"authorization": f"Bearer {endpoint.secret}"} if endpoint.secret else {}
         self._model = model
         self._task = task
 
@@ -90,7 +91,7 @@ class Probe:
     async def text(self, path: str, *, timeout_seconds: float) -> str | None:
         """What the engine answers there; None where it answers nothing, or an error."""
         try:
-            async with self._session(timeout_seconds) as session, session.get(f"http://engine{path}") as response:
+            async with self._session(timeout_seconds) as session, session.get(f"{self._base}{path}") as response:
                 return await response.text() if response.status == 200 else None
         except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError):
             return None
@@ -102,7 +103,7 @@ class Probe:
         try:
             async with (
                 self._session(timeout_seconds) as session,
-                session.request(method, f"http://engine{path}", json=body) as response,
+                session.request(method, f"{self._base}{path}", json=body) as response,
             ):
                 await response.read()
                 return response.status
@@ -115,7 +116,10 @@ class Probe:
         if self._endpoint.uds:
             connector = aiohttp.UnixConnector(path=str(self._endpoint.uds))
         else:
-            connector = aiohttp.TCPConnector(resolver=_Engine(self._endpoint.host, self._endpoint.port or 0))
+            connector = aiohttp.TCPConnector(
+                resolver=_Engine(self._endpoint.host, self._endpoint.port or 0),
+                ssl=own_context() if self._endpoint.tls else True,
+            )
         timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers) as session:
             yield session

@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from placement import engine_tls
 from placement.errors import PlacementError
+from placement.guarding import guard_environment, new_secret
 from placement.launch import Endpoint, LaunchSpec
 from placement.mps import end_servers, ensure_server
 from placement.plugin import plugin_environment
@@ -53,7 +55,7 @@ class EngineProcess:
     @property
     def endpoint(self) -> Endpoint:
         """Where it listens, or will."""
-        return Endpoint.parse(self.entry.endpoint)
+        return Endpoint.parse(self.entry.endpoint, secret=self.entry.secret)
 
     @property
     def session(self) -> int:
@@ -141,7 +143,7 @@ class LocalLauncher:
     def start(self, spec: LaunchSpec, config: EngineConfig) -> EngineProcess:
         """Start `spec`'s engine. Returns as soon as it runs, long before it is ready.
 
-        Raises PlacementError where it cannot be started at all.
+        On TCP it gets a secret of its own. Raises PlacementError where it cannot be started at all.
         """
         self._ready_card(spec.slice)
         endpoint = self._endpoint(spec.replica, config)
@@ -157,13 +159,14 @@ class LocalLauncher:
             spec_hash=spec.spec_hash,
             place_hash=spec.place_hash,
             endpoint=str(endpoint),
+            secret=endpoint.secret,
             log_offset=_begin_log(log, spec),
             started_at=datetime.now(UTC),
             boot_id=boot_id(),
         )
         order = {
             "argv": spec.command(endpoint, drain_seconds=config.drain_timeout_seconds),
-            "env": self._environment(spec),
+            "env": self._environment(spec, endpoint.secret),
             "cwd": str(home),
             "cores": list(spec.slice.cores),
             "log": str(log),
@@ -199,17 +202,20 @@ class LocalLauncher:
         self._socket(replica).unlink(missing_ok=True)
         self.journal.forget(replica)
 
-    def _environment(self, spec: LaunchSpec) -> dict[str, str]:
-        """The engine's whole environment. The plugin for MIG is added here and not in `spec`: a newer one is no reason to
-        restart an engine that runs.
+    def _environment(self, spec: LaunchSpec, secret: str) -> dict[str, str]:
+        """The engine's whole environment. The secret, and what others put in front of its path, are added here and not in
+        `spec`: another one is no reason to restart an engine that runs.
         """
-        environment = spec.full_environment(self.environ)
-        return environment | plugin_environment(spec.slice, self.paths.root / "plugin", environment)
+        environment, plugins = spec.full_environment(self.environ), self.paths.root / "plugin"
+        environment |= plugin_environment(spec.slice, plugins, environment)
+        return environment | guard_environment(spec.argv, secret, plugins, environment)
 
     def _endpoint(self, replica: str, config: EngineConfig) -> Endpoint:
         if config.transport == "tcp":
             host = config.network.address if config.network else "127.0.0.1"
-            return Endpoint(port=_free_port(host), host=host)
+            if config.tls is not None:
+                engine_tls.check(config.tls, host)
+            return Endpoint(port=_free_port(host), host=host, tls=config.tls is not None, secret=new_secret())
         path = self._socket(replica)
         path.unlink(missing_ok=True)
         return Endpoint(uds=path)

@@ -211,6 +211,7 @@ class Replica:
             reason=before.reason,
             remedy=before.remedy,
             endpoint=entry.endpoint,
+            secret=entry.secret,
             engine_pid=entry.engine_pid,
             session=self._process.session,
             adopted=adopted,

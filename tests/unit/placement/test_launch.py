@@ -13,6 +13,7 @@ from model_registry.schema import ModelConfig
 from placement.engines import find_engine_python
 from placement.errors import EngineMissing
 from placement.goals import slice_kind
+from placement.guarding import MIDDLEWARE
 from placement.launch import Endpoint, LaunchSpec, SizedModel, build_launch
 from placement.schema import EngineConfig
 from placement.slices import Gpu, Slice, SliceKind
@@ -23,6 +24,7 @@ MIG = Slice("GPU-a/1g.10gb@0", SliceKind.MIG, "1g.10gb", 9 * GIB, uuid="MIG-1", 
 LIMITS = EngineLimits(max_model_len=2048, max_num_seqs=8, max_num_batched_tokens=2048)
 FOOTPRINT = Footprint(GIB, 0, 0, 0, 16, 2**20, 32, 2**16)
 FIT = SliceFit(True, "fits", 8 * GIB, 4 * GIB, 4096, 8.0, 8192, 1)
+TLS = {"certificate": "/tls/node.pem", "key": "/tls/node.key", "authority": "/tls/authority.pem"}
 UDS = Endpoint(uds=Path("/run/x.sock"))
 
 
@@ -37,6 +39,7 @@ def launch(
     fit: SliceFit = FIT,
     *,
     sleep_mode: bool = False,
+    guarded: bool = False,
     **engine: object,
 ) -> LaunchSpec:
     return build_launch(
@@ -49,6 +52,7 @@ def launch(
         own_python=Path("/own/bin/python"),
         cache=Path("/state/cache/x"),
         sleep_mode=sleep_mode,
+        guarded=guarded,
     )
 
 
@@ -138,10 +142,33 @@ def test_tcp_is_loopback_only() -> None:
     assert "--uds" not in command
 
 
+def test_on_tcp_vllm_asks_for_the_secret_that_its_start_gives_it() -> None:
+    spec = launch(transport="tcp", guarded=True)
+    assert flag(spec, "--middleware") == MIDDLEWARE
+    assert not {"VLLM_API_KEY", "ENGINE_API_KEY"} & set(spec.environment), "no part of what it is started with"
+    assert "--middleware" not in launch(guarded=True).argv, "the kernel guards a socket of mode 0600"
+    assert "--middleware" not in launch(transport="tcp").argv, "in a pod of its own there is no file of ours"
+
+
+def test_on_tcp_vllm_speaks_tls_where_that_is_configured() -> None:
+    spec = launch(transport="tcp", guarded=True, tls=TLS)
+    assert flag(spec, "--ssl-certfile") == "/tls/node.pem"
+    assert flag(spec, "--ssl-keyfile") == "/tls/node.key"
+    assert "--enable-ssl-refresh" in spec.argv
+    assert spec.spec_hash != launch(transport="tcp", guarded=True).spec_hash, "it takes another start"
+    assert launch(guarded=True, tls=TLS).spec_hash == launch().spec_hash, "a socket is not encrypted"
+
+
+def test_another_engine_finds_its_certificate_and_key() -> None:
+    spec = launch(transport="tcp", tls=TLS, command=["x", "{port}", "--cert={certificate}", "{key}"], guarded=True)
+    assert spec.argv == ("x", "{port}", "--cert=/tls/node.pem", "/tls/node.key")
+
+
 def test_what_would_unpin_an_engine_is_not_inherited() -> None:
     inherited = {
         "HF_TOKEN": "t",
         "PATH": "/bin",
+        "VLLM_API_KEY": "the operator's own",
         "OMP_PROC_BIND": "x",
         "PYTHONPATH": "/p",
         "CUDA_VISIBLE_DEVICES": "3",
@@ -218,6 +245,9 @@ def test_a_command_of_the_operators_is_filled_in() -> None:
         ({"command": ["x"]}, "must hold {uds}, and not {port}"),
         ({"command": ["x", "{uds}"], "transport": "tcp"}, "must hold {port}, and not {uds}"),
         ({"command": ["x", "{port}"]}, "must hold {uds}"),
+        ({"command": ["x", "{port}"], "transport": "tcp", "tls": TLS}, "holds {certificate} and {key}"),
+        ({"command": ["x", "{port}", "{key}"], "transport": "tcp", "tls": TLS}, "holds {certificate} and {key}"),
+        ({"command": ["x", "{port}", "{certificate}", "{key}"], "transport": "tcp"}, "holds {certificate} and {key}"),
     ],
 )
 def test_a_command_that_cannot_work_is_refused(engine: dict[str, object], message: str) -> None:
@@ -238,12 +268,18 @@ def test_a_command_that_needs_an_unknown_context_length_says_what_to_set() -> No
 
 @given(st.integers(1, 65535))
 def test_endpoints_round_trip(port: int) -> None:
-    for endpoint in (Endpoint(port=port), UDS):
+    for endpoint in (Endpoint(port=port), Endpoint(port=port, host="::1", tls=True), UDS):
         assert Endpoint.parse(str(endpoint)) == endpoint
 
 
+def test_a_secret_is_no_part_of_an_endpoint_that_is_written_out() -> None:
+    endpoint = Endpoint.parse("https://10.0.0.1:80", secret="open sesame")
+    assert endpoint.secret == "open sesame"
+    assert "sesame" not in f"{endpoint} {endpoint!r}"
+
+
 def test_what_is_no_address_of_an_engine_is_refused() -> None:
-    for wrong in ("http://engine:80", "http://10.0.0.1", "https://10.0.0.1:80", "unix", ""):
+    for wrong in ("http://engine:80", "http://10.0.0.1", "httpss://10.0.0.1:80", "https://engine:80", "unix", ""):
         with pytest.raises(ValueError, match="no endpoint"):
             Endpoint.parse(wrong)
     with pytest.raises(ValueError, match="either"):
