@@ -22,6 +22,7 @@ from placement.nvml.partition import NvmlPartitioner
 from placement.partition import Drain, Tools
 from placement.partition.host import holders, reset
 from placement.planned_seats import SEATS_FILE, PlannedSeats
+from placement.renewals import RENEWALS_FILE, RenewalsFile
 from placement.simulate import enter, simulated_fleet
 from placement.simulator import Simulation
 from placement.state import StatePaths
@@ -135,7 +136,9 @@ def replica_difference(config: Config) -> ReplicaDifference:
     """
     planned = seats(config).read() if plans_fleet(config) else None
     wanted = (
-        {w.replica for w in wanted_replicas(config.models, tenant_pools(config))} if planned is None else set(planned)
+        {w.replica for w in wanted_replicas(config.models, tenant_pools(config), _names(config))}
+        if planned is None
+        else set(planned)
     )
     status = running_controller(config)
     there = {r.replica: r.state for r in status.replicas} if status else {}
@@ -150,6 +153,11 @@ def replica_difference(config: Config) -> ReplicaDifference:
             if name in wanted and state is not ReplicaState.READY
         ),
     )
+
+
+def _names(config: Config) -> tuple[str, ...]:
+    """What replicas are called that have taken another one's place."""
+    return RenewalsFile(config.state / RENEWALS_FILE).read().names
 
 
 def running_controller(config: Config) -> ControllerStatus | None:

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count, islice
 from typing import Literal
 
 from model_registry.model import SliceFit
@@ -87,14 +88,17 @@ def stem_of(replica: str) -> str:
     return replica.rpartition("-")[0]
 
 
-def wanted_replicas(models: Iterable[ModelConfig], pools: Pools | None = None) -> tuple[Wanted, ...]:
+def wanted_replicas(
+    models: Iterable[ModelConfig], pools: Pools | None = None, names: Sequence[str] = ()
+) -> tuple[Wanted, ...]:
     """The replicas that `models` ask for, ordered by model and number, whatever the order of the models.
 
-    Each of a model's `pools` gets its least. Models with `endpoints` have none: something else runs their engines.
+    Each of a model's `pools` gets its least, numbered from 0; those of `names` that are the pool's come first, in their order
+    (see `placement.renewals`). Models with `endpoints` have none: something else runs their engines.
     """
     return tuple(
         Wanted(
-            replica=f"{stem(model.name, tenant)}-{i}",
+            replica=name,
             model=model.name,
             ordinal=i,
             pin=model.slices[i] if model.slices else None,
@@ -103,8 +107,15 @@ def wanted_replicas(models: Iterable[ModelConfig], pools: Pools | None = None) -
         for model in sorted(models, key=lambda m: m.name)
         if model.source
         for tenant in (pools or {}).get(model.name, (None,))
-        for i in range(model.least_replicas)
+        for i, name in enumerate(_names(stem(model.name, tenant), model, names))
     )
+
+
+def _names(pool: str, model: ModelConfig, names: Sequence[str]) -> list[str]:
+    """What the pool's replicas are called: as many as it has at least."""
+    mine = [] if model.slices else [name for name in names if stem_of(name) == pool]
+    fresh = (f"{pool}-{i}" for i in count())
+    return list(islice(chain(mine, (name for name in fresh if name not in mine)), model.least_replicas))
 
 
 def seated(seats: Mapping[str, str]) -> tuple[Wanted, ...]:

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import ValidationError
@@ -19,10 +20,11 @@ from pydantic import ValidationError
 from model_registry.atomic import write_atomically
 from model_registry.errors import RegistryError, SlicewayError
 from placement.demand_slices import OpenToDemand, for_demand
-from placement.errors import EngineMissing
+from placement.errors import EngineMissing, PlacementError
 from placement.goals import Goals, PlacementConfig, Workshop, plan_goals
 from placement.locks import exclusive
 from placement.orders import Orders, read_orders
+from placement.renewals import Renewals, Successor, fresh_name, place_beside, with_successors
 from placement.repartitioning import Repartitioning
 from placement.replicas.diagnose import diagnose
 from placement.replicas.ending import end_process, first_of
@@ -69,6 +71,11 @@ class Controller:
         self._launching: dict[str, asyncio.Task[None]] = {}  # by replica: those that wait for their slice
         self._leaving: dict[str, asyncio.Task[None]] = {}  # by replica
         self._turns = Turns(self._replicas, self._leaving)
+        self._renewals = Renewals(workshop.paths, sources.alone)
+        self._deciding = (
+            asyncio.Lock()
+        )  # held while goals are worked out, and while a replica takes another one's place
+        self._postponed = False  # whether a renewal waits for somebody else
         self._strays: dict[str, asyncio.Task[None]] = {}  # by slice
         self._changed = asyncio.Event()
         self._bench = Workbench(workshop, self._launcher, sources.clock, sources.jitter, self._changed.set)
@@ -116,8 +123,11 @@ class Controller:
         alive = {entry.replica: entry.slice_id for entry in entries if entry.shim.alive}
         config = await asyncio.to_thread(self._first_config, anything_runs=bool(alive))
         self._orders = read_orders(self._paths)
+        found = {*alive, *self._orders.stopped}
+        config = await asyncio.to_thread(self._renewals.find, found, config)
         resters = [r for entry in entries if entry.replica in alive and (r := Rester.found(entry))]
-        goals = await self._plan(config, alive, resters)
+        runs_by = {entry.replica: entry.spec_hash for entry in entries if entry.replica in alive}
+        goals = await self._plan(config, alive, resters, runs_by)
         self._adopt(goals)
         self._remember(config)
         strays = [process for entry in entries if (process := self._take_over(entry, goals)) is not None]
@@ -135,6 +145,7 @@ class Controller:
         self._goals = goals
         self._bench.engine = goals.config.engine
         self._scaling.adopt(goals.config, goals)
+        self._renewals.give_up(goals)
 
     def _first_config(self, *, anything_runs: bool) -> PlacementConfig:
         """The configuration; the last accepted one if it is wrong and engines run that it would take down with it."""
@@ -148,20 +159,26 @@ class Controller:
             return last
 
     async def _plan(
-        self, config: PlacementConfig, current: Mapping[str, str], resters: Iterable[Rester] | None = None
+        self,
+        config: PlacementConfig,
+        current: Mapping[str, str],
+        resters: Iterable[Rester] | None = None,
+        runs_by: Mapping[str, str] | None = None,
     ) -> Goals:
         """Blocking: reads models' files, may ask the hub."""
         demanded = self._scaling.numbers(config)
         if resters is None:
             resters = [r for replica in self._replicas.values() if (r := Rester.of(replica))]
+        hashes = {n: h for n, r in self._replicas.items() if (h := r.running_hash)} if runs_by is None else runs_by
+        successors, names = self._renewals.under_way, self._renewals.names
         resting = self._resting.choose(config.fleet.autoscale, demanded, resters, self._goals)
 
         def plan() -> Goals:
             inventory = without(self._sources.observe(config.fleet), withheld(self._paths))
-            open_to_demand = for_demand(config, inventory, self._paths) if demanded else OpenToDemand()
+            open_to_demand = for_demand(config, inventory, self._paths) if demanded or successors else OpenToDemand()
             registry = calibrated_registry(self._sources, self._workshop, config, inventory)
             self._bench.registry = registry
-            return plan_goals(
+            goals = plan_goals(
                 config,
                 inventory,
                 registry,
@@ -169,10 +186,12 @@ class Controller:
                 current=current,
                 orders=self._orders,
                 demanded=demanded,
-                barred=open_to_demand.barred,
+                barred=open_to_demand.barred | {one.slice_id for one in successors},
                 closed=open_to_demand.closed,
                 resting=resting,
+                names=names,
             )
+            return with_successors(goals, successors, hashes, open_to_demand.closed, self._workshop)
 
         return await asyncio.to_thread(plan)
 
@@ -243,18 +262,20 @@ class Controller:
         """
         ordered = read_orders(self._paths)
         news, self._orders = ordered != self._orders, ordered
-        try:
-            config = await self._new_config(or_last=news)
-            goals = await self._plan(config, self._seats())
-            if not withheld(self._paths) and not ordered.any:  # else something has nowhere to go for a moment
-                goals.complete()
-        except SlicewayError as error:
-            log.warning("the new configuration is refused, everything goes on as before: %s", error)
-            self._teller.refuse(error)
-            self._changed.set()
-            return
-        log.info("taking over the new configuration%s", f" and orders {ordered.number}" if news else "")
-        await asyncio.gather(*self._change(goals))
+        async with self._deciding:
+            try:
+                config = await self._new_config(or_last=news)
+                goals = await self._plan(config, self._seats())
+                if not withheld(self._paths) and not ordered.any:  # else something has nowhere to go for a moment
+                    goals.complete()
+            except SlicewayError as error:
+                log.warning("the new configuration is refused, everything goes on as before: %s", error)
+                self._teller.refuse(error)
+                self._changed.set()
+                return
+            log.info("taking over the new configuration%s", f" and orders {ordered.number}" if news else "")
+            tasks = self._change(goals)
+        await asyncio.gather(*tasks)
         self._carried_out = ordered.number
         self._changed.set()
 
@@ -322,14 +343,76 @@ class Controller:
             self._launcher.discard(replica.goal.replica)
         self._changed.set()
 
-    def _renew(self) -> None:
-        """Replace what runs by an earlier configuration, one replica after another."""
+    # ---- an earlier configuration's replicas
+
+    async def _renew(self) -> None:
+        """Replace what runs by an earlier configuration, one replica after another. Not while a plan is carried out: what is
+        where is the plan's then.
+        """
         if self._goals is None or self._state != "running":
             return
-        for name in self._turns.now(self._goals):
-            log.info("%s: its turn to be replaced by what the configuration asks for", name)
-            self._leaving[name] = asyncio.create_task(self._retire(self._replicas[name], gone=False))
-            self._launch(self._goals.replicas[name], {self._leaving[name]})
+        self._postponed = self._deciding.locked()
+        if self._postponed:
+            return
+        async with self._deciding:
+            for successor in self._renewals.under_way:
+                await self._hand_over(successor)
+            if self._turns.outdated(self._goals) and self._scaling.held:
+                self._postponed = True
+                return
+            for name in self._turns.now(self._goals):
+                self._replace(name, self._goals)
+
+    def _replace(self, name: str, goals: Goals) -> None:
+        """Beside it where a slice is free, so that nothing is missing meanwhile; in its place else."""
+        if any(goal.in_place_of == name for goal in goals.replicas.values()):
+            return
+        successor = self._successor(name, goals)
+        if successor is not None:
+            log.info("%s: %s starts beside it, to take its place", name, successor.replica)
+            self._renewals.begin(Successor(successor.replica, name, successor.slice.id))
+            self._goals = replace(goals, replicas={**goals.replicas, successor.replica: successor})
+            self._launch(successor, set())
+            return
+        log.info("%s: its turn to be replaced by what the configuration asks for", name)
+        self._leaving[name] = asyncio.create_task(self._retire(self._replicas[name], gone=False))
+        self._launch(goals.replicas[name], {self._leaving[name]})
+
+    def _successor(self, name: str, goals: Goals) -> Goal | None:
+        """What could start beside `name`. None for what does not serve, is under orders, or has no free slice that will do."""
+        orders = self._orders
+        if goals.config.turns is not None or not self._replicas[name].serves:
+            return None
+        if name in {*orders.drained, *orders.stopped, *orders.seats}:
+            return None
+        open_to_all = for_demand(goals.config, goals.inventory, self._paths)
+        occupied = {r.goal.slice.id for r in self._replicas.values()} | set(self._strays)
+        target = place_beside(goals, name, occupied | open_to_all.barred)
+        if target is None:
+            return None
+        used = {*goals.replicas, *goals.unplaced, *self._replicas, *orders.stopped, *(goals.config.seats or ())}
+        try:
+            return replace(goals.on(fresh_name(name, used), target, self._workshop), in_place_of=name)
+        except PlacementError:
+            return None
+
+    async def _hand_over(self, one: Successor) -> None:
+        """A successor that serves has the place, and the other one ends."""
+        goals, new, old = self._goals, self._replicas.get(one.replica), self._replicas.get(one.of)
+        if goals is None or new is None or new.goal.in_place_of is None or not new.serves:
+            return
+        config = await asyncio.to_thread(self._renewals.finish, one, goals.config)
+        if config is None:
+            self._postponed = True
+            return
+        log.info("%s: %s has its place", one.of, one.replica)
+        goal = replace(new.goal, in_place_of=None)
+        new.reconfigure(goal, config.engine)
+        others = {name: g for name, g in goals.replicas.items() if name != one.of}
+        self._adopt(replace(goals, config=config, replicas=others | {one.replica: goal}))
+        self._remember(config)
+        if old is not None and one.of not in self._leaving:
+            self._leaving[one.of] = asyncio.create_task(self._retire(old, gone=True))
 
     # ---- demand
 
@@ -340,6 +423,8 @@ class Controller:
             if self._goals is None:
                 continue
             now, wall = self._clock.monotonic(), self._clock.now().timestamp()
+            if self._postponed:
+                self._changed.set()
             changed = self._scaling.look(self._goals.config, now_seconds=now, wall_seconds=wall)
             if changed or any(_cannot_rest(replica) for replica in self._replicas.values()):
                 self._rescale.set()
@@ -351,14 +436,15 @@ class Controller:
         """Start and stop replicas as demand asks. Nobody waits for those that finish their requests."""
         if self._goals is None:
             return
-        try:
-            goals = await self._plan(self._goals.config, self._seats())
-        except SlicewayError as error:
-            log.warning("replicas cannot follow demand at the moment; it is tried again: %s", error)
-            await self._clock.sleep(self._goals.config.fleet.autoscale.look_every)
-            self._rescale.set()
-            return
-        self._change(goals)
+        async with self._deciding:
+            try:
+                goals = await self._plan(self._goals.config, self._seats())
+                self._change(goals)
+                return
+            except SlicewayError as error:
+                log.warning("replicas cannot follow demand at the moment; it is tried again: %s", error)
+        await self._clock.sleep(self._goals.config.fleet.autoscale.look_every)
+        self._rescale.set()
 
     # ---- the end
 
@@ -389,7 +475,7 @@ class Controller:
             self._changed.clear()
             try:
                 self._publish()
-                self._renew()
+                await self._renew()
             except OSError as error:
                 log.error("cannot write to the state directory: %s", error)
                 self._changed.set()

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, islice
 from pathlib import Path
@@ -96,6 +96,11 @@ class Goals:
         ]
         return sorted(fitting, key=lambda s: (s.memory_bytes, natural(s.id)))
 
+    def on(self, replica: str, target: Slice, workshop: Workshop) -> Goal:
+        """How `replica` would be started on `target`, one of `fitting`. Raises PlacementError where it cannot be."""
+        sized = self.models[_model_of(replica)]
+        return _goal(replica, sized, target, self.fits[sized.config.name, target.id], self.config, workshop)
+
     def complete(self) -> Goals:
         """These goals, if every replica has a slice. Raises the first replica's reason otherwise."""
         for error in self.unplaced.values():
@@ -115,6 +120,7 @@ def plan_goals(
     barred: Collection[str] = (),
     closed: Collection[str] = (),
     resting: Mapping[str, str] | None = None,
+    names: Sequence[str] = (),
 ) -> Goals:
     """Seat every replica and say how it is started.
 
@@ -124,10 +130,11 @@ def plan_goals(
     `barred` (or are theirs already) or `closed` (even if they are), and are left out where there is none. A model that cannot be read, or
     that fits nowhere, is told in `unplaced` and takes nothing from the others. `resting` are replicas that nobody asks for, with
     the hash of what runs: they sleep where they are, unless somebody else needs the slice or they would be started otherwise.
+    `names` are what replicas are called that have taken another one's place (`placement.renewals`).
     """
     models, unreadable = _describe(config, registry)
     orders = orders or Orders()
-    wanted = wanted_replicas(config.models, config.pools) if config.seats is None else seated(config.seats)
+    wanted = wanted_replicas(config.models, config.pools, names) if config.seats is None else seated(config.seats)
     wanted = tuple(replace(w, pin=orders.seats.get(w.replica, w.pin)) for w in wanted)
     unplaced: dict[str, SlicewayError] = {w.replica: unreadable[w.model] for w in wanted if w.model in unreadable}
     fits: Fits = {(name, s.id): registry.fit(sized, s) for name, sized in models.items() for s in inventory.slices}
@@ -311,6 +318,7 @@ def _goal(
             **share_environment(target, workshop.paths.runtime(workshop.environ)),
         },
         sleep_mode=may_sleep and not engine.command,
+        guarded=True,
     )
     return Goal(
         replica,
@@ -318,7 +326,6 @@ def _goal(
         sized.task,
         target,
         sized.config.max_num_seqs,
-        guarded=True,
         spec,
         kv_cache_tokens(sized, target, fit),
         may_sleep=may_sleep,

@@ -47,6 +47,10 @@ class PlannedSeats:
         seats = self.read() or {}
         self._write({r: s for r, s in seats.items() if (r, s) != (replica, slice_id)})
 
+    def hand_over(self, replica: str, successor: str, slice_id: str) -> None:
+        """Give `successor` the slice, and take its own from `replica`, at once."""
+        self._write({r: s for r, s in (self.read() or {}).items() if r != replica} | {successor: slice_id})
+
     def begin(self, running: Mapping[str, str]) -> None:
         """From now on this file decides, and begins with what runs."""
         if self.read() is None:

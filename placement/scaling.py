@@ -112,7 +112,7 @@ class Scaling:
         `now_seconds` is monotonic, `wall_seconds` since 1970. Without a gateway that tells anything, nothing changes, and
         neither does it while a transition is under way: what it starts and stops for a while is nobody's decision.
         """
-        if not self._models or self._held:
+        if not self._models or self.held:
             return False
         if (stamp := self._throughput.stamp) != self._stamp:
             self._measure(stamp=stamp)
@@ -132,7 +132,8 @@ class Scaling:
         return bool(changes)
 
     @property
-    def _held(self) -> bool:
+    def held(self) -> bool:
+        """Whether a transition is under way, whose steps come first."""
         return TransitionJournal(self._paths.root / JOURNAL_FILE).in_progress() is not None
 
     def wish(self) -> Wish:
@@ -156,7 +157,10 @@ class Scaling:
         wish = self.wish()
         for model in self._models:
             asked = self._scaler.replicas.get(model.name, model.least)
-            placed = sum(stem_of(name) == model.name and not goal.asleep for name, goal in goals.replicas.items())
+            placed = sum(
+                stem_of(name) == model.name and not goal.asleep and goal.in_place_of is None
+                for name, goal in goals.replicas.items()
+            )
             choice = (sleep or {}).get(model.name)
             capacity = self._capacities.get(model.name, UNKNOWN)
             rows[model.name] = ScalingRow(
@@ -178,7 +182,7 @@ class Scaling:
     def _scaled(self, config: PlacementConfig) -> tuple[ScaledModel, ...]:
         rates = {name: capacity.requests_per_second for name, capacity in self._capacities.items()}
         # In the middle of a transition seats tell what moves, not what was planned.
-        seats = None if self._held else config.seats
+        seats = None if self.held else config.seats
         return scaled_models(config.models, seats, config.pools, rates) if self._on else ()
 
     def _measure(self, *, stamp: Stamp) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from model_registry.sizing.calibration import CalibrationStore
@@ -29,7 +30,8 @@ class Sources:
     """Where the controller gets what it compares. `load` reads the configuration anew at every call.
 
     `scales` is whether replicas follow demand here; on a node of a cluster the head decides. `repartitioner` cuts GPUs anew
-    where demand asks for it and the configuration allows it.
+    where demand asks for it and the configuration allows it. `alone` keeps plans from being carried out for a moment, and raises
+    StateLocked where one is.
     """
 
     load: Callable[[], PlacementConfig]
@@ -40,6 +42,7 @@ class Sources:
     jitter: Callable[[], float] = random.random
     scales: bool = True
     repartitioner: Repartitioner | None = None
+    alone: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def calibrated_registry(

@@ -11,6 +11,7 @@
       withheld.json           slices that `apply --drain` wants free; gone otherwise
       orders.json, orders.log what is asked of single replicas (drain, stop, start), and every change of that
       planned.json            which replica has which slice, by the last plan that was carried out
+      renewals.json           which replicas are about to take another one's place, and what they are called since
       autoscale.json          how many replicas of each model demand asks for, as last decided
       figures/PROCESS.json    what one gateway process sees of demand; stale ones do not count
       gateways/PID.json       which configuration each gateway goes by at the moment, for `apply` to wait for them

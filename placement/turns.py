@@ -35,10 +35,12 @@ class Turns:
         )
 
     def notes(self, goals: Goals) -> tuple[str, ...]:
-        """Models that stay with an earlier configuration, for people."""
+        """What starts beside what it is to replace, and models that stay with an earlier configuration, for people."""
         stopped = sorted(stopped_models(self._standings(goals)))
-        return tuple(
-            f"{m}: a replica of the newest configuration failed; the others go on by the last" for m in stopped
+        beside = {n: g.in_place_of for n, g in goals.replicas.items() if g.in_place_of and g.model not in stopped}
+        return (
+            *(f"{name} starts beside {other}, to take its place" for name, other in sorted(beside.items())),
+            *(f"{m}: a replica of the newest configuration failed; the others go on by the last" for m in stopped),
         )
 
     def _here(self) -> dict[str, Replica]:

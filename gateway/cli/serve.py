@@ -22,7 +22,7 @@ from gateway.cli.output import Json, err, out, print_json
 from gateway.cli.simulate import Simulate
 from gateway.config import Config, load_config
 from gateway.front import Front, Snapshot, read_last_good
-from gateway.layouts import placement_config, with_simulation
+from gateway.layouts import machine_of, one_at_a_time, placement_config, with_simulation
 from gateway.repartitioning import repartitioner
 from gateway.shutdown import Stopped, stop_everything
 from gateway.starting_layouts import cut_at_start
@@ -172,7 +172,13 @@ def placement_sources(path: Path, simulate: str | None = None) -> Sources:
     def whole() -> Config:
         return with_simulation(load_config(path), simulate)
 
-    return Sources(load=load, name=str(path.absolute()), repartitioner=repartitioner(whole))
+    @contextlib.contextmanager
+    def alone() -> Iterator[None]:
+        config = whole()
+        with one_at_a_time(config, machine_of(config)):
+            yield
+
+    return Sources(load=load, name=str(path.absolute()), repartitioner=repartitioner(whole), alone=alone)
 
 
 async def _serve(front: Front, view: View, *, once: bool) -> int:

@@ -263,3 +263,66 @@ def test_a_replacement_that_does_not_start_leaves_the_others_as_they_are(site: S
     successor.send_signal(signal.SIGHUP)
     assert site.ready("a-1", other_than=other)
     site.ready("a-0")
+
+
+def test_where_a_slice_is_free_the_new_one_serves_before_the_old_one_ends(site: Site, eventually: Eventually) -> None:
+    site.write(A)
+    controller = site.controller()
+    old = site.ready("a-0")
+    site.write(A | {"engine_args": ["--seed", "1"]})
+    controller.send_signal(signal.SIGHUP)
+    tables = []
+
+    def replaced() -> bool:
+        tables.append(site.table())
+        return not site.replica("a-0") and not psutil.pid_exists(old)
+
+    new = site.ready("a-1")
+    eventually(replaced, "the old one has ended")
+    assert all(table.ready("a") for table in tables)
+    assert [(r.replica, r.slice.id) for r in site.table().replicas] == [("a-1", "cpu-1")]
+    assert not site.paths.replica("a-0").exists()
+
+    # The name is kept by whatever comes then: another controller, and the same configuration again.
+    controller.kill()
+    controller.wait()
+    successor = site.controller()
+    eventually(lambda: (s := site.status()) and s.pid == successor.pid and s.settled, "another controller")
+    assert site.ready("a-1") == new
+    successor.send_signal(signal.SIGHUP)
+    site.write(A | {"engine_args": ["--seed", "2"]})
+    successor.send_signal(signal.SIGHUP)
+    site.ready("a-0")
+    eventually(lambda: not site.replica("a-1"), "back and forth")
+
+
+def test_a_successor_that_does_not_start_leaves_the_old_one_serving(site: Site, eventually: Eventually) -> None:
+    site.write(A)
+    controller = site.controller()
+    old = site.ready("a-0")
+    site.write(A | {"engine_args": ["--die", "no such flag"]})
+    controller.send_signal(signal.SIGHUP)
+    assert "no such flag" in site.wait_for("a-1", ReplicaState.FAILED).reason
+    assert site.ready("a-0") == old
+    assert site.table().ready("a")
+    site.write(A)
+    controller.send_signal(signal.SIGHUP)
+    eventually(lambda: not site.replica("a-1"), "what is asked for runs already")
+    assert site.ready("a-0") == old
+
+
+def test_a_controller_killed_between_the_two_goes_on(site: Site, eventually: Eventually) -> None:
+    site.write(A)
+    controller = site.controller()
+    old = site.ready("a-0")
+    site.write(A | {"engine_args": ["--take", "1.5"]})
+    controller.send_signal(signal.SIGHUP)
+    site.wait_for("a-1", ReplicaState.STARTING)
+    controller.kill()
+    controller.wait()
+    assert psutil.pid_exists(old)
+    started = site.entry("a-1").engine_pid
+    successor = site.controller()
+    assert site.ready("a-1") == started, "the one that was begun"
+    eventually(lambda: (s := site.status()) and s.pid == successor.pid and s.settled, "all of it")
+    assert [r.replica for r in site.table().replicas] == ["a-1"]

@@ -1,0 +1,233 @@
+"""Replicas that take another one's place: started beside it on a slice of its own, by what the configuration asks for now.
+
+Two engines that run side by side are two replicas to everyone who knows replicas by name, so the new one has a name of its
+own, and keeps it. `renewals.json` in the state directory holds what is under way, and what replicas are called since: the
+next controller goes on with both. Where a fleet is planned the seat goes from one to the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+
+from model_registry.atomic import write_atomically
+from placement.assign import natural, stem_of, wanted_replicas
+from placement.errors import PlacementError, StateLocked
+from placement.goals import Goals, PlacementConfig, Workshop
+from placement.planned_seats import SEATS_FILE, PlannedSeats
+from placement.replicas.parts import Goal
+from placement.slices import Slice
+from placement.state import StatePaths
+
+RENEWALS_FILE = "renewals.json"
+"""Its name in the state directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Successor:
+    """A replica that starts on `slice_id` to take the place of another one, `of`."""
+
+    replica: str
+    of: str
+    slice_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """What is written down. `names` are replicas of those models where one has taken another's place, `under_way` those that
+    are about to.
+    """
+
+    names: tuple[str, ...] = ()
+    under_way: tuple[Successor, ...] = ()
+
+    def with_successor(self, one: Successor) -> Renewed:
+        """One more is under way."""
+        return replace(self, under_way=(*self.under_way, one))
+
+    def without(self, replica: str) -> Renewed:
+        """That successor is given up, or has its place."""
+        return replace(self, under_way=tuple(s for s in self.under_way if s.replica != replica))
+
+    def called(self, old: str, new: str, config: PlacementConfig) -> Renewed:
+        """The replicas of one pool, with `new` where `old` was."""
+        pool = stem_of(old)
+        wanted = [w.replica for w in wanted_replicas(config.models, config.pools, self.names)]
+        mine = tuple(new if name == old else name for name in wanted if stem_of(name) == pool)
+        others = tuple(name for name in self.names if stem_of(name) != pool)
+        return replace(self, names=(*others, *(mine if old in wanted else ())))
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalsFile:
+    """The file of one state directory."""
+
+    path: Path
+
+    def read(self) -> Renewed:
+        """Nothing where there is no file, or one that makes no sense: then what runs under other names is started anew."""
+        try:
+            raw = json.loads(self.path.read_bytes())
+            under_way = tuple(Successor(str(n), str(of), str(there)) for n, of, there in raw["under_way"])
+            names = tuple(str(n) for n in raw["names"] if str(n).rpartition("-")[2].isdigit())
+        except (OSError, ValueError, KeyError, TypeError):
+            return Renewed()
+        return Renewed(names, under_way)
+
+    def write(self, renewed: Renewed) -> None:
+        """Replace it. Raises OSError."""
+        if renewed == Renewed():
+            self.path.unlink(missing_ok=True)
+            return
+        raw = {"names": renewed.names, "under_way": [[s.replica, s.of, s.slice_id] for s in renewed.under_way]}
+        write_atomically(self.path, json.dumps(raw).encode(), mode=0o600)
+
+
+class Renewals:
+    """What is under way, and what came of it. `alone` keeps a plan from being carried out meanwhile; it raises StateLocked
+    where one is.
+    """
+
+    def __init__(self, paths: StatePaths, alone: Callable[[], AbstractContextManager[None]]) -> None:
+        self._file = RenewalsFile(paths.root / RENEWALS_FILE)
+        self._seats = PlannedSeats(paths.root / SEATS_FILE)
+        self._alone = alone
+        self._now = self._file.read()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What replicas are called since another one took their place."""
+        return self._now.names
+
+    @property
+    def under_way(self) -> tuple[Successor, ...]:
+        """Replicas that start beside the one whose place they are to take."""
+        return self._now.under_way
+
+    def find(self, alive: Collection[str], config: PlacementConfig) -> PlacementConfig:
+        """Take over what a controller before this one has begun; `alive` are replicas whose engines run.
+
+        A successor that is left alone has the place; one that has ended is forgotten, as are names that nobody has any more.
+        Gives `config` as it is then.
+        """
+        for one in self.under_way:
+            if one.replica not in alive or one.of in alive:
+                continue
+            told = self.finish(one, config)
+            config = told if told is not None else config
+        under_way = tuple(s for s in self.under_way if s.replica in alive and s.of in alive)
+        called = {stem_of(name) for name in self.names if name in alive}
+        self._keep(Renewed(tuple(n for n in self.names if stem_of(n) in called), under_way))
+        return config
+
+    def begin(self, one: Successor) -> None:
+        """Written down before its engine is started. Raises OSError."""
+        self._keep(self._now.with_successor(one))
+
+    def give_up(self, goals: Goals) -> None:
+        """Forget successors that have no goal."""
+        for one in self.under_way:
+            goal = goals.replicas.get(one.replica)
+            if goal is None or goal.in_place_of is None:
+                self._keep(self._now.without(one.replica))
+
+    def finish(self, one: Successor, config: PlacementConfig) -> PlacementConfig | None:
+        """It has the place: `config` as it is from here on; None if a plan is being carried out, so that it has to wait.
+
+        Blocks for a moment. Raises OSError.
+        """
+        if config.seats is None:
+            self._keep(self._now.called(one.of, one.replica, config).without(one.replica))
+            return config
+        try:
+            with self._alone():
+                self._seats.hand_over(one.of, one.replica, one.slice_id)
+        except StateLocked:
+            return None
+        self._keep(self._now.without(one.replica))
+        seats = {name: there for name, there in config.seats.items() if name != one.of}
+        return config.model_copy(update={"seats": seats | {one.replica: one.slice_id}})
+
+    def _keep(self, renewed: Renewed) -> None:
+        if renewed != self._now:
+            self._file.write(renewed)
+            self._now = renewed
+
+
+def fresh_name(old: str, used: Collection[str]) -> str:
+    """The lowest number of the same pool that nobody has."""
+    pool = stem_of(old)
+    return next(name for name in (f"{pool}-{i}" for i in count()) if name not in used)
+
+
+def place_beside(goals: Goals, old: str, taken: Collection[str]) -> Slice | None:
+    """The slice on which a successor of `old` may start; None if there is none. `taken` are slice ids that it may not have.
+
+    The best is one of the same kind, then a larger one. Where a fleet is planned only the same kind will do: the plan has
+    chosen it. Pure.
+    """
+    goal = goals.replicas[old]
+    model, here = goals.models[goal.model].config, goal.slice
+    if model.slices:
+        return None
+    occupied = set(taken) | {g.slice.id for g in goals.replicas.values()}
+    others = {_group(g.slice) for n, g in goals.replicas.items() if g.model == goal.model and n != old}
+    shared = others if model.spread != "none" else set()
+    free = [s for s in goals.fitting(goal.model) if s.id not in occupied and _group(s) not in shared - {None}]
+    if goals.config.seats is not None:
+        free = [s for s in free if _alike(s, here)]
+    busy = {_group(g.slice) for g in goals.replicas.values()}
+
+    def rank(one: Slice) -> tuple[bool, bool, bool, int, object]:
+        smaller = one.memory_bytes < here.memory_bytes
+        return (
+            not _alike(one, here),
+            smaller,
+            _group(one) not in busy,
+            abs(one.memory_bytes - here.memory_bytes),
+            natural(one.id),
+        )
+
+    return min(free, key=rank, default=None)
+
+
+def with_successors(
+    goals: Goals,
+    successors: Iterable[Successor],
+    runs_by: Mapping[str, str],
+    closed: Collection[str],
+    workshop: Workshop,
+) -> Goals:
+    """`goals` with those of `successors` that are still to take a place: their slice is free and not `closed`, and the other
+    one still runs by another specification than it is to have. `runs_by` are hashes of what runs, by replica.
+    """
+    added: dict[str, Goal] = {}
+    taken = {g.slice.id for g in goals.replicas.values()} | set(closed)
+    for one in successors:
+        old, target = goals.replicas.get(one.of), goals.inventory.by_id.get(one.slice_id)
+        if old is None or target is None or target.id in taken or one.replica in goals.replicas:
+            continue
+        if runs_by.get(one.of) in (None, old.spec_hash) or target not in goals.fitting(old.model):
+            continue
+        with contextlib.suppress(PlacementError):
+            added[one.replica] = replace(goals.on(one.replica, target, workshop), in_place_of=one.of)
+            taken.add(target.id)
+    return replace(goals, replicas={**goals.replicas, **added})
+
+
+def _group(one: Slice) -> str | None:
+    return one.gpu.uuid if one.gpu else None
+
+
+def _alike(one: Slice, other: Slice) -> bool:
+    """Whether they are cut the same, out of the same product."""
+
+    def kind(s: Slice) -> tuple[object, ...]:
+        return s.kind, s.profile, s.gpu.product if s.gpu else None, s.memory_bytes, len(s.cores) if not s.gpu else 0
+
+    return kind(one) == kind(other)

@@ -1,0 +1,252 @@
+"""Replicas that take another one's place: where they may start, what they are called, and what outlives a kill."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from model_registry.model import SliceFit
+from model_registry.schema import ModelConfig
+from placement.errors import StateLocked
+from placement.goals import Goals, PlacementConfig, Workshop, plan_goals
+from placement.launch import SizedModel
+from placement.planned_seats import SEATS_FILE, PlannedSeats
+from placement.renewals import (
+    RENEWALS_FILE,
+    Renewals,
+    RenewalsFile,
+    Renewed,
+    Successor,
+    fresh_name,
+    place_beside,
+    with_successors,
+)
+from placement.slices import Gpu, Inventory, Slice, SliceKind
+from placement.state import StatePaths
+
+GPUS = tuple(Gpu(f"GPU-{n}", n, "H100", 80 * 2**30) for n in range(2))
+
+
+def mig(gpu: int, start: int, *, profile: str = "1g.10gb", gib: int = 10) -> Slice:
+    uuid = GPUS[gpu].uuid
+    return Slice(f"{uuid}/{profile}@{start}", SliceKind.MIG, profile, gib * 2**30, f"MIG-{gpu}-{start}", GPUS[gpu])
+
+
+class Shelf:
+    """A registry where every model fits a slice of its least memory."""
+
+    def describe(self, model: ModelConfig) -> SizedModel:
+        return SizedModel(model, str(model.source), "generate", 512)
+
+    def fit(self, sized: SizedModel, target: Slice) -> SliceFit:
+        return SliceFit(target.memory_bytes >= 10 * 2**30, "fits", target.memory_bytes, 0, 0, 0, 0, 0)
+
+
+def goals_of(
+    tmp_path: Path,
+    slices: tuple[Slice, ...],
+    *models: dict[str, object],
+    seats: Mapping[str, str] | None = None,
+    names: tuple[str, ...] = (),
+    current: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> Goals:
+    config = PlacementConfig.model_validate(
+        {"engine": {"command": ["engine", "{uds}", str(seed)]}, "models": models, "seats": seats}
+    )
+    workshop = Workshop(StatePaths(tmp_path), {})
+    return plan_goals(config, Inventory(slices), Shelf(), workshop, current=current, names=names)
+
+
+CHAT = {"name": "chat", "source": "org/chat"}
+
+
+# ---- where
+
+
+def test_a_free_slice_of_the_same_kind_is_taken_before_a_larger_one(tmp_path: Path) -> None:
+    slices = (mig(0, 0), mig(0, 2, profile="2g.20gb", gib=20), mig(1, 0))
+    goals = goals_of(tmp_path, slices, CHAT)
+    assert goals.replicas["chat-0"].slice == slices[0]
+    assert place_beside(goals, "chat-0", ()) == slices[2]
+    assert place_beside(goals, "chat-0", {slices[2].id}) == slices[1], "rather on a larger one than away"
+    assert place_beside(goals, "chat-0", {slices[1].id, slices[2].id}) is None
+
+
+def test_a_slice_that_does_not_fit_or_has_a_replica_is_not_free(tmp_path: Path) -> None:
+    slices = (mig(0, 0), mig(0, 1), mig(0, 2, profile="1c", gib=5))
+    assert place_beside(goals_of(tmp_path, slices, CHAT | {"replicas": 2}), "chat-0", ()) is None
+
+
+def test_a_planned_fleet_changes_no_kind_of_slice(tmp_path: Path) -> None:
+    slices = (mig(0, 0), mig(0, 2, profile="2g.20gb", gib=20))
+    goals = goals_of(tmp_path, slices, CHAT, seats={"chat-0": slices[0].id})
+    assert place_beside(goals, "chat-0", ()) is None
+    more = goals_of(tmp_path, (*slices, mig(1, 3)), CHAT, seats={"chat-0": slices[0].id})
+    assert place_beside(more, "chat-0", ()) == mig(1, 3)
+
+
+def test_what_is_pinned_stays_where_it_is(tmp_path: Path) -> None:
+    slices = (mig(0, 0), mig(1, 0))
+    assert place_beside(goals_of(tmp_path, slices, CHAT | {"slices": [slices[0].id]}), "chat-0", ()) is None
+
+
+def test_replicas_that_are_to_be_apart_stay_apart(tmp_path: Path) -> None:
+    slices = (mig(0, 0), mig(0, 1), mig(1, 0), mig(1, 1))
+    seats = {"chat-0": slices[0].id, "chat-1": slices[2].id}
+    goals = goals_of(tmp_path, slices, CHAT | {"replicas": 2, "spread": "gpus"}, seats=seats)
+    assert place_beside(goals, "chat-0", ()) == slices[1], "its own GPU, which it leaves"
+    assert place_beside(goals, "chat-0", {slices[1].id}) is None
+
+
+# ---- what is still to be done
+
+
+def test_a_successor_has_a_goal_until_it_is_not_needed_or_has_no_place(tmp_path: Path) -> None:
+    slices = (mig(0, 0), mig(1, 0))
+    old = goals_of(tmp_path, slices, CHAT)
+    new = goals_of(tmp_path, slices, CHAT, seed=1)
+    runs_by = {"chat-0": str(old.replicas["chat-0"].spec_hash)}
+    workshop = Workshop(StatePaths(tmp_path), {})
+    one = Successor("chat-1", "chat-0", slices[1].id)
+    told = with_successors(new, [one], runs_by, (), workshop)
+    assert (told.replicas["chat-1"].in_place_of, told.replicas["chat-1"].slice) == ("chat-0", slices[1])
+    assert told.replicas["chat-1"].spec_hash != old.replicas["chat-0"].spec_hash
+    assert told.replicas["chat-0"] == new.replicas["chat-0"], "it goes on"
+
+    assert "chat-1" not in with_successors(old, [one], runs_by, (), workshop).replicas, "the old one is right again"
+    assert "chat-1" not in with_successors(new, [one], {}, (), workshop).replicas, "there is nothing to go on"
+    assert "chat-1" not in with_successors(new, [one], runs_by, {slices[1].id}, workshop).replicas, "to be cut anew"
+    two = goals_of(tmp_path, slices, CHAT | {"replicas": 2}, seed=1)
+    assert with_successors(two, [one], runs_by, (), workshop) == two, "it is wanted for itself"
+    without = replace(new, replicas={})
+    assert with_successors(without, [one], runs_by, (), workshop) == without
+
+
+# ---- names
+
+
+def test_replicas_keep_the_names_that_they_have_by_now(tmp_path: Path) -> None:
+    slices = tuple(mig(0, n) for n in range(4))
+    goals = goals_of(tmp_path, slices, CHAT | {"replicas": 3}, names=("chat-2", "chat-0", "other-7"))
+    assert list(goals.replicas) == ["chat-2", "chat-0", "chat-1"]
+    assert list(goals_of(tmp_path, slices, CHAT, names=("chat-2", "chat-0")).replicas) == ["chat-2"]
+    pinned = CHAT | {"slices": [slices[0].id]}
+    assert list(goals_of(tmp_path, slices, pinned, names=("chat-2",)).replicas) == ["chat-0"]
+
+
+def test_a_fresh_name_is_nobodys() -> None:
+    assert fresh_name("chat-4", {"chat-0", "chat-1", "chat-4"}) == "chat-2"
+    assert fresh_name("chat@acme-0", {"chat-0", "chat@acme-0"}) == "chat@acme-1"
+
+
+@contextlib.contextmanager
+def busy() -> Iterator[None]:
+    raise StateLocked("a change of layouts is at work already")
+    yield
+
+
+def made(tmp_path: Path, *, replicas: int = 2) -> PlacementConfig:
+    return PlacementConfig.model_validate({"models": [CHAT | {"replicas": replicas}]})
+
+
+def test_names_outlive_the_controller_as_long_as_somebody_has_them(tmp_path: Path) -> None:
+    paths, config = StatePaths(tmp_path), made(tmp_path)
+    renewals = Renewals(paths, contextlib.nullcontext)
+    one = Successor("chat-2", "chat-0", "cpu-2")
+    renewals.begin(one)
+    assert renewals.finish(one, config) == config
+    assert (renewals.names, renewals.under_way) == (("chat-2", "chat-1"), ())
+    two = Successor("chat-0", "chat-1", "cpu-0")
+    renewals.begin(two)
+    renewals.finish(two, config)
+    assert renewals.names == ("chat-2", "chat-0")
+
+    later = Renewals(paths, contextlib.nullcontext)
+    later.find({"chat-2"}, config)
+    assert later.names == ("chat-2", "chat-0")
+    later.find(set(), config)
+    assert later.names == ()
+    assert not (tmp_path / RENEWALS_FILE).exists()
+
+
+def test_replicas_that_came_for_demand_leave_no_name(tmp_path: Path) -> None:
+    renewals = Renewals(StatePaths(tmp_path), contextlib.nullcontext)
+    one = Successor("chat-5", "chat-4", "cpu-2")
+    renewals.begin(one)
+    renewals.finish(one, made(tmp_path))
+    assert renewals.names == ()
+
+
+@pytest.mark.parametrize(
+    ("alive", "left", "names"),
+    [
+        ({"chat-0", "chat-2"}, ("chat-2",), ()),
+        ({"chat-2"}, (), ("chat-2", "chat-1")),
+        ({"chat-0"}, (), ()),
+        (set[str](), (), ()),
+    ],
+)
+def test_the_next_controller_goes_on_with_what_is_left(
+    tmp_path: Path, alive: set[str], left: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    Renewals(StatePaths(tmp_path), contextlib.nullcontext).begin(Successor("chat-2", "chat-0", "cpu-2"))
+    later = Renewals(StatePaths(tmp_path), contextlib.nullcontext)
+    later.find(alive, made(tmp_path))
+    assert tuple(one.replica for one in later.under_way) == left
+    assert later.names == names
+
+
+def test_in_a_planned_fleet_the_seat_goes_over(tmp_path: Path) -> None:
+    seats = PlannedSeats(tmp_path / SEATS_FILE)
+    seats.begin({"chat-0": "X", "chat-1": "Z"})
+    config = made(tmp_path).model_copy(update={"seats": seats.read()})
+    renewals = Renewals(StatePaths(tmp_path), contextlib.nullcontext)
+    one = Successor("chat-2", "chat-0", "Y")
+    renewals.begin(one)
+    told = renewals.finish(one, config)
+    assert told is not None
+    assert told.seats == seats.read() == {"chat-1": "Z", "chat-2": "Y"}
+    assert (renewals.names, renewals.under_way) == ((), ())
+
+
+def test_the_seat_waits_for_a_plan_that_is_carried_out(tmp_path: Path) -> None:
+    seats = PlannedSeats(tmp_path / SEATS_FILE)
+    seats.begin({"chat-0": "X"})
+    config = made(tmp_path).model_copy(update={"seats": seats.read()})
+    renewals = Renewals(StatePaths(tmp_path), busy)
+    one = Successor("chat-2", "chat-0", "Y")
+    renewals.begin(one)
+    assert renewals.finish(one, config) is None
+    assert seats.read() == {"chat-0": "X"}
+    assert renewals.under_way == (one,)
+    assert renewals.find({"chat-2"}, config) == config, "nothing is lost: it is started anew"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"names": 3, "under_way": []}', '{"names": [], "under_way": [[1]]}'])
+def test_a_damaged_file_counts_as_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / RENEWALS_FILE
+    path.write_text(text, encoding="utf-8")
+    assert RenewalsFile(path).read() == Renewed()
+
+
+def test_what_is_written_is_read_and_nothing_leaves_no_file(tmp_path: Path) -> None:
+    file = RenewalsFile(tmp_path / RENEWALS_FILE)
+    told = Renewed(("chat-2", "chat@acme-0"), (Successor("chat-3", "chat-2", "GPU-0/1g.10gb@0"),))
+    file.write(told)
+    assert file.read() == told
+    file.write(Renewed())
+    assert not file.path.exists()
+
+
+def test_a_successor_without_a_goal_is_forgotten(tmp_path: Path) -> None:
+    slices = (mig(0, 0), mig(1, 0))
+    renewals = Renewals(StatePaths(tmp_path), contextlib.nullcontext)
+    renewals.begin(Successor("chat-1", "chat-0", slices[1].id))
+    goals = goals_of(tmp_path, slices, CHAT)
+    renewals.give_up(goals)
+    assert renewals.under_way == ()
