@@ -17,14 +17,13 @@ import httptools
 from gateway.error_map import Headers
 from gateway.errors import EngineError
 from gateway.hotpath.framing import is_one_chunk_of_events
-from gateway.large_bodies import Pieces
 from gateway.upstream import KEEP_ALIVE_SECONDS, NOT_PASSED_BACK, AiohttpEngines, died, unreachable
 from placement.engine_tls import EngineTrust
 from placement.errors import EngineTlsError
 
 CLOSE_SECONDS = 2.0
-TLS_SHUTDOWN_SECONDS = 1.0  # for an engine to say goodbye on a connection that is closed
 SWEEP_SECONDS = 1.0
+TLS_SHUTDOWN_SECONDS = 1.0  # for an engine to say goodbye on a connection that is closed
 DRAIN_SECONDS = 5.0  # for an engine to end an answer of which nothing is wanted any longer
 DRAIN_BYTES = 64 * 2**10
 MAX_HEAD_BYTES = 64 * 2**10
@@ -54,19 +53,7 @@ class EngineConnection(asyncio.Protocol):
     """One connection. `idle_since` is when it was last given back, in the loop's seconds."""
 
     __slots__ = (
-        *(
-            "_at_chunk",
-            "_begun",
-            "_body",
-            "_complete",
-            "_drained",
-            "_head_bytes",
-            "_headers",
-            "_parser",
-            "_pass",
-            "_pieces",
-            "_stuck",
-        ),
+        *("_at_chunk", "_begun", "_body", "_complete", "_drained", "_head_bytes", "_headers", "_parser", "_pass"),
         *(
             "_pool",
             "_receiver",
@@ -89,8 +76,6 @@ class EngineConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self.lost = asyncio.Event()
         self._parser = httptools.HttpResponseParser(self)
-        self._pieces: Pieces | None = None  # of a body that is still being sent
-        self._stuck = False  # the engine takes no more of it for now
         self._begin()
 
     def _begin(self) -> None:
@@ -118,36 +103,6 @@ class EngineConnection(asyncio.Protocol):
             self.transport.write(head + body)
         else:
             self.transport.writelines((head, body))
-
-    def ask_in_pieces(self, receiver: Receiver, replica: str, head: bytes, pieces: Pieces) -> None:
-        """Send a request whose body is large, as fast as the engine takes it and one piece per turn of the loop."""
-        self._receiver = receiver
-        self.replica = replica
-        self._pieces, self._stuck = pieces, False
-        self.transport.write(head)
-        self._send_piece()
-
-    def _send_piece(self) -> None:
-        """The next piece, if there is one to send."""
-        if self._pieces is None or self._stuck or self.transport.is_closing():
-            return
-        piece = self._pieces.take()
-        if piece is None:
-            self.transport.abort()  # the request is over, and its body gone: what is on its way is no request
-        elif piece:
-            self.transport.write(piece)
-            asyncio.get_running_loop().call_soon(self._send_piece)
-        else:
-            self._pieces = None
-
-    def pause_writing(self) -> None:
-        """The engine takes no more for now."""
-        self._stuck = True
-
-    def resume_writing(self) -> None:
-        """It does again."""
-        self._stuck = False
-        self._send_piece()
 
     def pass_chunks(self) -> None:
         """From here on show the receiver whole chunks before they are parsed."""
@@ -183,7 +138,7 @@ class EngineConnection(asyncio.Protocol):
         return self._complete
 
     def _keep(self) -> None:
-        if self._reusable and self._pieces is None and not self.transport.is_closing():
+        if self._reusable and not self.transport.is_closing():
             self._begin()
             self._pool.keep(self)
         else:
@@ -323,7 +278,6 @@ class _Pool:
         self.idle: list[EngineConnection] = []  # the last one given back is the first one taken
         self.draining: dict[EngineConnection, float] = {}
         self.unix_path = endpoint[5:] if endpoint.startswith("unix:") else None
-        self.encrypted = endpoint.startswith("https:")
         self.host = "engine" if self.unix_path else urlsplit(endpoint).netloc
         url = urlsplit(endpoint)
         self.address = (url.hostname or "", url.port or 80)
@@ -345,8 +299,6 @@ class _Pool:
         try:
             if self.unix_path is not None:
                 await self._loop.create_unix_connection(lambda: connection, self.unix_path)
-            elif self.encrypted:
-                await self._connect_over_tls(connection)
             else:
                 await self._loop.create_connection(lambda: connection, *self.address)
         except BaseException:  # uvloop closes what it was making, and does not tell the protocol that it knows already
@@ -354,14 +306,6 @@ class _Pool:
             connection.lost.set()
             raise
         return connection
-
-    async def _connect_over_tls(self, connection: EngineConnection) -> None:
-        """The name that the certificate is held against is the address. Raises OSError, EngineTlsError."""
-        host, port = self.address
-        context = self._engines.trust.context()
-        await self._loop.create_connection(
-            lambda: connection, host, port, ssl=context, server_hostname=host, ssl_shutdown_timeout=TLS_SHUTDOWN_SECONDS
-        )
 
     def keep(self, connection: EngineConnection) -> None:
         """Have the connection used again."""
@@ -379,6 +323,7 @@ class _Pool:
         return connection in self.draining
 
     def drained(self, connection: EngineConnection) -> None:
+        self.encrypted = endpoint.startswith("https:")
         """It came."""
         self.draining.pop(connection, None)
 
@@ -400,6 +345,8 @@ class _Pool:
                 kept.append(connection)
         self.idle = kept
         for connection in [c for c, until in self.draining.items() if until < now]:
+            elif self.encrypted:
+                await self._connect_over_tls(connection)
             connection.abort()
         return bool(kept or self.draining)
 
@@ -408,6 +355,14 @@ class _Pool:
         for connection in list(self.connections):
             connection.give_up()
         self.idle.clear()
+    async def _connect_over_tls(self, connection: EngineConnection) -> None:
+        """The name that the certificate is held against is the address. Raises OSError, EngineTlsError."""
+        host, port = self.address
+        context = self._engines.trust.context()
+        await self._loop.create_connection(
+            lambda: connection, host, port, ssl=context, server_hostname=host, ssl_shutdown_timeout=TLS_SHUTDOWN_SECONDS
+        )
+
 
 
 class HotEngines:
