@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from random import Random
 from typing import Protocol
 
@@ -71,6 +73,7 @@ class Load:
         self.scenario = scenario
         self.samples: list[Sample] = []
         self.sent = 0
+        self._begun: Counter[str] = Counter()
         self.in_flight = 0
         self._clock = clock
         self._places = places or Places()
@@ -143,7 +146,28 @@ class Load:
             return False
         if tenant.background:
             return self._until_stopped or self._foreground > 0
-        return self.now() < self.scenario.warmup_seconds + self.scenario.duration_seconds
+        return self.now() < self._ends
+
+    def is_due(self, tenant: TenantLoad, due: float) -> bool:
+        """Whether an arrival at `due` is part of the load. One that is stays so, however late this process gets to send it."""
+        if self._stopped or tenant.background:
+            return self.is_open(tenant)
+        return due < self._ends
+
+    def unsent(self) -> int:
+        """Arrivals that were due and not begun: a load that is given up leaves them in the client. None of one that was told to stop."""
+        if self._stopped:
+            return 0
+        open_ones = [s for s in self._waiting if not isinstance(s.tenant.arrival, Closed) and not s.tenant.background]
+        due = 0
+        for seat in open_ones:
+            again = replace(seat, random=_random_of(self.scenario, seat.tenant, "arrivals"))
+            due += sum(1 for _ in takewhile(lambda arrival: arrival[1][0] < self._ends, self.arrivals(again)))
+        return due - sum(self._begun[seat.tenant.name] for seat in open_ones)
+
+    @property
+    def _ends(self) -> float:
+        return self.scenario.warmup_seconds + self.scenario.duration_seconds
 
     def arrivals(self, seat: Seat) -> Iterator[tuple[int, Due]]:
         """This process's share of an open loop's arrivals, each with its number in the whole."""
@@ -157,7 +181,7 @@ class Load:
 
     def random_for(self, tenant: TenantLoad, number: int) -> Random:
         """The random numbers of one arrival: the same whichever process sends it."""
-        return Random(f"{self.scenario.seed}/{tenant.name}/request/{number}")
+        return _random_of(self.scenario, tenant, f"request/{number}")
 
     def make(
         self, tenant: TenantLoad, random: Random, row: Row | None = None, history: Sequence[dict[str, str]] = ()
@@ -169,6 +193,7 @@ class Load:
         """Send one request that was due at `due` (seconds since the run began), and keep what came of it."""
         sent = self.now()
         self.sent += 1
+        self._begun[tenant.name] += 1
         self.in_flight += 1
         try:
             answer = client.ask(
@@ -210,9 +235,13 @@ def _seats(scenario: Scenario, shard: Shard) -> Iterator[Seat]:
     for tenant in scenario.tenants:
         if isinstance(tenant.arrival, Closed):
             for number in range(shard.index, tenant.arrival.users, shard.of):
-                yield Seat(tenant, number, Random(f"{scenario.seed}/{tenant.name}/user/{number}"))
+                yield Seat(tenant, number, _random_of(scenario, tenant, f"user/{number}"))
         else:
-            yield Seat(tenant, 0, Random(f"{scenario.seed}/{tenant.name}/arrivals"))
+            yield Seat(tenant, 0, _random_of(scenario, tenant, "arrivals"))
+
+
+def _random_of(scenario: Scenario, tenant: TenantLoad, what: str) -> Random:
+    return Random(f"{scenario.seed}/{tenant.name}/{what}")
 
 
 def _rows_of(tenant: TenantLoad) -> tuple[Row, ...]:

@@ -24,8 +24,8 @@ OnProgress = Callable[[float, int], None]
 def run(load: Load, on_progress: OnProgress = lambda share, sent: None, *, start_at: float | None = None) -> Run:
     """Send the load and wait for the last answer; time counts from `start_at` on `time.perf_counter`, or from now.
 
-    What is still unanswered two `timeout_seconds` after the last request was due, or when `load.stop` is called, is given up
-    and counted as unfinished.
+    What is still unanswered, or not even sent, two `timeout_seconds` after the last request was due, or when `load.stop` is
+    called, is given up and counted as unfinished.
     """
     ended = Event()
     load.on_end(ended.set)
@@ -40,7 +40,7 @@ def run(load: Load, on_progress: OnProgress = lambda share, sent: None, *, start
     if load.user_count:
         _wait(load, ended)
     busy = (time.process_time() - spent) / max(time.perf_counter() - began, 1e-9)
-    unfinished = load.in_flight
+    unfinished = load.in_flight + (0 if ended.is_set() else load.unsent())
     gevent.killall(watchers)
     runner.quit()
     return Run(tuple(load.samples), quantiles(lags), unfinished, busy, tuple(lags))

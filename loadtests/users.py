@@ -92,7 +92,7 @@ class TenantUser(User):
         # Looks up once a second whether the load is over: the next arrival may be far away, or not come at all.
         while (wait := due - self.load.now()) > 0 and self.load.is_open(self.tenant):
             gevent.sleep(min(wait, 1.0))
-        if not self.load.is_open(self.tenant):
+        if not self.load.is_due(self.tenant, due):
             self.in_flight.join()
             raise StopUser
         asked = self.load.make(self.tenant, self.load.random_for(self.tenant, number), row)

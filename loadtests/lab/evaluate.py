@@ -11,7 +11,7 @@ from loadtests.lab import bootstrap, service
 from loadtests.lab.matrix import ALONE, Cell
 from loadtests.lab.report import Client, Neighbour, Plots, Report, Row, Service, Setting, Slo
 from loadtests.lab.scenario import Context, IsolationScenario
-from loadtests.lab.verdict import drifted, judge, overloaded
+from loadtests.lab.verdict import drifted, judge, overloaded, unanswered
 from loadtests.manners import INTENDED
 from loadtests.problems import LoadTestError
 from loadtests.reports import warnings
@@ -280,7 +280,7 @@ def _warnings(
     judged: bool,
 ) -> list[str]:
     """What speaks against believing the figures, in words; a verdict's refusals are not said twice."""
-    found = [] if judged else [*overloaded(settings, None, client), *drifted(settings, None)]
+    found = [] if judged else [*overloaded(settings, None, client), *unanswered(client), *drifted(settings, None)]
     found += _failures(measured)
     fewest = min(setting.victim.succeeded for setting in settings.values())
     needed = samples_needed("p99")
@@ -289,8 +289,6 @@ def _warnings(
             f"the victim has {fewest} answers in the thinnest setting; a p99 takes {needed} or more: "
             f"raise --duration about {needed / max(fewest, 1):.1f} times"
         )
-    if client.unfinished:
-        found.append(f"{client.unfinished} requests were still unanswered at the end and are in no figure")
     if (client.machine_steal_ratio or 0) > 0.02:
         found.append(f"a hypervisor took {client.machine_steal_ratio:.0%} of this machine's processor time")
     return found

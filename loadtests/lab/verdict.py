@@ -21,14 +21,19 @@ Settings = Mapping[str, Setting]
 def judge(settings: Settings, budget: Budget | None, client: Client) -> Verdict:
     """The verdict over every setting that the budget is about.
 
-    Refused where the client was overloaded, the victim alone drifted, or there are too few samples for a percentile that
-    the budget names; those are reasons not to believe the figures, whichever way they point.
+    Refused where the client was overloaded, requests were left without an answer, the victim alone drifted, or there are too
+    few samples for a percentile that the budget names; those are reasons not to believe the figures, whichever way they point.
     """
     if budget is None:
         return Verdict(status="none", sentence="Measured, with no budget to judge by.", refusals=[], checks=[])
     judged = {key: s for key, s in settings.items() if s.where in budget.settings}
     checks = [check for key, setting in judged.items() for check in _checks(key, setting, budget)]
-    refusals = [*overloaded(settings, budget, client), *drifted(settings, budget), *_few(settings, judged, budget)]
+    refusals = [
+        *overloaded(settings, budget, client),
+        *unanswered(client),
+        *drifted(settings, budget),
+        *_few(settings, judged, budget),
+    ]
     if not judged:
         refusals.append(f"no setting was measured that the budget is about ({', '.join(budget.settings)})")
     status, sentence = _sum(checks, refusals)
@@ -50,6 +55,13 @@ def overloaded(settings: Settings, budget: Budget | None, client: Client) -> lis
             f"a client process was busy {client.busy_ratio:.0%} of the time: it could not send as it was asked to; raise `processes`"
         )
     return found
+
+
+def unanswered(client: Client) -> list[str]:
+    """What was due and is in no figure, as the slowest of all would be."""
+    if not client.unfinished:
+        return []
+    return [f"requests still unanswered when the run was given up: {client.unfinished}; they are in no figure"]
 
 
 def drifted(settings: Settings, budget: Budget | None) -> list[str]:

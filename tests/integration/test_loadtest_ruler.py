@@ -195,12 +195,25 @@ def test_a_broken_answer_is_a_failure_and_never_a_fast_success(tmp_path: Path) -
 
 
 def test_an_open_loop_counts_the_wait_that_a_slow_server_causes(tmp_path: Path) -> None:
-    """Twelve requests a second, one at a time, 0.3 s each: the queue grows, and latency has to show it."""
-    slow = {"arrival": {"kind": "open", "requests_per_second": 12, "max_in_flight": 1}}
+    """Twelve requests a second, one at a time, 0.3 s each: the queue grows, and latency has to show it.
+
+    Every request that was due is in the figures, also those that were sent long after the last one was due.
+    """
+    slow = {"arrival": {"kind": "constant", "requests_per_second": 12, "max_in_flight": 1}}
     with scripted([0.3, HEAD, TOKEN, DONE, END]) as url:
-        row = measure(tmp_path, url, slow, duration_seconds=2.0)["t0"]
-    assert row["requests"] > 4
+        row = measure(tmp_path, url, slow, duration_seconds=1.04)["t0"]
+    assert (row["requests"], row["succeeded"]) == (12, 12)
     assert row["e2e_seconds"]["p50"] > 0.6
+    assert row["e2e_seconds"]["max"] > 11 * (0.3 - 1 / 12)
+
+
+def test_what_a_server_keeps_from_being_sent_is_told(tmp_path: Path) -> None:
+    """One at a time, each given up after 0.2 s: when the run is given up, most of what was due lies in the client."""
+    stuck = {"arrival": {"kind": "constant", "requests_per_second": 100, "max_in_flight": 1}}
+    with scripted([HEAD, 1.0]) as url:
+        result = measure(tmp_path, url, stuck, duration_seconds=0.3, timeout_seconds=0.2)
+    assert result["t0"]["succeeded"] == 0
+    assert any("requests were still unanswered at the end" in text for text in result["warnings"])
 
 
 def test_a_stalled_stream_times_out(tmp_path: Path) -> None:

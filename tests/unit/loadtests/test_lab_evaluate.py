@@ -44,7 +44,15 @@ def cells(scenario: IsolationScenario) -> tuple[Cell, ...]:
     return cells_of(scenario, ROWS, lambda model, tenant: 2048, Context())
 
 
-def run_of(cell: Cell, e2e_seconds: list[float], *, failed: int = 0, lag: float = 0.0005, busy: float = 0.1) -> Run:
+def run_of(
+    cell: Cell,
+    e2e_seconds: list[float],
+    *,
+    failed: int = 0,
+    lag: float = 0.0005,
+    busy: float = 0.1,
+    unfinished: int = 0,
+) -> Run:
     def row(tenant: str, seconds: float | None, number: int) -> Sample:
         return Sample(
             tenant=tenant,
@@ -63,7 +71,7 @@ def run_of(cell: Cell, e2e_seconds: list[float], *, failed: int = 0, lag: float 
     rows = [row("victim", seconds, i) for i, seconds in enumerate(e2e_seconds)]
     rows += [row("victim", None, i) for i in range(failed)]
     rows += [row("noisy", 9.0, i) for i in range(3 if cell.beside else 0)]
-    return Run(tuple(rows), quantiles([lag]), busy_ratio=busy, lags=(lag,))
+    return Run(tuple(rows), quantiles([lag]), unfinished, busy, (lag,))
 
 
 def steady(middle: float, count: int = 150, spread: float = 0.02, seed: int = 1) -> list[float]:
@@ -144,6 +152,7 @@ def test_p99_over_p50_and_failures_are_judged_too() -> None:
         (lambda key, n: steady(1.0 + n / 2, seed=n), {}, "something else used this machine"),
         (lambda key, n: steady(1.0, seed=n), {"lag": 0.03}, "short of CPU"),
         (lambda key, n: steady(1.0, seed=n), {"busy": 0.97}, "raise `processes`"),
+        (lambda key, n: steady(1.0, seed=n), {"unfinished": 1}, "unanswered when the run was given up"),
         (lambda key, n: steady(1.0, 25, seed=n), {}, "measure 2.0 times as long"),
     ],
 )

@@ -123,6 +123,30 @@ def test_processes_share_users_and_arrivals_without_loss() -> None:
     assert sorted(due) == [next(arrivals) for _ in range(12)]
 
 
+def test_an_arrival_belongs_to_the_load_by_when_it_is_due_and_not_by_when_it_is_sent() -> None:
+    time = FakeTime()
+    load = load_of(time, {"arrival": {"kind": "constant", "requests_per_second": 1}}, {"background": True})
+    front, back = (tenant for tenant in load.scenario.tenants)
+    time.seconds += 60.0
+    assert load.is_due(front, 11.9), "it was due before the end, at 12 s, and has waited in the client since"
+    assert not load.is_due(front, 12.0)
+    assert load.is_due(back, 59.0), "the other tenant has not left yet"
+    load.stop()
+    assert not load.is_due(front, 11.9)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_what_was_due_and_never_sent_is_counted(processes: int) -> None:
+    arriving = {"arrival": {"kind": "constant", "requests_per_second": 1}}
+    shards = [load_of(FakeTime(), arriving, {}, shard=Shard(i, processes)) for i in range(processes)]
+    assert sum(load.unsent() for load in shards) == 11, "one a second until 12 s, which is the end"
+    ask(shards[0], FakeTime(), GOOD, due=1.0)
+    assert sum(load.unsent() for load in shards) == 10
+    for load in shards:
+        load.stop()
+        assert load.unsent() == 0, "it was told to leave them"
+
+
 def test_the_background_goes_on_until_the_last_other_answer() -> None:
     time = FakeTime()
     load = load_of(time, {}, {"background": True})
