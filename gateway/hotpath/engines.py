@@ -22,8 +22,8 @@ from placement.engine_tls import EngineTrust
 from placement.errors import EngineTlsError
 
 CLOSE_SECONDS = 2.0
-SWEEP_SECONDS = 1.0
 TLS_SHUTDOWN_SECONDS = 1.0  # for an engine to say goodbye on a connection that is closed
+SWEEP_SECONDS = 1.0
 DRAIN_SECONDS = 5.0  # for an engine to end an answer of which nothing is wanted any longer
 DRAIN_BYTES = 64 * 2**10
 MAX_HEAD_BYTES = 64 * 2**10
@@ -278,6 +278,7 @@ class _Pool:
         self.idle: list[EngineConnection] = []  # the last one given back is the first one taken
         self.draining: dict[EngineConnection, float] = {}
         self.unix_path = endpoint[5:] if endpoint.startswith("unix:") else None
+        self.encrypted = endpoint.startswith("https:")
         self.host = "engine" if self.unix_path else urlsplit(endpoint).netloc
         url = urlsplit(endpoint)
         self.address = (url.hostname or "", url.port or 80)
@@ -299,6 +300,8 @@ class _Pool:
         try:
             if self.unix_path is not None:
                 await self._loop.create_unix_connection(lambda: connection, self.unix_path)
+            elif self.encrypted:
+                await self._connect_over_tls(connection)
             else:
                 await self._loop.create_connection(lambda: connection, *self.address)
         except BaseException:  # uvloop closes what it was making, and does not tell the protocol that it knows already
@@ -306,6 +309,14 @@ class _Pool:
             connection.lost.set()
             raise
         return connection
+
+    async def _connect_over_tls(self, connection: EngineConnection) -> None:
+        """The name that the certificate is held against is the address. Raises OSError, EngineTlsError."""
+        host, port = self.address
+        context = self._engines.trust.context()
+        await self._loop.create_connection(
+            lambda: connection, host, port, ssl=context, server_hostname=host, ssl_shutdown_timeout=TLS_SHUTDOWN_SECONDS
+        )
 
     def keep(self, connection: EngineConnection) -> None:
         """Have the connection used again."""
@@ -323,7 +334,6 @@ class _Pool:
         return connection in self.draining
 
     def drained(self, connection: EngineConnection) -> None:
-        self.encrypted = endpoint.startswith("https:")
         """It came."""
         self.draining.pop(connection, None)
 
@@ -345,8 +355,6 @@ class _Pool:
                 kept.append(connection)
         self.idle = kept
         for connection in [c for c, until in self.draining.items() if until < now]:
-            elif self.encrypted:
-                await self._connect_over_tls(connection)
             connection.abort()
         return bool(kept or self.draining)
 
@@ -355,14 +363,6 @@ class _Pool:
         for connection in list(self.connections):
             connection.give_up()
         self.idle.clear()
-    async def _connect_over_tls(self, connection: EngineConnection) -> None:
-        """The name that the certificate is held against is the address. Raises OSError, EngineTlsError."""
-        host, port = self.address
-        context = self._engines.trust.context()
-        await self._loop.create_connection(
-            lambda: connection, host, port, ssl=context, server_hostname=host, ssl_shutdown_timeout=TLS_SHUTDOWN_SECONDS
-        )
-
 
 
 class HotEngines:
