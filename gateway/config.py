@@ -98,6 +98,14 @@ class GatewayConfig(Section):
         description="Every answer says in `x-sliceway-overhead-ms` what the gateway took; otherwise where a request has the header `x-sliceway-overhead`.",
     )
     max_body: Size = Field(default=32 * 2**20, description="Larger request bodies are refused with 413.")
+    max_body_memory: Size | None = Field(
+        default=None,
+        description="Bytes of request bodies over 256 KiB that may wait in one gateway process; more are refused with 503. Unset: 8 x max_body.",
+    )
+    max_body_memory_per_tenant: Size | None = Field(
+        default=None,
+        description="The same of one tenant; more are refused with 429. Unset: 2 x max_body.",
+    )
     max_header: Size = Field(default=64 * 2**10, description="Larger request heads are refused.")
     queue: QueueConfig = QueueConfig()
     shared_limits: SharedLimitsConfig = SharedLimitsConfig()
@@ -123,6 +131,17 @@ class GatewayConfig(Section):
     drain_timeout_seconds: float = Field(
         default=30.0, ge=0, description="How long streams may go on after a stop was asked for."
     )
+
+    @property
+    def most_body_bytes(self) -> int:
+        """`max_body_memory`, or what stands for it."""
+        return 8 * self.max_body if self.max_body_memory is None else self.max_body_memory
+
+    @property
+    def most_body_bytes_of_a_tenant(self) -> int:
+        """`max_body_memory_per_tenant`, or what stands for it, and never more than all tenants may have."""
+        own = 2 * self.max_body if self.max_body_memory_per_tenant is None else self.max_body_memory_per_tenant
+        return min(own, self.most_body_bytes)
 
     @property
     def scheme(self) -> str:
@@ -158,6 +177,7 @@ class Config(Section):
             *self._unknown_claims(),
             *self._dedicated_without_keys(),
             *self._shared_slices(),
+            *self._small_body_memory(),
             *self._tenants_demands(),
             *self._dedicated_without_slices(),
         ]
@@ -231,6 +251,17 @@ class Config(Section):
                         f"It already belongs to model {owners[slice_id]!r}; name another slice here.",
                     )
                 owners.setdefault(slice_id, model.name)
+
+    def _small_body_memory(self) -> Iterator[Problem]:
+        gateway = self.gateway
+        for name in ("max_body_memory", "max_body_memory_per_tenant"):
+            value = getattr(gateway, name)
+            if value is not None and value < gateway.max_body:
+                yield Problem(
+                    f"{name} has no room for one body of the size that max_body allows",
+                    ("gateway", name),
+                    f"Set it to at least {gateway.max_body} bytes, or lower gateway.max_body.",
+                )
 
     def _tenants_demands(self) -> Iterator[Problem]:
         models = {model.name: model for model in self.models}

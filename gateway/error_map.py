@@ -49,6 +49,8 @@ BY_CLASS: dict[type[GatewayError], tuple[int, str]] = {
     errors.QueueFull: (503, SERVER),
     errors.QueueTimeout: (503, SERVER),
     errors.DeadlineTooClose: (503, SERVER),
+    errors.BodiesFull: (503, SERVER),
+    errors.BodyReaderGone: (503, SERVER),
     errors.Draining: (503, SERVER),
     errors.TokenKeysUnavailable: (503, SERVER),
     errors.StorageError: (500, SERVER),

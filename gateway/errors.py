@@ -220,6 +220,18 @@ class TokenKeysUnavailable(CapacityError):
     code = "token_keys_unavailable"
 
 
+class BodiesFull(CapacityError):
+    """As many bytes of long request bodies wait in the gateway as may."""
+
+    code = "bodies_full"
+
+
+class BodyReaderGone(CapacityError):
+    """The process that reads long request bodies ended, or was too slow, while this one was in it."""
+
+    code = "body_reader_gone"
+
+
 class Draining(CapacityError):
     """The gateway is stopping and finishes only what it has."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from types import TracebackType
 from typing import Self
@@ -23,6 +23,7 @@ from gateway.config import GatewayConfig
 from gateway.digests import LatencyBook, Series
 from gateway.error_map import status_and_type
 from gateway.errors import (
+    BodyReaderGone,
     Draining,
     EngineDied,
     EngineTimeout,
@@ -36,6 +37,7 @@ from gateway.errors import (
     WrongTask,
 )
 from gateway.keys import Keyring, WallClock
+from gateway.large_bodies import LARGE_BYTES, LargeBodies, LargeBody, Pieces
 from gateway.request import Body, Route, check_head, credentials, outgoing_body, read_request
 from gateway.router import Router, unknown_model
 from gateway.sse import StreamMeter, Usage
@@ -58,17 +60,25 @@ class ClientLeft(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a reload replaces as a whole. `generation_header` tells clients which configuration decided."""
+    """What a reload replaces as a whole. `generation_header` tells clients which configuration decided.
+
+    `held_bytes` is how much of a body a relay may hold itself; of more it asks `Exchange.large_body`.
+    """
 
     directory: Directory
     limits: GatewayConfig
     generation_header: tuple[bytes, bytes] = (b"x-sliceway-generation", b"0")
+    held_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "held_bytes", min(self.limits.max_body, LARGE_BYTES))
 
 
 class Stage(Enum):
     """What the gateway waits for; it decides whose fault a timeout is."""
 
     BODY = auto()
+    READING = auto()
     QUEUE = auto()
     FIRST_BYTE = auto()
     STREAM = auto()
@@ -100,6 +110,7 @@ class Exchanges:
         look_again: Callable[[], bool] = lambda: False,
         batch_book: LatencyBook | None = None,
         background: BackgroundResponses | None = None,
+        large_bodies: LargeBodies | None = None,
     ) -> None:
         self.policy = policy
         self.keyring = keyring
@@ -116,6 +127,7 @@ class Exchanges:
         self.look_again = look_again
         self.batch_book = batch_book or LatencyBook()
         self.background = background
+        self.large_bodies = large_bodies or LargeBodies()
         self.draining = False
         self.active: set[Exchange] = set()
 
@@ -177,6 +189,7 @@ class Exchange:
             "_deadline_ms",
             "_desk",
             "_interruption",
+            "_large",
             "_on_interrupt",
             "_overhead_seconds",
             "_waited_seconds",
@@ -233,6 +246,9 @@ class Exchange:
         self._deaths: frozenset[str] = frozenset()  # replicas whose connection ended before the client had a byte
         self._response_id: str | None = None  # of the response that the request makes
         self._raw = b""
+        self._large: LargeBody | None = (
+            None  # a body that is too long to lie in `_raw`, which has the beginning of its prompt then
+        )
         self._body = Body()
         self._stage = Stage.BODY
         self.route = route
@@ -253,7 +269,7 @@ class Exchange:
     # ---- before an engine is asked
 
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
-        """Decide on the head alone. Raises Draining, MissingKey, InvalidKey, BodyTooLarge, MalformedRequest."""
+        """Decide on the head alone. Raises Draining, MissingKey, InvalidKey, BodyTooLarge, MalformedRequest, RateLimited, BodiesFull."""
         if self._desk.draining:
             raise Draining("The gateway is stopping.", retry_after_seconds=1.0)
         policy = self._desk.policy
@@ -263,15 +279,47 @@ class Exchange:
             self._overhead_seconds = 0.0
         if self.tenant is None:
             self.tenant = self._desk.authenticate(credentials(headers))
-        check_head(headers, max_body_bytes=policy.limits.max_body)
+        announced = check_head(headers, max_body_bytes=policy.limits.max_body)
+        if announced > LARGE_BYTES:
+            self.large_body(announced)
         if self._overhead_seconds is not None:
             self._head_seconds = self._desk.clock() - self.received_at
 
-    def take_body(self, raw: bytes) -> None:
-        """Decide on the body; from here on latencies count. Raises MalformedRequest, UnknownModel, WrongTask, UnknownResponse."""
+    def large_body(self, announced: int = 0) -> LargeBody:
+        """Where the body goes of which more has come, or is to come, than `Policy.held_bytes`.
+
+        Raises RateLimited, BodiesFull, MalformedRequest; its `append` also BodyTooLarge.
+        """
+        if self._large is None:
+            assert self.tenant is not None
+            limits = self._desk.policy.limits
+            self._large = self._desk.large_bodies.open(self.tenant.name, self.route, limits, announced)
+        return self._large
+
+    def read_large_body(self, on_read: Callable[[], None]) -> None:
+        """The large body is whole: have it read. `on_read` is called once when it is, unless the exchange ends before; then `take_large_body`.
+
+        Raises BodyReaderGone, MalformedRequest.
+        """
+        assert self._large is not None
         self.received_at = self._desk.clock()
+        self._wait(Stage.READING, self._desk.policy.limits.body_timeout_seconds)
+        self._large.read(self._content_type, on_read)
+
+    def take_large_body(self) -> None:
+        """As `take_body`, after `read_large_body`; it may also raise BodyTooLarge and BodyReaderGone."""
+        assert self._large is not None
+        body, beginning = self._large.result()
+        self.take_body(beginning, body)
+
+    def take_body(self, raw: bytes, read: Body | None = None) -> None:
+        """Decide on the body; from here on latencies count. Raises MalformedRequest, UnknownModel, WrongTask, UnknownResponse."""
         assert self.tenant is not None
-        body = read_request(self.route, raw, self._content_type)
+        if read is None:
+            self.received_at = self._desk.clock()
+            body = read_request(self.route, raw, self._content_type)
+        else:
+            body = read
         if self.route.stored:
             body = self._bound(body, self.tenant)
         self._raw, self._body = raw, body
@@ -348,6 +396,8 @@ class Exchange:
             self._last_moment(now, tenant.default_deadline_seconds),
             self._holder.replica if self._holder else None,
         )
+        if self._large is not None:
+            ask = ask._replace(large_bytes=self._large.size)
         return self._desk.admission.claim(ask, self._desk.router.model(self.model), now)
 
     def _last_moment(self, now: float, default_seconds: float | None) -> float:
@@ -395,7 +445,38 @@ class Exchange:
         self._deaths |= {replica.replica}
 
     def outgoing(self, replica: ReplicaRow) -> bytes:
-        """The body for this replica. The client's own bytes are let go when its answer begins (`begun`)."""
+        """The body for this replica, of a request without a large one. The client's own bytes are let go when its answer begins (`begun`)."""
+        sets = self._sets(replica)
+        return outgoing_body(
+            self._raw,
+            self._body,
+            engine_model=replica.engine_model,
+            sets=sets if self.route.body == "json" else {},
+            ask_usage=self.route.stream == "chunks",
+        )
+
+    @property
+    def large(self) -> bool:
+        """Whether the body is a large one, which `prepare_large_body` and `outgoing_pieces` make ready for an engine."""
+        return self._large is not None
+
+    def prepare_large_body(self, replica: ReplicaRow, on_ready: Callable[[], None]) -> bool:
+        """Make the large body ready for this replica: True if it is so at once, else `on_ready` is called once. Raises BodyReaderGone."""
+        assert self._large is not None
+        return self._large.prepare(
+            replica.engine_model,
+            self._sets(replica) if self.route.body == "json" else {},
+            ask_usage=self.route.stream == "chunks",
+            on_done=on_ready,
+        )
+
+    def outgoing_pieces(self) -> Pieces:
+        """The large body for the replica that it was made ready for. Raises BodyReaderGone, BodyTooLarge."""
+        assert self._large is not None
+        return self._large.pieces()
+
+    def _sets(self, replica: ReplicaRow) -> dict[str, object]:
+        """What the gateway says in the body, whatever the client said."""
         sets: dict[str, object] = {}
         if self._desk.salts is not None and self.tenant is not None and self.route.salted:
             sets["cache_salt"] = self._desk.salts.of(self.tenant.name)
@@ -404,13 +485,7 @@ class Exchange:
             sets[name] = self._claim.output_cap
         if self.route.stored and self.tenant is not None and self._desk.response_ids is not None:
             sets["request_id"] = self._response_id = self._desk.response_ids.make(self.tenant.name, replica.replica)
-        return outgoing_body(
-            self._raw,
-            self._body,
-            engine_model=replica.engine_model,
-            sets=sets if self.route.body == "json" else {},
-            ask_usage=self.route.stream == "chunks",
-        )
+        return sets
 
     @property
     def target(self) -> str:
@@ -461,6 +536,8 @@ class Exchange:
         self.answering = True
         self.status = status
         self._raw = b""
+        if self._large is not None and self._large.sent:
+            self._large.close()
         self._wait(Stage.STREAM, self._desk.policy.limits.idle_timeout_seconds)
 
     @property
@@ -518,6 +595,11 @@ class Exchange:
         limits = self._desk.policy.limits
         if self._stage is Stage.BODY:
             return RequestTimeout(f"The request body did not arrive within {limits.body_timeout_seconds:g} s.")
+        if self._stage is Stage.READING:
+            return BodyReaderGone(
+                f"The request's long body was not read within {limits.body_timeout_seconds:g} s; others were before it.",
+                retry_after_seconds=1.0,
+            )
         if self._stage is Stage.QUEUE and self._claim is not None and self._claim.pool is not None:
             return self._claim.pool.give_up(self._claim, self._desk.clock())
         if self._stage in (Stage.QUEUE, Stage.FIRST_BYTE):
@@ -595,6 +677,8 @@ class Exchange:
             stats.tokens[model, tenant, "completion"] += self.usage.completion_tokens or 0
         elif self._series is not None and self.status < 400 and self.route.metered and not self._goes_on:
             stats.without_usage[model] += 1
+        if self._large is not None:
+            self._large.close()
         if self._claim is not None:
             self._end_claim(self._claim)
 

@@ -22,7 +22,8 @@ from gateway.dialects import answer_to, last_words, proper_end
 from gateway.error_map import ERROR_BODY_BYTES, Headers, engine_refusal, unexpected
 from gateway.errors import EngineDied, EngineUnreachable, GatewayError
 from gateway.exchange import ClientLeft, Exchange, Exchanges
-from gateway.request import PASSED_ON, ROUTES, request_id, too_large
+from gateway.large_bodies import LargeBody, Pieces
+from gateway.request import PASSED_ON, ROUTES, request_id
 from gateway.sse import USAGE_TAIL_BYTES, StreamMeter, usage_of_body
 from gateway.surface import CALL, Call
 from gateway.typed_events import TypedEventMeter
@@ -93,9 +94,10 @@ class AsgiRelay:
         send: Send,
     ) -> None:
         exchange.admit(headers)
-        exchange.take_body(await _read_body(receive, self._exchanges.policy.limits.max_body))
+        whole = await _read_body(exchange, receive, self._exchanges.policy.held_bytes)
         unwatch = _watch(exchange, connection, receive)
         try:
+            await _take_body(exchange, whole)
             passed_on = _passed_on(exchange, headers)
             while not await self._served(exchange, passed_on, send):
                 pass
@@ -119,10 +121,11 @@ class AsgiRelay:
         """Send the request to one replica after another until one accepts the connection."""
         while True:
             replica = await _place(exchange)
+            body = await _outgoing(exchange, replica)
             sent_at = self._exchanges.clock()
             try:
                 response = await self._engines.post(
-                    replica, exchange.target, passed_on, exchange.outgoing(replica), method=exchange.route.method
+                    replica, exchange.target, passed_on, body, method=exchange.route.method
                 )
             except EngineUnreachable as error:
                 exchange.unreachable(error)
@@ -152,21 +155,49 @@ def _passed_on(exchange: Exchange, headers: Mapping[bytes, bytes]) -> dict[str, 
     return passed_on
 
 
-async def _read_body(receive: Receive, limit: int) -> bytes:
-    """The whole body. Raises BodyTooLarge as soon as it is longer than `limit`, whatever its head said; ClientLeft."""
+async def _read_body(exchange: Exchange, receive: Receive, held_bytes: int) -> bytes | LargeBody:
+    """The whole body; where it is longer than `held_bytes`, the large body that it lies in.
+
+    Raises BodyTooLarge as soon as it is longer than it may be, whatever its head said; what `Exchange.large_body` raises; ClientLeft.
+    """
     parts: list[bytes] = []
     size = 0
+    large: LargeBody | None = None
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientLeft
         part: bytes = message.get("body", b"")
         size += len(part)
-        if size > limit:
-            raise too_large(limit)
         parts.append(part)
+        if size > held_bytes:
+            large = exchange.large_body()
+            for held in parts:
+                large.append(held)
+            parts.clear()
         if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+            return large or (parts[0] if len(parts) == 1 else b"".join(parts))
+
+
+async def _take_body(exchange: Exchange, whole: bytes | LargeBody) -> None:
+    """Decide on the body, a large one as soon as it is read."""
+    if isinstance(whole, bytes):
+        exchange.take_body(whole)
+        return
+    read = asyncio.Event()
+    exchange.read_large_body(read.set)
+    await read.wait()
+    exchange.take_large_body()
+
+
+async def _outgoing(exchange: Exchange, replica: ReplicaRow) -> bytes | Pieces:
+    """What this engine gets."""
+    if not exchange.large:
+        return exchange.outgoing(replica)
+    ready = asyncio.Event()
+    if not exchange.prepare_large_body(replica, ready.set):
+        await ready.wait()
+    return exchange.outgoing_pieces()
 
 
 def _watch(exchange: Exchange, connection: Watchable | None, receive: Receive) -> Callable[[], object]:

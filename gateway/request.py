@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,6 +25,7 @@ __all__ = [
     "Form",
     "Route",
     "Task",
+    "beginning_for",
     "check_head",
     "credentials",
     "outgoing_body",
@@ -187,30 +188,31 @@ def outgoing_body(
         return raw  # the route takes no body
     if isinstance(body, Form):
         return _outgoing_form(body, engine_model)
+    begin = beginning_for(body, engine_model=engine_model, sets=sets, ask_usage=ask_usage)
+    if begin is None:
+        return _rewritten(raw, body, engine_model, sets, ask_usage=ask_usage)
+    return raw if begin == b"{" else begin + raw[raw.index(b"{") + 1 :]
+
+
+def beginning_for(
+    body: Body, *, engine_model: str, sets: Mapping[str, Any] = _NOTHING, ask_usage: bool = True
+) -> bytes | None:
+    """What the engine's body has in the place of the first `{`; None where something that the client sent has to give way."""
     usage = ask_usage and body.stream and not body.wants_usage
-    if body.model != engine_model or (usage and body.stream_options is not UNSET) or not _absent(body, sets):
-        return _rewritten(raw, body, engine_model, sets, usage=bool(usage))
-    if not usage and not sets:
-        return raw
-    front = _USAGE_FIRST if usage else b"{"
-    if sets:
-        front += _encode(sets)[1:-1] + b","
-    return front + raw[raw.index(b"{") + 1 :]
-
-
-def _absent(body: Body, names: Iterable[str]) -> bool:
-    """Whether the client sent nothing under these names, as far as the body was read."""
-    for name in names:  # noqa: SIM110  # a generator costs twice as much
+    if body.model != engine_model or (usage and body.stream_options is not UNSET):
+        return None
+    for name in sets:
         if getattr(body, name, None) is not UNSET:
-            return False
-    return True
+            return None
+    front = _USAGE_FIRST if usage else b"{"
+    return front + _encode(sets)[1:-1] + b"," if sets else front
 
 
-def _rewritten(raw: bytes, body: Body, engine_model: str, sets: Mapping[str, Any], *, usage: bool) -> bytes:
+def _rewritten(raw: bytes, body: Body, engine_model: str, sets: Mapping[str, Any], *, ask_usage: bool) -> bytes:
     """The body as an object anew: something that the client sent has to give way."""
     fields: dict[str, Any] = dict(_decode_fields(raw))
     fields["model"] = engine_model
-    if usage:
+    if ask_usage and body.stream and not body.wants_usage:
         fields["stream_options"] = (body.stream_options or {}) | {"include_usage": True}
     return _encode(fields | dict(sets))
 
@@ -239,18 +241,20 @@ def request_id(offered: bytes | None) -> bytes:
     return b"req_" + secrets.token_hex(12).encode()
 
 
-def check_head(headers: Mapping[bytes, bytes], *, max_body_bytes: int) -> None:
-    """Refuse what can be refused before the body is read. Names of headers are lower case, as ASGI has them.
+def check_head(headers: Mapping[bytes, bytes], *, max_body_bytes: int) -> int:
+    """Refuse what can be refused before the body is read; the body's length, 0 where the head does not say.
 
-    Raises BodyTooLarge or MalformedRequest.
+    Names of headers are lower case, as ASGI has them. Raises BodyTooLarge or MalformedRequest.
     """
-    if (length := headers.get(b"content-length")) is not None and int(length) > max_body_bytes:
-        raise too_large(max_body_bytes, int(length))
+    length = int(headers.get(b"content-length", 0))
+    if length > max_body_bytes:
+        raise too_large(max_body_bytes, length)
     encoding = headers.get(b"content-encoding", b"identity")
     if encoding.lower() != b"identity":
         raise MalformedRequest(
             f"Request bodies must not be compressed (content-encoding {encoding[:40].decode('latin-1')!r})."
         )
+    return length
 
 
 def wrong_value(problems: Sequence[Mapping[str, Any]], *, skip: int = 0) -> MalformedRequest:

@@ -30,6 +30,7 @@ from gateway.config import Config
 from gateway.errors import EngineDied, EngineUnreachable
 from gateway.hotpath import HotPath, hot_protocol
 from gateway.ingress.protocol import HeadLimits
+from gateway.large_bodies import Pieces
 from gateway.service import Gateway
 from gateway.soak_wires import END, EVENT, LAST, WHOLE, ClientWire, MemoryEngines
 from gateway.wiring import create_gateway, server_config
@@ -65,6 +66,10 @@ class _Answer:
         """Nothing is held."""
 
 
+def _joined(pieces: Pieces) -> bytes:
+    return b"".join(iter(lambda: pieces.take() or b"", b""))
+
+
 class _Engines:
     """`gateway.upstream.Engines` with chosen accidents."""
 
@@ -72,10 +77,12 @@ class _Engines:
         self._chance = chance
 
     async def post(
-        self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes, *, method: str = "POST"
+        self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes | Pieces, *, method: str = "POST"
     ) -> _Answer:
         """An answer, or an accident."""
         await asyncio.sleep(0)
+        if isinstance(body, Pieces):
+            body = _joined(body)
         fate = self._chance.random()
         if fate < 0.01:
             raise EngineUnreachable("refused", replica=replica.replica)

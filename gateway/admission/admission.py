@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from gateway.admission.affinity import prefix_key
+from gateway.admission.affinity import key_of, prefix_key
 from gateway.admission.claim import NONE, Claim
 from gateway.admission.domains import owners
 from gateway.admission.estimate import TokenRatio, estimate, refers_outside
@@ -46,7 +46,10 @@ class AdmissionPolicy:
 
 
 class Ask(NamedTuple):
-    """A request as admission sees it. `raw` is its body; `deadline` is on the gateway's clock."""
+    """A request as admission sees it. `raw` is its body; `deadline` is on the gateway's clock.
+
+    Of a large body there is its length, `large_bytes`, and `raw` is the beginning of its prompt (`affinity.beginning_of`).
+    """
 
     tenant: str
     model: str
@@ -59,6 +62,7 @@ class Ask(NamedTuple):
     is_completion: bool = False
     deadline: float = float("inf")
     only: str | None = None
+    large_bytes: int = 0
 
 
 class Admission:
@@ -92,15 +96,16 @@ class Admission:
     def claim(self, ask: Ask, route: ModelRoute, now: float) -> Claim:
         """A claim for one request; it holds nothing yet."""
         raw, gauges = ask.raw, self.limits.of(ask.tenant, ask.model)
+        body_bytes = ask.large_bytes or len(raw)
         size = estimate(
-            len(raw),
+            body_bytes,
             self.ratio(ask.model),
             max_tokens=ask.max_tokens,
             max_model_len=route.card.max_model_len,
             sequences=ask.sequences,
             generates=ask.generates,
             is_completion=ask.is_completion,
-            by_reference=bool(gauges) and refers_outside(raw),
+            by_reference=bool(gauges) and (ask.large_bytes > 0 or refers_outside(raw)),
         )
         claim = Claim(
             ask.tenant,
@@ -108,12 +113,12 @@ class Admission:
             size,
             gauges,
             now,
-            body_bytes=len(raw),
+            body_bytes=body_bytes,
             weight=ask.weight,
             priority=ask.priority,
             deadline=ask.deadline,
             only=ask.only,
-            prefix=prefix_key(ask.tenant, raw) if len(route.ready) > 1 else None,
+            prefix=(key_of if ask.large_bytes else prefix_key)(ask.tenant, raw) if len(route.ready) > 1 else None,
         )
         claim.open_ended = ask.max_tokens is None and ask.generates and not ask.is_completion
         return claim

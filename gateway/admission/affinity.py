@@ -28,6 +28,19 @@ def prefix_key(tenant: str, raw: bytes) -> int | None:
     return None
 
 
+def beginning_of(raw: bytes) -> bytes:
+    """What `prefix_key` hashes of the body `raw`; nothing where affinity does not pay."""
+    if len(raw) < PAYS_FROM_BYTES:
+        return b""
+    found = next((at for word in _BEGINNINGS if (at := raw.find(word)) >= 0), None)
+    return b"" if found is None else raw[found : found + _PREFIX_BYTES]
+
+
+def key_of(tenant: str, beginning: bytes) -> int | None:
+    """`prefix_key` of a body of which only the beginning of the prompt is at hand."""
+    return crc32(beginning, crc32(tenant.encode())) if beginning else None
+
+
 def home_of(key: int, replicas: Sequence[Load]) -> Load:
     """The replica where prompts of this `key` go."""
     return max(replicas, key=lambda load: crc32(load.row.replica.encode(), key) * 2654435761 % 2**32)

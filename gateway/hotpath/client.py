@@ -15,9 +15,18 @@ from gateway.error_map import Headers
 from gateway.exchange import Exchanges
 from gateway.hotpath.engines import HotEngines
 from gateway.hotpath.relayed import HotRequest
-from gateway.ingress.protocol import KEPT_BYTES, BoundedHttpProtocol, HeadLimits, LingerBudget
+from gateway.ingress.protocol import (
+    KEPT_BYTES,
+    BoundedHttpProtocol,
+    HeadLimits,
+    LingerBudget,
+)
 from gateway.request import RequestIds
 from gateway.surface import PLAIN, Route
+
+# How fast large bodies are read that are served, all together: 64 MiB/s, no more than a read or two at a time.
+PACE_SECONDS = 0.004
+PACE_BYTES = 256 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +45,10 @@ class HotPath:
 
 
 class HotHttpProtocol(BoundedHttpProtocol):
-    """See the module. `path` is set on the subclass that `hot_protocol` makes."""
+    """See the module. `path` and `pace` are set on the subclass that `hot_protocol` makes."""
 
     path: HotPath
+    pace: LingerBudget
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -144,6 +154,10 @@ class HotHttpProtocol(BoundedHttpProtocol):
         if hot is not None:
             hot.client_lost()
 
+    def paced(self, count: int) -> None:
+        """So many bytes of a large body have come: who sends them waits if that is much for the moment."""
+        self.pace.spend(count, self)
+
     def is_long(self, held_bytes: int) -> bool:
         """Whether a body is under way that is too long to be read to its end for nothing. `held_bytes` of it have come."""
         return self._body_open and max(self.announced, held_bytes) > KEPT_BYTES
@@ -181,4 +195,5 @@ def hot_protocol(
 ) -> type[HotHttpProtocol]:
     """The protocol class with its limits and its way to engines, as uvicorn takes it."""
     own = {"limits": limits, "linger": LingerBudget(), "more_headers": staticmethod(more_headers), "path": path}
+    own["pace"] = LingerBudget(PACE_BYTES, PACE_SECONDS)
     return type("FastGatewayProtocol", (HotHttpProtocol,), own)

@@ -17,6 +17,7 @@ import httptools
 from gateway.error_map import Headers
 from gateway.errors import EngineError
 from gateway.hotpath.framing import is_one_chunk_of_events
+from gateway.large_bodies import Pieces
 from gateway.upstream import KEEP_ALIVE_SECONDS, NOT_PASSED_BACK, AiohttpEngines, died, unreachable
 from placement.engine_tls import EngineTrust
 from placement.errors import EngineTlsError
@@ -53,7 +54,19 @@ class EngineConnection(asyncio.Protocol):
     """One connection. `idle_since` is when it was last given back, in the loop's seconds."""
 
     __slots__ = (
-        *("_at_chunk", "_begun", "_body", "_complete", "_drained", "_head_bytes", "_headers", "_parser", "_pass"),
+        *(
+            "_at_chunk",
+            "_begun",
+            "_body",
+            "_complete",
+            "_drained",
+            "_head_bytes",
+            "_headers",
+            "_parser",
+            "_pass",
+            "_pieces",
+            "_stuck",
+        ),
         *(
             "_pool",
             "_receiver",
@@ -76,6 +89,8 @@ class EngineConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self.lost = asyncio.Event()
         self._parser = httptools.HttpResponseParser(self)
+        self._pieces: Pieces | None = None  # of a body that is still being sent
+        self._stuck = False  # the engine takes no more of it for now
         self._begin()
 
     def _begin(self) -> None:
@@ -103,6 +118,36 @@ class EngineConnection(asyncio.Protocol):
             self.transport.write(head + body)
         else:
             self.transport.writelines((head, body))
+
+    def ask_in_pieces(self, receiver: Receiver, replica: str, head: bytes, pieces: Pieces) -> None:
+        """Send a request whose body is large, as fast as the engine takes it and one piece per turn of the loop."""
+        self._receiver = receiver
+        self.replica = replica
+        self._pieces, self._stuck = pieces, False
+        self.transport.write(head)
+        self._send_piece()
+
+    def _send_piece(self) -> None:
+        """The next piece, if there is one to send."""
+        if self._pieces is None or self._stuck or self.transport.is_closing():
+            return
+        piece = self._pieces.take()
+        if piece is None:
+            self.transport.abort()  # the request is over, and its body gone: what is on its way is no request
+        elif piece:
+            self.transport.write(piece)
+            asyncio.get_running_loop().call_soon(self._send_piece)
+        else:
+            self._pieces = None
+
+    def pause_writing(self) -> None:
+        """The engine takes no more for now."""
+        self._stuck = True
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._stuck = False
+        self._send_piece()
 
     def pass_chunks(self) -> None:
         """From here on show the receiver whole chunks before they are parsed."""
@@ -138,7 +183,7 @@ class EngineConnection(asyncio.Protocol):
         return self._complete
 
     def _keep(self) -> None:
-        if self._reusable and not self.transport.is_closing():
+        if self._reusable and self._pieces is None and not self.transport.is_closing():
             self._begin()
             self._pool.keep(self)
         else:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
+from functools import partial
 from typing import ClassVar, Protocol
 
 from gateway.dialects import answer_to, last_words, proper_end
@@ -19,9 +20,9 @@ from gateway.errors import EngineDied, EngineError, EngineUnreachable, GatewayEr
 from gateway.exchange import ClientLeft, Exchanges
 from gateway.hotpath.engines import EngineConnection, HotEngines
 from gateway.hotpath.framing import LAST_CHUNK, chunk, request_head, request_prefix, response_head
+from gateway.large_bodies import LargeBody
 from gateway.relay import STREAM_HEADERS, WHOLE_ANSWER_BYTES, answer_headers
 from gateway.request import PASSED_ON as _PASSED_ON
-from gateway.request import too_large
 from gateway.sse import USAGE_TAIL_BYTES, StreamMeter, usage_of_body
 from gateway.surface import Route
 from placement.table import ReplicaRow
@@ -42,6 +43,10 @@ class Client(Protocol):
         """The request is over, and its answer written."""
         ...
 
+    def paced(self, count: int) -> None:
+        """So many bytes of a large body have come: who sends them waits if that is much for the moment."""
+        ...
+
     def is_long(self, held_bytes: int) -> bool:
         """Whether a body is under way that is too long to be read to its end for nothing. `held_bytes` of it have come."""
         ...
@@ -51,6 +56,7 @@ class _State(Enum):
     """What the request waits for."""
 
     BODY = auto()
+    READING = auto()  # a large body is being read
     ENGINE = auto()  # a place, a connection, or the head of the answer
     WHOLE = auto()  # the rest of an answer in one piece
     REFUSAL = auto()  # the rest of an engine's error
@@ -78,6 +84,7 @@ class HotRequest:
     _upstream_headers: Headers = []  # noqa: RUF012  # replaced, never changed
     _further: Headers = []  # noqa: RUF012  # likewise
     _held_bytes = 0
+    _large_body: LargeBody | None = None
     _status = 0
     _state = _State.BODY
     response_complete = False
@@ -99,7 +106,7 @@ class HotRequest:
         self._clock = exchanges.clock
         self._engines = engines
         self._held: list[bytes] = []
-        self._limit = exchanges.policy.limits.max_body
+        self._limit = exchanges.policy.held_bytes
         if not PASSED_ON.isdisjoint(headers):
             self._further = [(name, headers[name]) for name in PASSED_ON if name in headers]
         self._paused = paused  # the client does not read, not even the answer before
@@ -114,15 +121,31 @@ class HotRequest:
         self._guarded(self._exchange.admit, headers)
 
     def take_part(self, data: bytes) -> None:
-        """A part of the body. More than the limit is refused as soon as it is there, whatever the head said."""
+        """A part of the body."""
         self._held.append(data)
         self._held_bytes += len(data)
         if self._held_bytes > self._limit:
+            self._put_away(len(data))
+
+    def _put_away(self, count: int) -> None:
+        """What is held lies elsewhere from here on. More than the limit is refused as soon as it is there, whatever the head said."""
+        held, self._held = self._held, []
+        try:
+            self._large_body = self._exchange.large_body()
+            for part in held:
+                self._large_body.append(part)
+        except Exception as error:  # noqa: BLE001  # the root of what runs for this request
             self.keep_alive = False  # nobody knows how much more there is
-            self._tell(too_large(self._limit))
+            self._fault(error)
+        else:
+            self._client.paced(count)
 
     def body_complete(self) -> None:
         """The body is whole."""
+        if self._large_body is not None:
+            self._state = _State.READING
+            self._guarded(self._exchange.read_large_body, partial(self._guarded, self._body_read))
+            return
         held, self._held = self._held, []
         self._state = _State.ENGINE
         try:
@@ -130,6 +153,10 @@ class HotRequest:
             self._place()
         except Exception as error:  # noqa: BLE001  # the root of what runs for this request
             self._fault(error)
+
+    def _body_read(self) -> None:
+        self._exchange.take_large_body()
+        self._place()
 
     def client_lost(self) -> None:
         """The client closed its connection."""
@@ -166,6 +193,12 @@ class HotRequest:
             self._ask(self._exchange.placed())
 
     def _ask(self, replica: ReplicaRow) -> None:
+        if self._large_body is None or self._exchange.prepare_large_body(
+            replica, partial(self._guarded, self._connection_to, replica)
+        ):
+            self._connection_to(replica)
+
+    def _connection_to(self, replica: ReplicaRow) -> None:
         connection = self._engines.take(replica.endpoint)
         if connection is not None:
             self._send(replica, connection)
@@ -189,10 +222,24 @@ class HotRequest:
     def _send(self, replica: ReplicaRow, connection: EngineConnection) -> None:
         exchange = self._exchange
         self._engine = connection
+        if self._large_body is not None:
+            self._send_large(replica, connection)
+            return
         body = exchange.outgoing(replica)
         prefix = request_prefix(self._engines.host(replica.endpoint), exchange.route.path, replica.secret)
         sent_at = self._clock()
         connection.ask(self, replica.replica, request_head(prefix, exchange.request_id, self._further, len(body)), body)
+        exchange.dispatched(sent_at)
+        if self._paused:
+            connection.pause()
+
+    def _send_large(self, replica: ReplicaRow, connection: EngineConnection) -> None:
+        exchange = self._exchange
+        pieces = exchange.outgoing_pieces()
+        prefix = request_prefix(self._engines.host(replica.endpoint), exchange.route.path, replica.secret)
+        sent_at = self._clock()
+        head = request_head(prefix, exchange.request_id, self._further, pieces.length)
+        connection.ask_in_pieces(self, replica.replica, head, pieces)
         exchange.dispatched(sent_at)
         if self._paused:
             connection.pause()

@@ -1,0 +1,208 @@
+"""One large body: it lies in a file in memory, goes to the reader and to an engine from there, and no step moves more than a part of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from gateway.config import GatewayConfig
+from gateway.errors import BodyTooLarge, GatewayError, MalformedRequest
+from gateway.large_bodies.jobs import Job, Read, ReadJob, Refused, TooMuch, WriteJob, Written
+from gateway.large_bodies.process import ReaderProcess, Ticket, close_later
+from gateway.large_bodies.room import Room
+from gateway.request import Body, Form, Route, beginning_for, too_large
+
+LARGE_BYTES = 256 * 2**10
+"""Longer bodies are held here. One of this length is read in a millisecond or two, and no read from a client is longer."""
+
+Kind = TypeVar("Kind", Read, Written)
+
+PIECE_BYTES = 128 * 2**10
+READER_BYTES = 2**30  # what a reader may take besides copies of the body
+_COPIES = 8
+_HEADER_BYTES = 16 * 2**10
+
+
+class LargeBodies:
+    """All large bodies of one gateway process. Nothing is started or held before the first one."""
+
+    def __init__(self, reader: ReaderProcess | None = None) -> None:
+        self.room = Room()
+        self.reader = reader or ReaderProcess()
+
+    def open(self, tenant: str, route: Route, limits: GatewayConfig, announced: int = 0) -> LargeBody:
+        """Room for a body of `announced` bytes; of a chunked one it is taken as it comes. Raises RateLimited, BodiesFull, MalformedRequest."""
+        if route.body == "none":
+            raise MalformedRequest("This path takes no body.")
+        body = LargeBody(self, tenant, route, limits)
+        body.reserve(announced)
+        return body
+
+    async def close(self) -> None:
+        """End the reader."""
+        await self.reader.close()
+
+
+class LargeBody:
+    """See the module. `close` gives everything back, at any time and more than once.
+
+    The order of calls is: `append` for each part, `read` and then `result`, and for each engine that is asked `prepare` and then `pieces`.
+    `largest_step` is the most bytes that one call of this or of its pieces has handled.
+    """
+
+    def __init__(self, all_of_them: LargeBodies, tenant: str, route: Route, limits: GatewayConfig) -> None:
+        self._all = all_of_them
+        self._tenant = tenant
+        self._route = route
+        self._limits = limits
+        self._reserved = 0
+        self._file: int | None = None
+        self._ticket: Ticket | None = None
+        self._content_type: str | None = None
+        self._read: Read | None = None
+        self._body = Body()
+        self._front: tuple[bytes, int] | None = (
+            None  # what the engine gets before the file, and where in the file it goes on
+        )
+        self._written: int | None = None  # the body anew, where it had to be
+        self.size = 0
+        self.sent = False  # an engine has all of it
+        self.closed = False
+        self.largest_step = 0
+
+    # ---- as it comes
+
+    def reserve(self, size: int) -> None:
+        """Have room for `size` bytes in all. Raises RateLimited, BodiesFull."""
+        if (more := size - self._reserved) > 0:
+            self._all.room.take(self._tenant, more, self._limits)
+            self._reserved = size
+
+    def append(self, part: bytes) -> None:
+        """A part of the body. Raises BodyTooLarge, RateLimited, BodiesFull, and GatewayError where the machine has no memory left."""
+        size = self.size + len(part)
+        if size > self._limits.max_body:
+            raise too_large(self._limits.max_body)
+        self.reserve(size)
+        self.size = size
+        self.largest_step = max(self.largest_step, len(part))
+        if self._file is None:
+            self._file = os.memfd_create("sliceway-body", os.MFD_CLOEXEC)
+        view = memoryview(part)
+        while view:
+            view = view[os.write(self._file, view) :]
+
+    # ---- what it says
+
+    def read(self, content_type: bytes | None, on_done: Callable[[], None]) -> None:
+        """Have it read; `on_done` is called once, not from here, unless this is closed before. Raises MalformedRequest, BodyReaderGone."""
+        if self._route.body == "form":
+            if content_type is not None and len(content_type) > _HEADER_BYTES:
+                raise MalformedRequest("The header content-type is too long.")
+            self._content_type = content_type.decode("latin-1") if content_type is not None else None
+        self._ask(ReadJob(self._route.path, self._content_type), on_done)
+
+    def result(self) -> tuple[Body, bytes]:
+        """The body's fields, and the beginning of its prompt. Raises MalformedRequest, BodyTooLarge, BodyReaderGone."""
+        self._read = read = self._answer(Read)
+        self._body = read.body(form=self._route.body == "form")
+        return self._body, read.beginning
+
+    # ---- to an engine
+
+    def prepare(
+        self, engine_model: str, sets: Mapping[str, Any], *, ask_usage: bool, on_done: Callable[[], None]
+    ) -> bool:
+        """Make it what an engine is to have: True if `pieces` has it at once, else `on_done` is called once. Raises BodyReaderGone."""
+        self._drop_written()
+        form = isinstance(self._body, Form)
+        begin = beginning_for(self._body, engine_model=engine_model, sets=sets, ask_usage=ask_usage)
+        if begin is not None and not form:
+            assert self._read is not None
+            self._front = (b"", 0) if begin == b"{" else (begin, self._read.first + 1)
+            return True
+        boundary = self._body.boundary if isinstance(self._body, Form) else b""
+        self._front = None
+        self._ask(
+            WriteJob(self._route.path, self._content_type, boundary, engine_model, dict(sets), ask_usage), on_done
+        )
+        return False
+
+    def pieces(self) -> Pieces:
+        """What the engine gets. Raises BodyReaderGone, BodyTooLarge where it could not be written."""
+        if self._front is not None:
+            assert self._file is not None
+            begin, at = self._front
+            return Pieces(self, begin, self._file, at, self.size)
+        if self._written is None:
+            self._answer(Written)
+            assert self._ticket is not None
+            self._written, self._ticket = self._ticket.written, None
+        assert self._written is not None
+        return Pieces(self, b"", self._written, 0, os.fstat(self._written).st_size)
+
+    # ---- the reader
+
+    def _ask(self, job: Job, on_done: Callable[[], None]) -> None:
+        assert self._file is not None
+        memory_bytes = READER_BYTES + _COPIES * self._limits.max_body
+        self._ticket = self._all.reader.ask(self._tenant, job, self._file, memory_bytes, on_done)
+
+    def _answer(self, kind: type[Kind]) -> Kind:
+        assert self._ticket is not None
+        answer = self._ticket.answer
+        if isinstance(answer, GatewayError):
+            raise answer
+        if isinstance(answer, Refused):
+            raise MalformedRequest(answer.message, param=answer.param)
+        if isinstance(answer, TooMuch):
+            raise BodyTooLarge("The body has too many parts: reading it takes more memory than there is for one.")
+        assert isinstance(answer, kind)
+        return answer
+
+    # ---- the end
+
+    def close(self) -> None:
+        """Nobody wants it any more."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._ticket is not None:
+            self._ticket.cancel()
+            if self._ticket.written is not None and self._written is None:
+                self._written = self._ticket.written
+        self._drop_written()
+        if self._file is not None:
+            close_later(self._file)
+            self._file = None
+        self._all.room.give_back(self._tenant, self._reserved)
+        self._reserved = 0
+
+    def _drop_written(self) -> None:
+        written, self._written = self._written, None
+        if written is not None:
+            close_later(written)
+
+
+class Pieces:
+    """A body on its way to an engine. `length` is of all of it, in bytes."""
+
+    def __init__(self, body: LargeBody, begin: bytes, file: int, at: int, end: int) -> None:
+        self._body = body
+        self._begin = begin
+        self._file = file
+        self._at = at
+        self._end = end
+        self.length = len(begin) + end - at
+
+    def take(self) -> bytes | None:
+        """The next piece; nothing when there are no more, None when the body has been given back meanwhile."""
+        if self._body.closed:
+            return None
+        begin, self._begin = self._begin, b""
+        piece = begin + os.pread(self._file, min(PIECE_BYTES, self._end - self._at), self._at)
+        self._at += len(piece) - len(begin)
+        self._body.largest_step = max(self._body.largest_step, len(piece))
+        self._body.sent = self._at >= self._end
+        return piece
