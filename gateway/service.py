@@ -251,6 +251,7 @@ class Gateway:
         self.figures.stop()
         if self.exchanges.background is not None:
             self.exchanges.background.stop()
+        await self.exchanges.large_bodies.close()
         self._announcements.remove()
         for sharing in self._shared():
             await sharing.leave()
