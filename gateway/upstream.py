@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ from yarl import URL
 
 from gateway.error_map import Headers
 from gateway.errors import EngineDied, EngineError, EngineUnreachable
+from gateway.large_bodies import Pieces
 from placement.engine_tls import EngineTrust, remedy, told
 from placement.errors import EngineTlsError
 from placement.table import ReplicaRow
@@ -57,7 +58,7 @@ class Engines(Protocol):
     """A way to talk to engines."""
 
     async def post(
-        self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes, *, method: str = "POST"
+        self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes | Pieces, *, method: str = "POST"
     ) -> EngineResponse:
         """Send a request and wait for the head of the answer. Raises EngineUnreachable (nothing was sent), EngineDied, EngineError."""
         ...
@@ -105,13 +106,18 @@ class AiohttpEngines:
         self._urls: dict[tuple[str, str], URL] = {}
 
     async def post(
-        self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes, *, method: str = "POST"
+        self, replica: ReplicaRow, path: str, headers: Mapping[str, str], body: bytes | Pieces, *, method: str = "POST"
     ) -> EngineResponse:
         """As Engines has it."""
         session, _ = self._session(replica.endpoint)
         tls = self._tls(replica)
-        # aiohttp copies small bytes into one write with the head, and wants large ones as a file.
-        data = body if len(body) < _BIG_BODY_BYTES else io.BytesIO(body)
+        data: (
+            bytes | io.BytesIO | AsyncIterator[bytes]
+        )  # aiohttp copies small bytes into one write with the head, and wants large ones as a file
+        if isinstance(body, Pieces):
+            data, headers = _one_by_one(body), {**headers, "content-length": str(body.length)}
+        else:
+            data = body if len(body) < _BIG_BODY_BYTES else io.BytesIO(body)
         try:
             response = await session.request(
                 method,
@@ -200,6 +206,12 @@ class AiohttpEngines:
         )
         self._sessions[endpoint] = session, base
         return self._sessions[endpoint]
+
+
+async def _one_by_one(pieces: Pieces) -> AsyncIterator[bytes]:
+    """`pieces` as aiohttp wants a body of which it does not know the length."""
+    while piece := pieces.take():
+        yield piece
 
 
 def _shown(replica: ReplicaRow) -> dict[str, str]:
