@@ -118,8 +118,8 @@ class Matching:
             if newcomer is not None:
                 return self._chain(newcomer, place, goes)
             for _, left in sorted(self._leavers(place, reached)):
-                if kind_of[left] not in seen:
-                    seen.add(kind_of[left])
+                if (kind := kind_of[left]) not in seen and kind not in self._closed:
+                    seen.add(kind)
                     goes[left] = place
                     frontier.append(left)
         self._closed |= seen
