@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from gateway.admission.estimate import Estimate
 from gateway.admission.limits import Gauge, Reservation
 from gateway.admission.loads import Load
@@ -21,70 +23,38 @@ if TYPE_CHECKING:
 NONE: frozenset[str] = frozenset()
 
 
-class Claim:
+class Claim(Struct, eq=False):
     """See the module. Made by `Admission.claim`, which says what the fields mean that come from the request.
 
     A claim waits in its pool's queue while `ticket` is not negative. `since` is when it was made, `deadline` when it is worth nothing
     any more, infinite where nobody said; both on the gateway's clock. `open_ended` is a request that lets its answer be as long as the model can;
-    `output_cap` is how many tokens its tenant's limits leave it, where that is less.
+    `output_cap` is how many tokens its tenant's limits leave it, where that is less. `seated_at` counts where there is a `load`.
     """
 
-    __slots__ = (
-        *(
-            "avoid",
-            "body_bytes",
-            "charged",
-            "deadline",
-            "estimate",
-            "gauges",
-            "load",
-            "model",
-            "on_placed",
-            "open_ended",
-            "output_cap",
-        ),
-        *("only", "pool", "prefix", "priority", "rather_not", "refusal", "reservation", "seated_at", "since"),
-        *("syncs", "tenant", "ticket", "weight"),
-    )
-
-    def __init__(
-        self,
-        tenant: str,
-        model: str,
-        estimate: Estimate,
-        gauges: tuple[Gauge, ...],
-        now: float,
-        *,
-        body_bytes: int = 0,
-        weight: float = 1.0,
-        priority: int = 0,
-        deadline: float = float("inf"),
-        only: str | None = None,
-        prefix: int | None = None,
-    ) -> None:
-        self.tenant = tenant
-        self.model = model
-        self.estimate = estimate
-        self.gauges = gauges
-        self.since = now
-        self.body_bytes = body_bytes
-        self.weight = weight
-        self.priority = priority
-        self.deadline = deadline
-        self.only = only
-        self.prefix = prefix
-        self.open_ended = False
-        self.output_cap: int | None = None
-        self.avoid = self.rather_not = NONE
-        self.reservation: Reservation | None = None
-        self.pool: Pool | None = None
-        self.load: Load | None = None
-        self.seated_at = now
-        self.charged = 0.0
-        self.ticket = -1
-        self.syncs = 0
-        self.on_placed: Callable[[], None] | None = None
-        self.refusal: GatewayError | None = None
+    tenant: str
+    model: str
+    estimate: Estimate
+    gauges: tuple[Gauge, ...]
+    since: float
+    body_bytes: int = 0
+    weight: float = 1.0
+    priority: int = 0
+    deadline: float = float("inf")
+    only: str | None = None
+    prefix: int | None = None
+    open_ended: bool = False
+    output_cap: int | None = None
+    avoid: frozenset[str] = NONE
+    rather_not: frozenset[str] = NONE
+    reservation: Reservation | None = None
+    pool: Pool | None = None
+    load: Load | None = None
+    seated_at: float = 0.0
+    charged: float = 0.0
+    ticket: int = -1
+    syncs: int = 0
+    on_placed: Callable[[], None] | None = None
+    refusal: GatewayError | None = None
 
     @property
     def replica(self) -> ReplicaRow | None:

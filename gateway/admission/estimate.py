@@ -7,7 +7,9 @@ likely figure that capacity, fairness and waiting times go by.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 TEMPLATE_TOKENS = 64  # what a chat template adds to a short conversation, beyond the JSON that is in the body anyway
 UNKNOWN_MODEL_LEN = 1 << 20
@@ -22,7 +24,7 @@ _FORGETTING = 0.01
 _INPUTS = (b"input_image", b"input_audio", b"input_file")
 
 
-class Estimate(NamedTuple):
+class Estimate(msgspec.Struct, frozen=True):
     """Tokens of one request. `prompt` is likely, `prompt_bound` the most; `output` is the most for all its sequences together."""
 
     prompt: int
@@ -61,7 +63,8 @@ class TokenRatio:
 
     def likely(self, body_bytes: int) -> int:
         """Tokens of a prompt in `body_bytes`."""
-        return int(body_bytes * min(1.0, self.value * _MARGIN)) + 1
+        each = self.value * _MARGIN
+        return int(body_bytes * each if each < 1 else body_bytes) + 1
 
 
 def estimate(
@@ -83,7 +86,8 @@ def estimate(
     """
     longest = max_model_len or UNKNOWN_MODEL_LEN
     bound = longest if by_reference else min(body_bytes + TEMPLATE_TOKENS, longest)
-    prompt = min(ratio.likely(body_bytes), bound)
+    likely = ratio.likely(body_bytes)
+    prompt = likely if likely < bound else bound
     if not generates:
         return Estimate(prompt, bound, 0, 1)
     if isinstance(max_tokens, int) and max_tokens > 0:

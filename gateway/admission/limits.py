@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from gateway.admission.schema import RateLimits, TenantLimits
 from gateway.admission.windows import Level, Window
 from gateway.errors import RateLimited
@@ -32,7 +34,7 @@ _PHRASES: Mapping[Kind, str] = {
 }
 
 
-class Need(NamedTuple):
+class Need(msgspec.Struct, frozen=True):
     """What a request may use, in tokens of prompt and answer together. `bound` is the most, `likely` an estimate of it."""
 
     bound: int
@@ -76,13 +78,11 @@ class Gauge:
         return f"{self.subject.tenant}\n{self.subject.model or ''}\n{self.kind}"
 
     def amount(self, need: Need) -> int:
-        """What a request of this `need` takes; more than `full` if it can never be admitted.
+        """What a request of this `need` takes of a limit on tokens; more than `full` if it can never be admitted.
 
         A bound above the limit is no reason to refuse a request that most likely fits: it takes all that is left, so that it runs alone.
         `window.used` has to be up to date.
         """
-        if not self.per_token:
-            return 1
         if need.bound <= self.full:
             return need.bound
         return max(need.likely, self.window.limit - self.window.used) if need.likely <= self.full else need.likely
@@ -193,12 +193,12 @@ class Limits:
         for gauge in gauges:
             window = gauge.window
             slot = window.advance(now)
-            amount = gauge.amount(need)
+            amount = gauge.amount(need) if gauge.per_token else 1
             if window.used + amount > window.limit:
                 raise self._refuse(gauge, amount, now)
             taken.append((gauge, amount, slot))
-        for gauge, amount, _ in taken:
-            gauge.window.take(amount, now)
+        for gauge, amount, slot in taken:
+            gauge.window.count(amount, slot)
             gauge.since = None
         return Reservation(taken)
 
@@ -244,33 +244,33 @@ class Standing:
         return cls(gauge.full, remaining, gauge.window.reset_seconds(now))
 
 
-_HEADERS = {
-    per_token: (b"x-ratelimit-limit-" + unit, b"x-ratelimit-remaining-" + unit, b"x-ratelimit-reset-" + unit)
-    for per_token, unit in ((False, b"requests"), (True, b"tokens"))
-}
+_HEADERS = tuple(
+    (b"x-ratelimit-limit-" + unit, b"x-ratelimit-remaining-" + unit, b"x-ratelimit-reset-" + unit)
+    for unit in (b"requests", b"tokens")
+)
 
 
 def rate_limit_headers(gauges: Iterable[Gauge], now: float) -> list[tuple[bytes, bytes]]:
     """OpenAI's `x-ratelimit-*` headers for the tightest limit on requests and the tightest on tokens."""
-    tightest: dict[bool, tuple[int, Gauge]] = {}
+    tightest: list[tuple[int, Gauge] | None] = [None, None]  # by `per_token`
     for gauge in gauges:
         if gauge.kind == "max_concurrent":
             continue
         window = gauge.window
         window.advance(now)
         remaining = window.limit - window.used + gauge.spare
-        known = tightest.get(gauge.per_token)
+        known = tightest[gauge.per_token]
         if known is None or remaining < known[0]:
             tightest[gauge.per_token] = remaining, gauge
     headers: list[tuple[bytes, bytes]] = []
-    for per_token in sorted(tightest):
-        remaining, gauge = tightest[per_token]
-        limit, left, reset = _HEADERS[per_token]
-        headers += (
-            (limit, b"%d" % gauge.full),
-            (left, b"%d" % max(0, remaining)),
-            (reset, _in_tenths(math.ceil(gauge.window.reset_seconds(now) * 10))),
-        )
+    for (limit, left, reset), found in zip(_HEADERS, tightest, strict=True):
+        if found is not None:
+            remaining, gauge = found
+            headers += (
+                (limit, b"%d" % gauge.full),
+                (left, b"%d" % (remaining if remaining > 0 else 0)),
+                (reset, _in_tenths(math.ceil(gauge.window.reset_seconds(now) * 10))),
+            )
     return headers
 
 

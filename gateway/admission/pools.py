@@ -65,7 +65,7 @@ class Pool:
         """Seat `claim`, or let it wait: whether it is seated. Raises a CapacityError, or EngineUnreachable if no replica is left to try."""
         claim.pool = self
         able = self._able(claim)
-        first = self.queue.first(now) if self.queue else None
+        first = self.queue.first(now) if self._held_by else None
         if first is None or (_is_bound(claim) and self._may_overtake(claim, first)):
             load = self._room_for(claim, able)
             if load is not None:

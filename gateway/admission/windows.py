@@ -51,9 +51,13 @@ class Window:
     def take(self, amount: int, now: float) -> int:
         """Count `amount`, whether there is room or not; ask `used` first. The slot, for `give`."""
         slot = self.advance(now)
+        self.count(amount, slot)
+        return slot
+
+    def count(self, amount: int, slot: int) -> None:
+        """Count `amount` in the slot that `advance` has just given."""
         self._counts[slot % self._size] += amount
         self.used += amount
-        return slot
 
     def give(self, amount: int, slot: int, now: float) -> None:
         """Take back `amount` of what was counted in `slot`; negative: it was more than that. Nothing, if that is no longer counted."""
@@ -121,6 +125,10 @@ class Level:
         """Count `amount`."""
         self.used += amount
         return 0
+
+    def count(self, amount: int, slot: int) -> None:
+        """Count `amount`; there is only one slot."""
+        self.used += amount
 
     def give(self, amount: int, slot: int, now: float) -> None:
         """Take `amount` back."""
