@@ -115,22 +115,23 @@ def check(tls: EngineTlsConfig, address: str) -> None:
 
 def told(error: ssl.SSLError) -> str:
     """What is wrong with an engine's TLS, in words."""
-    if not isinstance(error, ssl.SSLCertVerificationError):
-        return f"the TLS handshake failed ({error.reason or 'no reason given'})"
-    if error.verify_code == _EXPIRED:
+    code = _code(error)
+    if code is None:
+        return f"the TLS handshake failed ({getattr(error, 'reason', None) or error})"
+    if code == _EXPIRED:
         return "the certificate has expired"
-    if error.verify_code == _NOT_YET:
+    if code == _NOT_YET:
         return "the certificate is not valid yet"
-    if error.verify_code in (_WRONG_NAME, _WRONG_ADDRESS):
+    if code in (_WRONG_NAME, _WRONG_ADDRESS):
         return "the certificate is for another address"
-    if error.verify_code in _UNTRUSTED:
+    if code in _UNTRUSTED:
         return "the certificate is not from the authority that engine.tls names"
-    return f"the certificate is refused ({error.verify_message})"
+    return f"the certificate is refused ({getattr(error, 'verify_message', code)})"
 
 
 def remedy(error: ssl.SSLError, address: str) -> str:
     """What to do about it. `address` is where the engine listens."""
-    code = getattr(error, "verify_code", None)
+    code = _code(error)
     if code in (_EXPIRED, _NOT_YET):
         return f"{_RENEW} The machine's clock counts, too."
     if code in (_WRONG_NAME, _WRONG_ADDRESS):
@@ -138,6 +139,12 @@ def remedy(error: ssl.SSLError, address: str) -> str:
     if code in _UNTRUSTED:
         return "Sign it with the key of engine.tls.authority, or name the authority that has signed it (intermediates go into the certificate's file)."
     return "Look at it with: openssl x509 -noout -text -in CERTIFICATE"
+
+
+def _code(error: ssl.SSLError) -> int | None:
+    """Of X509_verify_cert; errors that Python itself raises have none."""
+    code: int | None = getattr(error, "verify_code", None)
+    return code
 
 
 def _shake_hands(client: ssl.SSLContext, server: ssl.SSLContext, address: str) -> None:
