@@ -19,28 +19,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gateway.cli.member import LOOK_SECONDS, STOP_SECONDS, alone, belong, disconnect, inventory_of, say
 from gateway.cli.output import Json, out, print_json
 from gateway.config import Config, load_config
 from model_registry.atomic import write_atomically
 from model_registry.errors import ConfigError, SlicewayError
 from model_registry.words import counted
-from placement.cluster.address import PATIENCE_SECONDS, RETRY_SECONDS, wait_for_answer
-from placement.cluster.errors import ClusterUnreachable
+from placement.cluster.address import PATIENCE_SECONDS, wait_for_answer
+from placement.cluster.errors import ClusterLed
 from placement.errors import PlacementError
-from placement.inventory import observe
-from placement.schema import FleetConfig
-from placement.simulate import enter, simulated_fleet
-from placement.slices import Inventory
+from placement.simulate import simulated_fleet
 
 if TYPE_CHECKING:
     from placement.cluster.start import Machine
 
 LOCAL = "local"
-TOKEN_FILE = "cluster.token"
-LOOK_SECONDS = 0.5
+TOKEN_FILE, PORT_FILE = "cluster.token", "cluster.port"
 # Of the gateways' state directory: what a tenant's key is checked with.
 SHARED_FILES = ("keys.json", "keys.secret")
-_STOP_SECONDS = 90.0
 
 node = typer.Typer(help="This machine as a part of a cluster.", no_args_is_help=True)
 
@@ -93,10 +89,10 @@ def join(
         _fleet(cores or [], memory, simulate),
         listen,
     )
-    with _stopping() as stop:
+    with alone(machine), _stopping() as stop:
         deadline = time.monotonic() + PATIENCE_SECONDS
-        if wait_for_answer(address, pause=stop.wait, say=_say):
-            _belong(machine, address, stop, deadline)
+        if wait_for_answer(address, pause=stop.wait, say=say):
+            belong(machine, address, stop, deadline)
 
 
 @node.command("list")
@@ -143,7 +139,7 @@ def upgrade(
     done = []
     for name in sorted(n for n in names if n.startswith(AGENT)):
         agent: Any = ray.get_actor(name, namespace=NAMESPACE)
-        ray.get(agent.renew.remote(), timeout=_STOP_SECONDS)
+        ray.get(agent.renew.remote(), timeout=STOP_SECONDS)
         done.append(name.removeprefix(AGENT))
         if not as_json:
             out.print(f"node {done[-1]}: another gateway and another controller", highlight=False)
@@ -169,27 +165,31 @@ def up_on_ray(path: Path, config: Config, address: str, *, listen: str | None) -
 
     raylet = None
     machine = None
-    with _stopping() as stop:
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_stopping())
         if local:
             fleet = config.fleet.model_dump(mode="json", exclude_unset=True)
             machine = _machine(
                 socket.gethostname(), own_address(), config.state, fleet, listen or config.gateway.listen
             )
-            raylet = Raylet(machine, _inventory(machine), address=None, port=_free_port(machine.address))
+            stack.enter_context(alone(machine))
+            port = _port(config.state / PORT_FILE, machine.address)
+            raylet = Raylet(machine, inventory_of(machine), address=None, port=port)
             address = raylet.address
         try:
             if raylet is not None and machine is not None:
                 raylet.wait_until_joined(machine.name)
             else:
                 connect(address)
+            head = _claim(address)
             _say_where(address, config.state / TOKEN_FILE if local else None)
             try:
-                _lead(path, config, machine, stop)
+                _lead(head, path, config, machine, stop)
             finally:
                 out.print("stopping; requests may finish", highlight=False)
                 _dissolve()
         finally:
-            _disconnect()
+            disconnect()
             if raylet is not None:
                 raylet.stop()
 
@@ -199,15 +199,34 @@ def _say_where(address: str, token: Path | None) -> None:
     out.print(f"cluster at {address}; other machines join with: sliceway node join {address}{option}", highlight=False)
 
 
-def _lead(path: Path, config: Config, machine: Machine | None, stop: threading.Event) -> None:
+def _claim(address: str) -> Any:
+    """The cluster's head, which from here on works for this process. Raises ClusterLed, before anything has changed."""
+    import ray
+
+    from placement.cluster.actors import start_head
+    from placement.cluster.start import own_versions
+
+    head: Any = start_head(own_versions(), secrets.token_urlsafe(32))
+    if other := ray.get(head.lead.remote(_me())):
+        raise ClusterLed(
+            f"the cluster at {address} already works by the configuration of {other}",
+            where=address,
+            remedy="Change that configuration and send its process SIGHUP, or stop it first.",
+        )
+    return head
+
+
+def _me() -> str:
+    return f"`sliceway up` on {socket.gethostname()}, pid {os.getpid()}"
+
+
+def _lead(head: Any, path: Path, config: Config, machine: Machine | None, stop: threading.Event) -> None:
     """Have the head work by the file at `path`, and show what comes of it, until `stop`."""
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError
 
-    from placement.cluster.actors import start_head
-    from placement.cluster.start import offer, own_versions
+    from placement.cluster.start import offer
 
-    head: Any = start_head(own_versions(), secrets.token_urlsafe(32))
     reload = threading.Event()
     with _on(signal.SIGHUP, reload):
         files = _shared(config)
@@ -223,7 +242,8 @@ def _lead(path: Path, config: Config, machine: Machine | None, stop: threading.E
                 if (now := _shared(config)) != files:
                     ray.get(head.share.remote(now))
                     files = now
-                lines = _lines(ray.get(head.status.remote(), timeout=10.0))
+                status, _ = ray.get([head.status.remote(), head.lead.remote(_me())], timeout=10.0)
+                lines = _lines(status)
             except (RayActorError, GetTimeoutError):
                 lines = ["the head is being started again; everything serves on"]
             for line in lines:
@@ -248,71 +268,11 @@ def _reloaded(path: Path, config: Config, head: Any) -> Config:
     return new
 
 
-def _belong(machine: Machine, address: str, stop: threading.Event, deadline: float) -> None:
-    """Join, and join again, until `stop`. Raises ClusterUnreachable where the first time does not succeed until `deadline`
-    (monotonic); afterwards engines are at work here, and there is no end to trying.
-    """
-    joined = False
-    while not stop.is_set():
-        try:
-            _member(machine, address, stop)
-            joined = True
-        except ClusterUnreachable as error:
-            if not joined and time.monotonic() >= deadline:
-                raise
-            _say(str(error))
-            stop.wait(RETRY_SECONDS)
-
-
-def _say(text: str) -> None:
-    out.print(text, highlight=False, markup=False)
-
-
-def _member(machine: Machine, address: str, stop: threading.Event) -> None:
-    """This machine's part in the cluster, until `stop` or until Ray here has ended. Raises ClusterUnreachable."""
-    from placement.cluster.start import Raylet, offer
-
-    raylet = Raylet(machine, _inventory(machine), address=address)
-    try:
-        raylet.wait_until_joined(machine.name)
-        offer(machine)
-        out.print(f"{machine.name} has joined {address}", highlight=False)
-        while not raylet.ended and not stop.wait(LOOK_SECONDS):
-            pass
-        if stop.is_set():
-            _leave(machine.name)
-        else:
-            out.print("the cluster is lost; engines go on, joining again as soon as it is there", highlight=False)
-    finally:
-        _disconnect()
-        raylet.stop()
-
-
-def _disconnect() -> None:
-    """Before Ray here is ended: it would end this process with it."""
-    import ray
-
-    with contextlib.suppress(Exception):
-        ray.shutdown()
-
-
-def _leave(name: str) -> None:
-    """End this machine's engines in order, and its agent."""
-    import ray
-
-    from placement.cluster.actors import AGENT, NAMESPACE
-
-    with contextlib.suppress(ValueError):
-        agent: Any = ray.get_actor(AGENT + name, namespace=NAMESPACE)
-        ray.get(agent.stop.remote(_STOP_SECONDS))
-        ray.kill(agent)
-
-
 def _dissolve() -> None:
     """End everything of ours in the cluster: the head first, so that it seats nothing again."""
     import ray
 
-    from placement.cluster.actors import AGENT, HEAD, NAMESPACE
+    from placement.cluster.actors import AGENT, HEAD, NAMESPACE, give_all_back
 
     names = [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == NAMESPACE]
     agents: list[Any] = []
@@ -323,10 +283,12 @@ def _dissolve() -> None:
                 agents.append(actor)
             else:
                 ray.kill(actor)
-    with contextlib.suppress(Exception):
-        ray.get([agent.stop.remote(_STOP_SECONDS) for agent in agents])
+    stopping = [agent.stop.remote(STOP_SECONDS) for agent in agents]
+    if stopping:  # one that does not answer keeps nobody waiting for the others
+        ray.wait(stopping, num_returns=len(stopping), timeout=2 * STOP_SECONDS)
     for agent in agents:
         ray.kill(agent)
+    give_all_back()
 
 
 def _lines(status: Mapping[str, Any]) -> list[str]:
@@ -374,13 +336,6 @@ def _machine(name: str, address: str, state: Path, fleet: Mapping[str, Any], lis
     )
 
 
-def _inventory(machine: Machine) -> Inventory:
-    fleet = FleetConfig.model_validate(machine.fleet)
-    machine.paths.engines.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    enter(fleet, machine.paths.engines.root)
-    return observe(fleet)
-
-
 def _fleet(cores: list[str], memory: str, simulate: str | None) -> dict[str, Any]:
     if cores and simulate:
         raise ConfigError("a node offers cores or simulated GPUs", where="--cores", remedy="Give one of the two.")
@@ -420,9 +375,21 @@ def _on(number: signal.Signals, event: threading.Event) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def _free_port(address: str) -> int:
+def _port(kept: Path, address: str) -> int:
+    """The port of this cluster: the one of its last start where it is free, so that its members find it again."""
+    with contextlib.suppress(OSError, ValueError, OverflowError):
+        return _free_port(address, int(kept.read_text(encoding="utf-8")))
+    port = _free_port(address)
+    kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_atomically(kept, str(port).encode(), mode=0o600)
+    return port
+
+
+def _free_port(address: str, port: int = 0) -> int:
+    """Raises OSError if it is not free."""
     with socket.socket() as probe:
-        probe.bind((address, 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the last start may linger
+        probe.bind((address, port))
         return int(probe.getsockname()[1])
 
 

@@ -1,7 +1,10 @@
 """The cluster's parts as Ray actors. The only module, beside `start`, that knows Ray; what the parts do is in `head` and `node`.
 
 All of them are detached and named, so that whoever started them may go. Ray restarts the head and the agents. A holder is
-not restarted: it stands for one promise, that this slice is this replica's, and the head makes it anew.
+not restarted: engines know the process that they belong to, and the head tells them of another one.
+
+That a slice is a replica's is a placement group of the slice's resource, named after both: a line in Ray's books, which costs no
+process, and of which Ray never grants two.
 """
 
 from __future__ import annotations
@@ -20,6 +23,12 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+from ray.util.placement_group import (
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from placement.clock import SystemClock
 from placement.cluster.errors import NodeLost
@@ -39,7 +48,10 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "sliceway"
 HEAD = "head"
-AGENT, _HOLDER = "agent|", "holder|"
+LEADER_SECONDS = 15.0
+AGENT, HOLDER = "agent|", "holder|"
+_SLICE = "sliceway|"
+BOOKS_SECONDS = 10.0
 _JOURNAL = b"head-journal"
 
 
@@ -56,11 +68,18 @@ class RayStore:
         await asyncio.to_thread(_internal_kv_put, _JOURNAL, journal, True, namespace=NAMESPACE.encode())
 
 
-@dataclass(slots=True)
-class _Asked:
-    """A holder that was asked for. `owner` is known once it has answered."""
+@dataclass(frozen=True, slots=True)
+class _Booked:
+    """A slice in Ray's books, or the wish for it: a placement group of that one resource. `granted` says which."""
 
     seat: Seat
+    granted: bool = False
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A node's holder that was asked for. `owner` is known once it has answered."""
+
     holder: ActorHandle[Any]
     answer: Any
     owner: Owner | None = None
@@ -72,9 +91,11 @@ class RayNodes:
     def __init__(self) -> None:
         self._asked: dict[str, _Asked] = {}
         self._agents: dict[str, ActorHandle[Any]] = {}
-        # As last looked at, the second only where it is needed: the head does, once in every round.
-        self._books: Mapping[str, Seat] = {}
+        # As last looked at, all but the last only where it is needed: the head does, once in every round.
+        self._books: dict[str, _Booked] = {}
+        self._looked_at = -BOOKS_SECONDS
         self._offered: Collection[str] | None = None
+        self._alive: Collection[str] = ()
         self._holders = _as_remote(SliceHolder)  # once, because Ray keeps each class that it is given
 
     async def names(self) -> Sequence[str]:
@@ -90,49 +111,55 @@ class RayNodes:
         await self._agent(node, lambda agent: agent.order.remote(order.model_dump_json()))
 
     async def hold(self, seat: Seat) -> Hold:
-        """A holder for the slice; how far it is."""
-        asked = self._asked.get(seat.replica)
-        if asked is None or asked.seat != seat:
-            asked = self._asked[seat.replica] = await asyncio.to_thread(self._ask, seat)
+        """The slice for this replica, and the process on its node that the engine is to belong to; how far that is."""
+        booked = self._books.get(seat.replica)
+        if booked is None:
+            booked = self._books[seat.replica] = _Booked(seat)
+            await asyncio.to_thread(_book, seat)
+        if not booked.granted:
+            return Hold(seat, waits_for=await self._why_pending(seat))
+        owner = await self._owner(seat.node)
+        return Hold(seat, owner=owner, waits_for=f"the holder of node {seat.node} to start")
+
+    async def _owner(self, node: str) -> Owner | None:
+        """The process of the node's holder, which is made if there is none; None as long as it has not answered."""
+        asked = self._asked.get(node)
+        if asked is None or (asked.owner is not None and node not in self._alive):  # an answer outlives who gave it
+            asked = self._asked[node] = await asyncio.to_thread(self._ask, node)
         if asked.owner is None:
             done, _ = await asyncio.to_thread(ray.wait, [asked.answer], timeout=0)
             if not done:
-                return Hold(seat, waits_for=await self._why_pending(seat))
+                return None
             try:
                 asked.owner = Owner.model_validate_json(await asked.answer)
             except RayActorError:
-                return self._died(seat)
-        elif self._books.get(seat.replica) != seat:  # an answer outlives who gave it
-            return self._died(seat)
-        return Hold(seat, owner=asked.owner)
-
-    def _died(self, seat: Seat) -> Hold:
-        """The next time it is asked for, there will be another one."""
-        del self._asked[seat.replica]
-        return Hold(seat, waits_for=f"another holder of slice {seat.key}: the last one died")
+                del self._asked[node]
+        return asked.owner
 
     async def let_go(self, replica: str) -> None:
-        """End the replica's holders."""
-        self._asked.pop(replica, None)
-        for name in await _named(f"{_HOLDER}{replica}|"):
-            with contextlib.suppress(ValueError, RayActorError):
-                ray.kill(await asyncio.to_thread(ray.get_actor, name, namespace=NAMESPACE))
+        """Give the replica's slice back."""
+        booked = self._books.pop(replica, None)
+        if booked is not None:
+            await asyncio.to_thread(_give_back, _booking(booked.seat))
 
     async def held(self) -> Mapping[str, Seat]:
-        """Every holder that is there or is being made."""
-        self._books = {seat.replica: seat for seat in map(_seat_of, await _named(_HOLDER))}
+        """Every slice that is held or asked for. Only this head changes Ray's books, so they are read where something
+        waits in them, and seldom otherwise.
+        """
+        self._alive = {name.removeprefix(HOLDER) for name in await _named(HOLDER)}
         self._offered = None
-        return self._books
+        now = time.monotonic()
+        if now - self._looked_at >= BOOKS_SECONDS or not all(booked.granted for booked in self._books.values()):
+            self._books = {b.seat.replica: b for b in await asyncio.to_thread(_bookings)}
+            self._looked_at = now
+        return {replica: booked.seat for replica, booked in self._books.items()}
 
-    def _ask(self, seat: Seat) -> _Asked:
-        holder = _detached(
-            self._holders,
-            _holder_name(seat),
-            get_if_exists=True,
-            max_restarts=0,
-            resources={resource_of(seat.key): 1.0},
-        ).remote()
-        return _Asked(seat, holder, holder.owner.remote())
+    def _ask(self, node: str) -> _Asked:
+        options = _detached(
+            self._holders, HOLDER + node, get_if_exists=True, max_restarts=0, resources={node_resource(node): 1.0}
+        )
+        holder = options.remote()
+        return _Asked(holder, holder.owner.remote())
 
     async def _why_pending(self, seat: Seat) -> str:
         """What Ray waits for, in terms of slices."""
@@ -141,10 +168,11 @@ class RayNodes:
             self._offered = frozenset(await asyncio.to_thread(cluster.cluster_resources))
         if resource_of(seat.key) not in self._offered:
             return f"a node that offers slice {seat.key}: none in the cluster does"
-        rivals = [s for s in self._books.values() if s.key == seat.key and s.replica != seat.replica]
+        others = (booked.seat for booked in self._books.values())
+        rivals = [s for s in others if s.key == seat.key and s.replica != seat.replica]
         if rivals:
             return f"slice {seat.key}, which is still held for {rivals[0].replica}"
-        return f"Ray to start its holder on node {seat.node}"
+        return f"Ray to give it slice {seat.key}"
 
     async def _agent(self, node: str, call: Callable[[ActorHandle[Any]], Any]) -> Any:
         """Ask it by the handle that is known: looking one up by name is a question to Ray's own head each time."""
@@ -157,13 +185,34 @@ class RayNodes:
             raise NodeLost(f"node {node!r} does not answer: {error}", where=node) from error
 
 
-def _holder_name(seat: Seat) -> str:
-    return f"{_HOLDER}{seat.replica}|{seat.model}|{seat.node}|{seat.slice_id}"
+def _booking(seat: Seat) -> str:
+    return f"{_SLICE}{seat.replica}|{seat.model}|{seat.node}|{seat.slice_id}"
 
 
 def _seat_of(name: str) -> Seat:
-    _, replica, model, node, slice_id = name.split("|", 4)
+    replica, model, node, slice_id = name.removeprefix(_SLICE).split("|", 3)
     return Seat(replica=replica, model=model, node=node, slice_id=slice_id)
+
+
+def _book(seat: Seat) -> None:
+    placement_group([{resource_of(seat.key): 1.0}], name=_booking(seat), lifetime="detached")
+
+
+def _bookings() -> list[_Booked]:
+    """Every slice that is held or asked for, also from before this head."""
+    groups = [g for g in placement_group_table().values() if g["name"].startswith(_SLICE) and g["state"] != "REMOVED"]
+    return [_Booked(_seat_of(group["name"]), group["state"] == "CREATED") for group in groups]
+
+
+def _give_back(name: str) -> None:
+    with contextlib.suppress(ValueError):  # it has gone already
+        remove_placement_group(get_placement_group(name))
+
+
+def give_all_back() -> None:
+    """Let go of every slice, when a cluster ends whose Ray goes on."""
+    for booked in _bookings():
+        _give_back(_booking(booked.seat))
 
 
 async def _named(prefix: str) -> list[str]:
@@ -179,8 +228,17 @@ class HeadActor:
         self._head = Head(RayNodes(), RayStore(), SystemClock(), Versions.model_validate_json(versions), secret=secret)
         self._created = created
         self._told: tuple[Broadcast, str] | None = None
+        self._leader, self._led_at = "", 0.0
         self._begin = asyncio.Lock()
         self._rounds: asyncio.Task[None] | None = None
+
+    async def lead(self, who: str) -> str | None:
+        """Whose configuration counts says so all the time. Who else has done so lately; None if nobody, and then it is `who`."""
+        now = time.monotonic()
+        if self._leader not in ("", who) and now - self._led_at < LEADER_SECONDS:
+            return self._leader
+        self._leader, self._led_at = who, now
+        return None
 
     async def aim(self, config: str, files: Mapping[str, str]) -> None:
         """Work towards this configuration. Raises ConfigError for one that makes no sense; the last one stays."""

@@ -3,7 +3,8 @@
 ClusterError
 ├── NodeLost            a node does not answer
 ├── NodeMismatch        a node runs other versions than the head
-├── SliceHeld           a node offers a slice that another node already offers
+├── SliceHeld           a node offers a slice, or has a name, that another node already has
+├── ClusterLed          another `sliceway up` leads this cluster
 └── ClusterUnreachable  there is no cluster at that address, or none could be started
     └── NoAddress           it is no address, or its name cannot be resolved
 """
@@ -32,9 +33,15 @@ class NodeMismatch(ClusterError):
 
 
 class SliceHeld(ClusterError):
-    """A node offers a slice that another node already offers."""
+    """A node offers a slice that another node already offers, or comes under its name."""
 
     code = "slice_held"
+
+
+class ClusterLed(ClusterError):
+    """Another process has the cluster work by its configuration."""
+
+    code = "cluster_led"
 
 
 class ClusterUnreachable(ClusterError):

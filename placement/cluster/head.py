@@ -263,7 +263,7 @@ class Head:
                 return str(
                     SliceHeld(
                         f"node {report.node!r} offers slice {uuid}, which node {offered[uuid]!r} offers already",
-                        remedy="Two agents run on one machine: stop one of them (`sliceway node leave`).",
+                        remedy="Two agents run on one machine: stop one of them (Ctrl-C on its `sliceway node join`).",
                     )
                 )
         offered.update(dict.fromkeys(mine, report.node))

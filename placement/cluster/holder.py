@@ -1,7 +1,7 @@
-"""What holds one slice in Ray's books for one replica.
+"""What the engines of one node belong to, as long as Ray has the node.
 
-Every replica of a cluster has such a process, and Ray's worker imports the module of the class that it is given. So this one needs the
-standard library only: what an agent or the head imports takes longer to load, and more memory, than Ray itself.
+Ray's worker imports the module of the class that it is given. This one needs the standard library only: what an agent or the head
+imports takes longer to load, and more memory, than Ray itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from placement.replicas.procfs import ProcessIdentity
 
 
 class SliceHolder:
-    """Holds one slice in Ray's books for one replica, and is what its engine belongs to."""
+    """Holds a node's slices: an engine there outlives this process by a while at most, unless another one takes its place."""
 
     def owner(self) -> str:
         """This process as an `Owner`, in JSON, for a node's controller to look for."""

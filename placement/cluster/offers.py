@@ -17,6 +17,7 @@ from placement.slices import Inventory
 
 PREFIX = "sliceway-slice:"
 NODE_PREFIX = "sliceway-node:"
+NODE_UNITS = 1000.0  # of what says that a node is this one; more of it is two nodes of one name
 
 
 def resource_of(key: str) -> str:
@@ -31,7 +32,7 @@ def node_resource(node: str) -> str:
 
 def offered(node: str, inventory: Inventory) -> Mapping[str, float]:
     """Every resource of a node: itself, its slices, and the slices that its MIG GPUs could be cut into."""
-    resources = {node_resource(node): 1000.0}
+    resources = {node_resource(node): NODE_UNITS}
     resources |= {resource_of(slice_key(node, s.id)): 1.0 for s in inventory.slices}
     for gpu in (g for g in inventory.gpus if g.mig):
         resources |= {resource_of(slice_key(node, identity)): 1.0 for identity in _identities(gpu)}

@@ -22,17 +22,23 @@ import ray
 
 from placement.cluster.actors import NAMESPACE, start_agent
 from placement.cluster.address import knock
-from placement.cluster.errors import ClusterUnreachable, NodeMismatch
+from placement.cluster.errors import ClusterUnreachable, NodeMismatch, SliceHeld
 from placement.cluster.members import Versions
 from placement.cluster.node import NodePaths
-from placement.cluster.offers import node_resource, offered
+from placement.cluster.offers import NODE_UNITS, node_resource, offered
 from placement.slices import Inventory
 
 START_SECONDS = 60.0
+NAME_SECONDS = 120.0  # Ray takes a machine that is off for lost after five looks of ten seconds
 _STOP_SECONDS = 20.0
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-# Ray's own: it looks at GPUs as whole cards, and would hide a slice from its engine.
-_RAY_ENVIRONMENT = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_RAY_ENVIRONMENT = {
+    # Ray looks at GPUs as whole cards, and would hide a slice from its engine.
+    "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # What Ray starts gives way to everything else on the machine (nice 15), and so would the engines and gateways that agents start.
+    "RAY_worker_niceness": "0",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +130,24 @@ class Raylet:
         return self._process.poll() is not None
 
     def wait_until_joined(self, node: str) -> None:
-        """Return when this machine's slices are in the cluster's books. Raises ClusterUnreachable."""
-        deadline = time.monotonic() + START_SECONDS
+        """Return when this machine's slices are in the cluster's books.
+
+        Raises ClusterUnreachable; SliceHeld where another machine is in the books under this name and does not go.
+        """
+        began, there = time.monotonic(), 0.0
         cluster: Any = ray
-        while time.monotonic() < deadline and not self.ended:
+        while time.monotonic() - began < (NAME_SECONDS if there else START_SECONDS) and not self.ended:
             if not ray.is_initialized():
                 self._connect()
-            elif node_resource(node) in cluster.cluster_resources():
+            elif (there := cluster.cluster_resources().get(node_resource(node), 0.0)) == NODE_UNITS:
                 return
             time.sleep(0.2)
+        if there and not self.ended:
+            raise SliceHeld(
+                f"another machine has joined {self.address} as {node!r} already",
+                where=node,
+                remedy="Give this one another --name. One that has lost its power is forgotten after about a minute.",
+            )
         raise ClusterUnreachable(
             f"this machine could not join the cluster at {self.address}: {self._last_words()}",
             where=str(self._log),

@@ -386,3 +386,7 @@ def test_ctrl_c_ends_everything(cluster: Cluster) -> None:
     assert cluster.up.wait(120) == 0, cluster.said()[-3000:]
     _, alive = psutil.wait_procs(everything, timeout=20)
     assert alive == []
+    cluster.member.send_signal(signal.SIGINT)
+    assert cluster.member.wait(60) == 0, (
+        f"a member whose cluster has ended waits for nobody: {cluster.said('member')[-3000:]}"
+    )

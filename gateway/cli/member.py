@@ -1,0 +1,130 @@
+"""This machine as a member of a cluster that another one leads. Ray is imported only here, when it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from gateway.cli.output import out
+from placement.cluster.address import RETRY_SECONDS, knock
+from placement.cluster.errors import ClusterUnreachable
+from placement.inventory import observe
+from placement.locks import exclusive
+from placement.schema import FleetConfig
+from placement.simulate import enter
+from placement.slices import Inventory
+
+if TYPE_CHECKING:
+    from placement.cluster.start import Machine
+
+LOOK_SECONDS = 0.5
+STOP_SECONDS = 90.0
+
+
+@contextlib.contextmanager
+def alone(machine: Machine) -> Iterator[None]:
+    """No other process is this node of a cluster for as long as the block runs. Raises StateLocked."""
+    lock = exclusive(
+        machine.directory / "member.lock",
+        what=f"part of a cluster named {machine.name!r}",
+        remedy="Stop that one first (kill -INT {pid}), or give this one another --name and --state-dir.",
+    )
+    with lock:
+        yield
+
+
+def belong(machine: Machine, address: str, stop: threading.Event, deadline: float) -> None:
+    """Join, and join again, until `stop`. Raises ClusterUnreachable where the first time does not succeed until `deadline`
+    (monotonic); afterwards engines are at work here, and there is no end to trying.
+    """
+    joined = False
+    while not stop.is_set():
+        try:
+            _member(machine, address, stop)
+            joined = True
+        except ClusterUnreachable as error:
+            if not joined and time.monotonic() >= deadline:
+                raise
+            say(str(error))
+            stop.wait(RETRY_SECONDS)
+
+
+def _member(machine: Machine, address: str, stop: threading.Event) -> None:
+    """This machine's part in the cluster, until `stop` or until Ray here has ended. Raises ClusterUnreachable.
+
+    This process talks to Ray only while it joins and leaves: Ray ends a process that is connected when its head is gone for a minute.
+    """
+    from placement.cluster.start import Raylet, offer
+
+    raylet = Raylet(machine, inventory_of(machine), address=address)
+    try:
+        try:
+            raylet.wait_until_joined(machine.name)
+            offer(machine)
+        finally:
+            disconnect()
+        say(f"{machine.name} has joined {address}")
+        while not raylet.ended and not stop.wait(LOOK_SECONDS):
+            pass
+        if stop.is_set():
+            _leave(machine, address)
+        else:
+            say("the cluster is lost; engines go on, joining again as soon as it is there")
+    finally:
+        raylet.stop()
+
+
+def disconnect() -> None:
+    """Before Ray here is ended: it would end this process with it."""
+    import ray
+
+    with contextlib.suppress(Exception):
+        ray.shutdown()
+
+
+def _leave(machine: Machine, address: str) -> None:
+    """End this machine's agent, and its engines in order, also where the cluster has ended already."""
+    from placement.cluster.processes import LocalProcesses
+
+    try:
+        knock(address)
+    except ClusterUnreachable:
+        say("the cluster does not answer; leaving without it")
+    else:
+        _take_leave(machine.name, address)
+    LocalProcesses(machine.paths, machine.command, {}).stop(seconds=STOP_SECONDS)
+
+
+def _take_leave(name: str, address: str) -> None:
+    """Have the agent end everything, and end it, so that the head seats nothing here again."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayActorError
+
+    from placement.cluster.actors import AGENT, NAMESPACE
+    from placement.cluster.start import connect
+
+    try:
+        connect(address)
+        agent: Any = ray.get_actor(AGENT + name, namespace=NAMESPACE)
+        ray.get(agent.stop.remote(STOP_SECONDS), timeout=2 * STOP_SECONDS)
+        ray.kill(agent)
+    except (ClusterUnreachable, ValueError, RayActorError, GetTimeoutError) as error:
+        say(f"the cluster ends as well: {error}")
+    finally:
+        disconnect()
+
+
+def inventory_of(machine: Machine) -> Inventory:
+    """What this machine has to offer."""
+    fleet = FleetConfig.model_validate(machine.fleet)
+    machine.paths.engines.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    enter(fleet, machine.paths.engines.root)
+    return observe(fleet)
+
+
+def say(text: str) -> None:
+    """A line for whoever runs the command."""
+    out.print(text, highlight=False, markup=False)
