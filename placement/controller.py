@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -20,11 +20,11 @@ from pydantic import ValidationError
 from model_registry.atomic import write_atomically
 from model_registry.errors import RegistryError, SlicewayError
 from placement.demand_slices import OpenToDemand, for_demand
-from placement.errors import EngineMissing, PlacementError
+from placement.errors import EngineMissing, PlacementError, StateLocked
 from placement.goals import Goals, PlacementConfig, Workshop, plan_goals
 from placement.locks import exclusive
 from placement.orders import Orders, read_orders
-from placement.renewals import Renewals, Successor, fresh_name, place_beside, with_successors
+from placement.renewals import Renewals, Rooms, Successor, fresh_name, not_on, place_beside, with_successors
 from placement.repartitioning import Repartitioning
 from placement.replicas.diagnose import diagnose
 from placement.replicas.ending import end_process, first_of
@@ -76,6 +76,8 @@ class Controller:
             asyncio.Lock()
         )  # held while goals are worked out, and while a replica takes another one's place
         self._postponed = False  # whether a renewal waits for somebody else
+        self._room: asyncio.Task[None] | None = None  # makes a slice for a renewal, or gives one back
+        self._room_sought: set[tuple[str, str | None]] = set()  # replicas and specifications that room was sought for
         self._strays: dict[str, asyncio.Task[None]] = {}  # by slice
         self._changed = asyncio.Event()
         self._bench = Workbench(workshop, self._launcher, sources.clock, sources.jitter, self._changed.set)
@@ -362,6 +364,7 @@ class Controller:
                 return
             for name in self._turns.now(self._goals):
                 self._replace(name, self._goals)
+            self._tidy_up(self._goals)
 
     def _replace(self, name: str, goals: Goals) -> None:
         """Beside it where a slice is free, so that nothing is missing meanwhile; in its place else."""
@@ -374,27 +377,90 @@ class Controller:
             self._goals = replace(goals, replicas={**goals.replicas, successor.replica: successor})
             self._launch(successor, set())
             return
+        if self._room is not None or self._seek_room(name, goals):
+            return
         log.info("%s: its turn to be replaced by what the configuration asks for", name)
         self._leaving[name] = asyncio.create_task(self._retire(self._replicas[name], gone=False))
         self._launch(goals.replicas[name], {self._leaving[name]})
 
+    def _may_be_elsewhere(self, name: str, goals: Goals) -> bool:
+        """Whether something that serves may be replaced beside itself: not by somebody else's turns, orders or pins."""
+        orders, model = self._orders, goals.models[goals.replicas[name].model].config
+        ordered = name in {*orders.drained, *orders.stopped, *orders.seats}
+        return goals.config.turns is None and self._replicas[name].serves and not ordered and not model.slices
+
     def _successor(self, name: str, goals: Goals) -> Goal | None:
-        """What could start beside `name`. None for what does not serve, is under orders, or has no free slice that will do."""
-        orders = self._orders
-        if goals.config.turns is not None or not self._replicas[name].serves:
-            return None
-        if name in {*orders.drained, *orders.stopped, *orders.seats}:
+        """What could start beside `name`; None where that may not be, or no slice that will do is free."""
+        if not self._may_be_elsewhere(name, goals):
             return None
         open_to_all = for_demand(goals.config, goals.inventory, self._paths)
         occupied = {r.goal.slice.id for r in self._replicas.values()} | set(self._strays)
         target = place_beside(goals, name, occupied | open_to_all.barred)
         if target is None:
             return None
-        used = {*goals.replicas, *goals.unplaced, *self._replicas, *orders.stopped, *(goals.config.seats or ())}
+        stopped, seats = self._orders.stopped, goals.config.seats or ()
+        used = {*goals.replicas, *goals.unplaced, *self._replicas, *stopped, *seats}
         try:
             return replace(goals.on(fresh_name(name, used), target, self._workshop), in_place_of=name)
         except PlacementError:
             return None
+
+    def _seek_room(self, name: str, goals: Goals) -> bool:
+        """Have a slice made for a successor, once for each specification. Whether that is under way."""
+        goal, rooms = goals.replicas[name], self._sources.rooms
+        sought = name, goal.spec_hash
+        if rooms is None or goals.config.seats is None or goal.slice.kind is not SliceKind.MIG:
+            return False
+        if sought in self._room_sought or not self._may_be_elsewhere(name, goals):
+            return False
+        self._room = asyncio.create_task(self._make_room(rooms, goal, not_on(goals, name)))
+        return True
+
+    async def _make_room(self, rooms: Rooms, goal: Goal, apart_from: Collection[str]) -> None:
+        try:
+            made = await asyncio.to_thread(rooms.make, goal.slice.id, apart_from)
+            self._room_sought.add((goal.replica, goal.spec_hash))
+            if made is not None:
+                log.info("%s: %s is made, to start another one there beside it", goal.replica, made)
+                self._renewals.made(made)
+                await self._take_new_numbers()
+        except StateLocked:
+            self._postponed = True
+        except (SlicewayError, OSError) as error:
+            log.warning("%s: no room is made to start another one beside it: %s", goal.replica, error)
+            self._room_sought.add((goal.replica, goal.spec_hash))
+        finally:
+            self._room = None
+            self._changed.set()
+
+    def _tidy_up(self, goals: Goals) -> None:
+        """Slices beyond the plan are given back when nothing is to be replaced any more, and nobody is about to leave them."""
+        spare, rooms = self._renewals.spare, self._sources.rooms
+        if not spare or rooms is None or self._room is not None:
+            return
+        if self._renewals.under_way or self._leaving or self._turns.outdated(goals):
+            self._postponed = True
+            return
+        self._room = asyncio.create_task(self._give_back(rooms, goals))
+
+    async def _give_back(self, rooms: Rooms, goals: Goals) -> None:
+        taken = {goal.slice.id for goal in goals.replicas.values()}
+        try:
+            async with self._deciding:
+                for slice_id in self._renewals.spare:
+                    if slice_id not in taken:
+                        log.info("%s is given back: nothing is to be replaced any more", slice_id)
+                        await asyncio.to_thread(rooms.give_back, slice_id)
+                    self._renewals.given_back(slice_id)
+            await self._take_new_numbers()
+        except StateLocked:
+            self._postponed = True
+        except (SlicewayError, OSError) as error:
+            log.warning("what was made to start a replica beside another one stays: %s", error)
+            for slice_id in self._renewals.spare:
+                self._renewals.given_back(slice_id)
+        finally:
+            self._room = None
 
     async def _hand_over(self, one: Successor) -> None:
         """A successor that serves has the place, and the other one ends."""
@@ -452,6 +518,9 @@ class Controller:
         self._state = "stopping"
         self._stop.clear()
         await self._repartitioning.stop()
+        if self._room is not None:
+            self._room.cancel()
+            await asyncio.gather(self._room, return_exceptions=True)
         for task in self._launching.values():
             task.cancel()
         stops = [asyncio.create_task(self._retire(r, gone=True)) for r in list(self._replicas.values())]

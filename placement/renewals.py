@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from typing import Protocol
 
 from model_registry.atomic import write_atomically
 from placement.assign import natural, stem_of, wanted_replicas
@@ -37,14 +38,27 @@ class Successor:
     slice_id: str
 
 
+class Rooms(Protocol):
+    """Who makes slices where none is free. Both verbs block, raise StateLocked while a plan is carried out, and other
+    errors of SlicewayError where it cannot be done.
+    """
+
+    def make(self, like: str, not_on: Collection[str]) -> str | None:
+        """A slice like that one, made where nothing has to go for it, on none of the GPUs `not_on`; None where there is no room."""
+
+    def give_back(self, slice_id: str) -> None:
+        """Take it away again, if nobody uses it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Renewed:
     """What is written down. `names` are replicas of those models where one has taken another's place, `under_way` those that
-    are about to.
+    are about to. `spare` are slices beyond the plan, made for such a replica or left by the one before it.
     """
 
     names: tuple[str, ...] = ()
     under_way: tuple[Successor, ...] = ()
+    spare: tuple[str, ...] = ()
 
     def with_successor(self, one: Successor) -> Renewed:
         """One more is under way."""
@@ -75,16 +89,17 @@ class RenewalsFile:
             raw = json.loads(self.path.read_bytes())
             under_way = tuple(Successor(str(n), str(of), str(there)) for n, of, there in raw["under_way"])
             names = tuple(str(n) for n in raw["names"] if str(n).rpartition("-")[2].isdigit())
+            return Renewed(names, under_way, tuple(map(str, raw["spare"])))
         except (OSError, ValueError, KeyError, TypeError):
             return Renewed()
-        return Renewed(names, under_way)
 
     def write(self, renewed: Renewed) -> None:
         """Replace it. Raises OSError."""
         if renewed == Renewed():
             self.path.unlink(missing_ok=True)
             return
-        raw = {"names": renewed.names, "under_way": [[s.replica, s.of, s.slice_id] for s in renewed.under_way]}
+        under_way = [[s.replica, s.of, s.slice_id] for s in renewed.under_way]
+        raw = {"names": renewed.names, "under_way": under_way, "spare": renewed.spare}
         write_atomically(self.path, json.dumps(raw).encode(), mode=0o600)
 
 
@@ -109,6 +124,11 @@ class Renewals:
         """Replicas that start beside the one whose place they are to take."""
         return self._now.under_way
 
+    @property
+    def spare(self) -> tuple[str, ...]:
+        """Slices beyond the plan, to be given back when nothing is to be replaced any more."""
+        return self._now.spare
+
     def find(self, alive: Collection[str], config: PlacementConfig) -> PlacementConfig:
         """Take over what a controller before this one has begun; `alive` are replicas whose engines run.
 
@@ -122,12 +142,20 @@ class Renewals:
             config = told if told is not None else config
         under_way = tuple(s for s in self.under_way if s.replica in alive and s.of in alive)
         called = {stem_of(name) for name in self.names if name in alive}
-        self._keep(Renewed(tuple(n for n in self.names if stem_of(n) in called), under_way))
+        self._keep(Renewed(tuple(n for n in self.names if stem_of(n) in called), under_way, self.spare))
         return config
 
     def begin(self, one: Successor) -> None:
         """Written down before its engine is started. Raises OSError."""
         self._keep(self._now.with_successor(one))
+
+    def made(self, slice_id: str) -> None:
+        """That slice is beyond the plan. Raises OSError."""
+        self._keep(replace(self._now, spare=(*self.spare, slice_id)))
+
+    def given_back(self, slice_id: str) -> None:
+        """It is not there any more, or somebody has it. Raises OSError."""
+        self._keep(replace(self._now, spare=tuple(s for s in self.spare if s != slice_id)))
 
     def give_up(self, goals: Goals) -> None:
         """Forget successors that have no goal."""
@@ -149,7 +177,9 @@ class Renewals:
                 self._seats.hand_over(one.of, one.replica, one.slice_id)
         except StateLocked:
             return None
-        self._keep(self._now.without(one.replica))
+        left = config.seats.get(one.of, one.slice_id)
+        spare = tuple(left if s == one.slice_id else s for s in self.spare)
+        self._keep(replace(self._now.without(one.replica), spare=spare))
         seats = {name: there for name, there in config.seats.items() if name != one.of}
         return config.model_copy(update={"seats": seats | {one.replica: one.slice_id}})
 
@@ -176,9 +206,8 @@ def place_beside(goals: Goals, old: str, taken: Collection[str]) -> Slice | None
     if model.slices:
         return None
     occupied = set(taken) | {g.slice.id for g in goals.replicas.values()}
-    others = {_group(g.slice) for n, g in goals.replicas.items() if g.model == goal.model and n != old}
-    shared = others if model.spread != "none" else set()
-    free = [s for s in goals.fitting(goal.model) if s.id not in occupied and _group(s) not in shared - {None}]
+    closed = not_on(goals, old)
+    free = [s for s in goals.fitting(goal.model) if s.id not in occupied and _group(s) not in closed]
     if goals.config.seats is not None:
         free = [s for s in free if _alike(s, here)]
     busy = {_group(g.slice) for g in goals.replicas.values()}
@@ -218,6 +247,15 @@ def with_successors(
             added[one.replica] = replace(goals.on(one.replica, target, workshop), in_place_of=one.of)
             taken.add(target.id)
     return replace(goals, replicas={**goals.replicas, **added})
+
+
+def not_on(goals: Goals, old: str) -> frozenset[str]:
+    """GPUs that a successor of `old` may not be on, since another replica is there that it is to be apart from."""
+    goal = goals.replicas[old]
+    if goals.models[goal.model].config.spread == "none":
+        return frozenset()
+    others = (g.slice for n, g in goals.replicas.items() if g.model == goal.model and n != old)
+    return frozenset(s.gpu.uuid for s in others if s.gpu is not None)
 
 
 def _group(one: Slice) -> str | None:

@@ -14,6 +14,7 @@ from placement.engines import EngineKind
 from placement.goals import Goals, PlacementConfig, Registry, Workshop, plan_goals
 from placement.inventory import observe
 from placement.registry import ModelRegistry, installed_vllm
+from placement.renewals import Rooms
 from placement.repartitioning import Repartitioner
 from placement.schema import EngineConfig, FleetConfig
 from placement.slices import Inventory, SliceKind
@@ -31,7 +32,7 @@ class Sources:
 
     `scales` is whether replicas follow demand here; on a node of a cluster the head decides. `repartitioner` cuts GPUs anew
     where demand asks for it and the configuration allows it. `alone` keeps plans from being carried out for a moment, and raises
-    StateLocked where one is.
+    StateLocked where one is. `rooms` makes slices for replicas that start beside the one they replace.
     """
 
     load: Callable[[], PlacementConfig]
@@ -43,6 +44,7 @@ class Sources:
     scales: bool = True
     repartitioner: Repartitioner | None = None
     alone: Callable[[], AbstractContextManager[None]] = nullcontext
+    rooms: Rooms | None = None
 
 
 def calibrated_registry(

@@ -24,6 +24,7 @@ from gateway.config import Config, load_config
 from gateway.front import Front, Snapshot, read_last_good
 from gateway.layouts import machine_of, one_at_a_time, placement_config, with_simulation
 from gateway.repartitioning import repartitioner
+from gateway.rooms import PlannedRooms
 from gateway.shutdown import Stopped, stop_everything
 from gateway.starting_layouts import cut_at_start
 from model_registry.errors import ConfigError, SlicewayError
@@ -178,7 +179,13 @@ def placement_sources(path: Path, simulate: str | None = None) -> Sources:
         with one_at_a_time(config, machine_of(config)):
             yield
 
-    return Sources(load=load, name=str(path.absolute()), repartitioner=repartitioner(whole), alone=alone)
+    return Sources(
+        load=load,
+        name=str(path.absolute()),
+        repartitioner=repartitioner(whole),
+        alone=alone,
+        rooms=PlannedRooms(whole),
+    )
 
 
 async def _serve(front: Front, view: View, *, once: bool) -> int:

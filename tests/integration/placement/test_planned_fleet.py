@@ -164,3 +164,27 @@ def test_requests_go_on_while_every_replica_moves_to_another_profile(
     assert list(ready(site).values()) == ["3g.40gb"]
     kinds = [s["action"] for s in applied["done"]]
     assert kinds.index("check") < kinds.index("drain"), "the new one serves before the old one goes"
+
+
+def test_a_changed_setting_finds_room_beside_what_serves_and_gives_it_back(site: Site, eventually: Eventually) -> None:
+    write(site, small=(1, "1g.10gb"))
+    assert sliceway(site, "apply")["fleet"]["ok"]
+    controller = site.controller()
+    eventually(lambda: ready(site) == {"small-0": "1g.10gb"}, f"it serves: {site.said()}")
+    (before,) = [r.slice.id for r in site.status().replicas]
+    content = json.loads(site.config.read_text(encoding="utf-8"))
+    content["models"][0]["engine_args"] = ["--ttft-seconds", "0.01"]
+    site.config.write_text(json.dumps(content), encoding="utf-8")
+    controller.send_signal(signal.SIGHUP)
+    tables = []
+
+    def over() -> bool:
+        tables.append(site.table())
+        return [r.replica for r in tables[-1].replicas] == ["small-1"] and tables[-1].idle == ()
+
+    eventually(over, f"the other one has the place, and the room is given back: {site.said()}")
+    assert all(table.ready("small") for table in tables)
+    assert tables[-1].replicas[0].slice.id != before
+    assert sliceway(site, "plan")["fleet"]["transition"]["steps"] == []
+    assert sliceway(site, "apply")["fleet"]["done"] == []
+    assert ready(site) == {"small-1": "1g.10gb"}

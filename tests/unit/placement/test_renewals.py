@@ -6,15 +6,23 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from model_registry.catalogue import load_catalogue
+from model_registry.errors import IllegalLayout
+from model_registry.geometry import Geometry, Layout, Option, Placement
 from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig
 from placement.errors import StateLocked
 from placement.goals import Goals, PlacementConfig, Workshop, plan_goals
 from placement.launch import SizedModel
 from placement.planned_seats import SEATS_FILE, PlannedSeats
+from placement.planner.fragmentation import Fragmentation
+from placement.planner.types import WHOLE, FleetGpu, Instance
 from placement.renewals import (
     RENEWALS_FILE,
     Renewals,
@@ -27,6 +35,8 @@ from placement.renewals import (
 )
 from placement.slices import Gpu, Inventory, Slice, SliceKind
 from placement.state import StatePaths
+from placement.transition.room import room_for
+from placement.transition.steps import Place
 
 GPUS = tuple(Gpu(f"GPU-{n}", n, "H100", 80 * 2**30) for n in range(2))
 
@@ -250,3 +260,89 @@ def test_a_successor_without_a_goal_is_forgotten(tmp_path: Path) -> None:
     goals = goals_of(tmp_path, slices, CHAT)
     renewals.give_up(goals)
     assert renewals.under_way == ()
+
+
+# ---- room beyond the plan
+
+
+def test_slices_beyond_the_plan_are_remembered_until_they_are_given_back(tmp_path: Path) -> None:
+    seats = PlannedSeats(tmp_path / SEATS_FILE)
+    seats.begin({"chat-0": "X"})
+    config = made(tmp_path).model_copy(update={"seats": seats.read()})
+    renewals = Renewals(StatePaths(tmp_path), contextlib.nullcontext)
+    renewals.made("Y")
+    one = Successor("chat-1", "chat-0", "Y")
+    renewals.begin(one)
+    assert Renewals(StatePaths(tmp_path), contextlib.nullcontext).spare == ("Y",)
+    renewals.finish(one, config)
+    assert renewals.spare == ("X",), "the plan has Y now, and X is free"
+    later = Renewals(StatePaths(tmp_path), contextlib.nullcontext)
+    later.find({"chat-1"}, config)
+    assert later.spare == ("X",)
+    later.given_back("X")
+    assert later.spare == ()
+    assert not (tmp_path / RENEWALS_FILE).exists()
+
+
+H100 = load_catalogue().product("h100-sxm")
+
+
+def card(gpu: str, *held: str, replicas: int = 0, **more: Any) -> FleetGpu:
+    """A card that holds these placements, the first `replicas` of them with a replica."""
+    instances = tuple(
+        Instance(Placement.parse(text), *((f"m-{n}", "m") if n < replicas else (None, None)))
+        for n, text in enumerate(held)
+    )
+    return FleetGpu(gpu, H100.name, H100, instances=instances, **more)
+
+
+def test_room_is_found_on_gpus_in_use_first_and_where_it_costs_least() -> None:
+    here, empty = card("A", "1g.10gb@0", replicas=1), card("B")
+    like = Place("A", Placement.parse("1g.10gb@0"))
+    found = room_for([empty, here], like)
+    assert found is not None
+    assert found.gpu == "A"
+    losses = {
+        start: Fragmentation(H100).of([like.placement, Placement.parse(f"1g.10gb@{start}")]) for start in range(1, 7)
+    }
+    assert losses[found.placement.start] == min(losses.values())
+    assert room_for([here, empty], like) == found
+    full = card("A", *(f"1g.10gb@{n}" for n in range(7)), replicas=7)
+    elsewhere = room_for([full, empty], like)
+    assert elsewhere is not None
+    assert elsewhere.gpu == "B"
+    assert room_for([full], like) is None
+
+
+@pytest.mark.parametrize(
+    "other", [{"cordoned": True}, {"draining": True}, {"geometry": None}, {"product": "a100-80gb"}]
+)
+def test_there_is_no_room_where_nothing_may_be_made(other: dict[str, Any]) -> None:
+    full = card("A", *(f"1g.10gb@{n}" for n in range(7)), replicas=7)
+    like = Place("A", Placement.parse("1g.10gb@3"))
+    assert room_for([full, replace(card("B"), **other)], like) is None
+    assert room_for([full, card("B")], like, not_on={"B"}) is None
+    assert room_for([card("B")], like) is None, "nobody knows what it is like"
+    assert room_for([full, card("B")], Place("A", WHOLE)) is None
+
+
+@given(st.lists(st.sampled_from(Geometry(H100).options), max_size=6), st.sampled_from(Geometry(H100).options))
+def test_room_is_legal_and_is_found_wherever_there_is_any(held: list[Option], like: Option) -> None:
+    placements: list[Placement] = []
+    for option in held:
+        with contextlib.suppress(IllegalLayout):
+            Layout(H100, (*placements, option.placement))
+            placements.append(option.placement)
+    gpu = FleetGpu("A", H100.name, H100, instances=tuple(Instance(p) for p in placements))
+    found = room_for([gpu], Place("A", like.placement))
+
+    def legal(one: Placement) -> bool:
+        try:
+            Layout(H100, (*placements, one))
+        except IllegalLayout:
+            return False
+        return one not in placements
+
+    possible = {o.placement for o in Geometry(H100).options if o.placement.profile == like.placement.profile}
+    assert (found is not None) == any(map(legal, possible))
+    assert found is None or legal(found.placement)

@@ -1,0 +1,65 @@
+"""Instances beyond the plan, for a replica that starts beside the one whose place it takes: made, and taken away afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from gateway.config import Config
+from gateway.layouts import Machine, machine_of, one_at_a_time, seats
+from gateway.planning import observed, reservations
+from placement.partition import plan as plan_layouts
+from placement.transition import TransitionJournal
+from placement.transition.journal import JOURNAL_FILE
+from placement.transition.room import room_for
+from placement.transition.steps import Place
+
+_CHANGES = 2
+"""One instance made, and one taken away."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRooms:
+    """The rooms of the fleet that `load` gives the configuration of. See `placement.renewals.Rooms`."""
+
+    load: Callable[[], Config]
+
+    def make(self, like: str, not_on: Collection[str]) -> str | None:
+        """Only on GPUs that the plan cuts, and within `max_layout_changes`."""
+        config = self.load()
+        most = config.fleet.max_layout_changes
+        if config.fleet.partition != "planned" or (most is not None and most < _CHANGES):
+            return None
+        machine = machine_of(config)
+        with one_at_a_time(config, machine):
+            if _under_way(config):
+                return None
+            place = _room(config, machine, Place.parse(like), not_on)
+            if place is not None:
+                machine.driver.create(place.gpu, place.placement)
+        return place.slice_id if place is not None else None
+
+    def give_back(self, slice_id: str) -> None:
+        """What somebody uses, or has a claim on, stays."""
+        config, place = self.load(), Place.parse(slice_id)
+        machine = machine_of(config)
+        with one_at_a_time(config, machine):
+            claimed = {*(seats(config).read() or {}).values(), *reservations(config).read()}
+            if _under_way(config) or slice_id in claimed:
+                return
+            gpu = next((g for g in machine.driver.observe() if g.uuid == place.gpu), None)
+            there = next((i for i in gpu.instances if i.placement == place.placement), None) if gpu else None
+            if there is not None and not there.processes:
+                machine.driver.destroy(place.gpu, there.id)
+
+
+def _under_way(config: Config) -> bool:
+    """Whether a transition is not finished: it counts on the GPUs as they are."""
+    return TransitionJournal(config.state / JOURNAL_FILE).read() is not None
+
+
+def _room(config: Config, machine: Machine, like: Place, not_on: Collection[str]) -> Place | None:
+    gpus = machine.driver.observe()
+    cut = {g.uuid for g in gpus if g.mig}
+    fleet = observed(config, plan_layouts(gpus, config.fleet.layouts), recut=True)
+    return room_for([g for g in fleet if g.id in cut], like, not_on=not_on)
