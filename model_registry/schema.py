@@ -143,6 +143,7 @@ class SloConfig(Section):
 
     ttft: Duration | None = Field(default=None, description="Time to the first token, like 500ms.")
     itl: Duration | None = Field(default=None, description="Time from one token to the next, like 50ms.")
+    attainment: float = Field(default=0.99, gt=0, le=1, description="The share of requests that has to meet them.")
 
     @model_validator(mode="after")
     def _says_something(self) -> SloConfig:

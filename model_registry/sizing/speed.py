@@ -64,13 +64,17 @@ class SpeedEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What clients want: requests per second of so many tokens in and out, and the latencies they bear."""
+    """What clients want: requests per second of so many tokens in and out, and the latencies they bear.
+
+    `slo_attainment` is the share of requests that has to be within them; it matters where a measurement tells how many were.
+    """
 
     requests_per_second: float
     prompt_tokens: int
     output_tokens: int
     ttft_slo_seconds: float | None = None
     itl_slo_seconds: float | None = None
+    slo_attainment: float = 0.99
 
 
 @cache

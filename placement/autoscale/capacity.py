@@ -11,11 +11,11 @@ from model_registry.catalogue import load_catalogue
 from model_registry.errors import SlicewayError
 from model_registry.model import SliceFit
 from model_registry.sizing.report import fp8_compute
-from model_registry.sizing.speed import Demand, Roof, best_batch, card_roof, slice_roof
+from model_registry.sizing.speed import Roof, best_batch, card_roof, slice_roof
 from placement.launch import SizedModel
 from placement.slices import Slice, SliceKind
 from placement.workload.measured import Measured, Where
-from placement.workload.options import Subject
+from placement.workload.options import Subject, demand_of
 
 Origin = Literal["measured", "estimated", "unknown"]
 
@@ -38,10 +38,9 @@ UNKNOWN = Capacity(None, "unknown", "the model names no demand, so nobody knows 
 
 def capacity_on(sized: SizedModel, target: Slice, fit: SliceFit, measured: Measured) -> Capacity:
     """What a replica of `sized` on `target` bears."""
-    subject = _subject(sized)
-    demand = subject.demand if subject else None
+    subject, demand = _subject(sized), demand_of(sized.config)
     where = where_of(target)
-    told = measured.judged(str(sized.config.source), where, demand or _plain_demand(sized))
+    told = measured.judged(str(sized.config.source), where, demand)
     if told.requests_per_second is not None:
         return Capacity(told.requests_per_second, "measured", f"measured on {where}", told.ignored)
     if subject is None or demand is None:
@@ -74,20 +73,6 @@ def where_of(target: Slice) -> Where:
     """The kind of slice that `target` is."""
     cores = len(target.cores) if target.kind is SliceKind.CPU else None
     return Where(target.gpu.product if target.gpu else None, target.profile if not cores else None, cores)
-
-
-def _plain_demand(sized: SizedModel) -> Demand | None:
-    """The demand of a model whose files nobody can read."""
-    asked, slo = sized.config.demand, sized.config.slo
-    if asked is None:
-        return None
-    return Demand(
-        asked.requests_per_second,
-        asked.prompt_tokens,
-        asked.output_tokens,
-        slo.ttft if slo else None,
-        slo.itl if slo else None,
-    )
 
 
 def _subject(sized: SizedModel) -> Subject | None:

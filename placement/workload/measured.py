@@ -1,7 +1,8 @@
 """What engines and load tests measured, as planning uses it: memory instead of its estimate, throughput instead of the roofline.
 
 A load test's figure counts where it is about the same: the same model on a slice of the same kind, requests of the same
-length, an SLO at least as strict, the same version of the engine, and not too long ago. What does not count says why.
+length, an SLO at least as strict and met by as many requests, the same version of the engine, and not too long ago. What does
+not count says why.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from datetime import datetime, timedelta
 
 from model_registry.sizing.calibration import Calibration, CalibrationKey
 from model_registry.sizing.speed import Demand
-from model_registry.sizing.throughput import Throughput, ThroughputKey
+from model_registry.sizing.throughput import Throughput
 from placement.workload.cards import Place
 
 _ALIKE_RATIO = 0.1
@@ -94,7 +95,7 @@ class Measured:
         if not (_alike(key.prompt_tokens, demand.prompt_tokens) and _alike(key.output_tokens, demand.output_tokens)):
             asked = f"{demand.prompt_tokens} in and {demand.output_tokens} out"
             return f"requests had {key.prompt_tokens} tokens in and {key.output_tokens} out, {asked} are asked for"
-        return _laxer(key, demand)
+        return _laxer(record, demand)
 
     def _foreign(self, record: Throughput) -> bool:
         """A simulated engine is of every version."""
@@ -116,14 +117,16 @@ def _alike(measured_tokens: int, asked_tokens: int) -> bool:
     return abs(measured_tokens - asked_tokens) <= _ALIKE_RATIO * asked_tokens
 
 
-def _laxer(key: ThroughputKey, demand: Demand) -> str | None:
+def _laxer(record: Throughput, demand: Demand) -> str | None:
     """In what the SLO that was measured within promises less than the model's; None where it is at least as strict."""
-    for name, limit in (("ttft", demand.ttft_slo_seconds), ("itl", demand.itl_slo_seconds)):
-        if limit is None:
-            continue
-        measured = key.slo.get(f"{name}_seconds")
+    limits = {"ttft": demand.ttft_slo_seconds, "itl": demand.itl_slo_seconds}
+    for name, limit in ((name, limit) for name, limit in limits.items() if limit is not None):
+        measured = record.key.slo.get(f"{name}_seconds")
         if measured is None:
             return f"without a limit on {name}, which the model's SLO has: measure with --slo {name}={limit:g}s"
         if measured > limit:
             return "within a later SLO than the model's"
+    if any(limit is not None for limit in limits.values()) and record.attainment < demand.slo_attainment:
+        wanted = f"{demand.slo_attainment:g}"
+        return f"{record.attainment:.1%} of the requests met it, the model's SLO is for {wanted}: measure with --attainment {wanted}"
     return None

@@ -49,16 +49,18 @@ class Subject:
     @property
     def demand(self) -> Demand | None:
         """What it is to serve, and how fast; None where replicas are counted."""
-        asked, slo = self.config.demand, self.config.slo
-        if asked is None:
-            return None
-        return Demand(
-            requests_per_second=asked.requests_per_second,
-            prompt_tokens=asked.prompt_tokens,
-            output_tokens=asked.output_tokens,
-            ttft_slo_seconds=slo.ttft if slo else None,
-            itl_slo_seconds=slo.itl if slo else None,
-        )
+        return demand_of(self.config)
+
+
+def demand_of(config: ModelConfig) -> Demand | None:
+    """What a model is to serve, and how fast; None where replicas are counted."""
+    asked, slo = config.demand, config.slo
+    if asked is None:
+        return None
+    plain = Demand(asked.requests_per_second, asked.prompt_tokens, asked.output_tokens)
+    if slo is None:
+        return plain
+    return replace(plain, ttft_slo_seconds=slo.ttft, itl_slo_seconds=slo.itl, slo_attainment=slo.attainment)
 
 
 @dataclass(frozen=True, slots=True)

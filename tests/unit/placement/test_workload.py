@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from model_registry.catalogue import load_catalogue
 from model_registry.schema import ModelConfig
 from model_registry.sizing.calibration import Calibration, CalibrationKey
+from model_registry.sizing.speed import Demand
 from model_registry.sizing.throughput import Throughput, ThroughputKey
 from placement.errors import PlacementError
 from placement.goals import Registry
@@ -16,7 +18,7 @@ from placement.registry import ModelRegistry
 from placement.schema import EngineConfig
 from placement.workload import Candidate, Card, Subject, Tenant, Workload, tenant_shares, whole_card, workload
 from placement.workload.alternatives import alternatives
-from placement.workload.measured import Measured
+from placement.workload.measured import Measured, Where
 from placement.workload.options import candidates
 from placement.workload.subjects import read_subjects
 
@@ -144,6 +146,24 @@ def test_a_measured_throughput_counts_instead_of_the_roofline(registry: Registry
     assert capacity(throughput(2000, "2g.20gb", itl_seconds=0.03)) == estimate, "other requests"
     assert capacity(throughput(820, "2g.20gb", itl_seconds=0.05)) == estimate, "an easier SLO"
     assert capacity(throughput(820, "2g.20gb", ttft_seconds=0.5)) == estimate, "no limit on ITL"
+
+
+def test_a_load_that_too_few_requests_bore_is_not_counted_with(registry: Registry, cards: dict[str, Card]) -> None:
+    some = replace(throughput(820, "2g.20gb", itl_seconds=0.03), attainment=0.95)
+
+    def capacity(**slo: object) -> Candidate:
+        chat = subject(qwen8b(demand=DEMAND, slo={"itl": "30ms"} | slo), registry)
+        return on(candidates(chat, [cards["h100-sxm"]], Measured(throughput=(some,))), "2g.20gb")
+
+    for asked, counts in ((0.95, True), (0.9, True), (0.96, False), (0.99, False)):
+        assert capacity(attainment=asked).measured is counts, asked
+    assert not capacity().measured, "99% of requests, unless the model says otherwise"
+    judged = Measured(throughput=(some,)).judged(
+        "org/chat", Where("H100-80GB-SXM", "2g.20gb"), Demand(6.0, 800, 200, itl_slo_seconds=0.03)
+    )
+    assert (
+        "95.0% of the requests met it, the model's SLO is for 0.99: measure with --attainment 0.99" in judged.ignored[0]
+    )
 
 
 def test_changes_that_are_proposed_really_open_a_place(registry: Registry, cards: dict[str, Card]) -> None:
