@@ -55,18 +55,14 @@ class Site:
     def write(self, content: dict[str, Any]) -> None:
         """Replace the configuration. JSON is YAML."""
         fresh = self.config.with_suffix(".new")
-        fresh.write_text(json.dumps(content, indent=1))
+        fresh.write_text(json.dumps(content, indent=1), encoding="utf-8")
         fresh.replace(self.config)
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
         """Whatever is started here ends with the block at the latest, and with this process however that ends."""
-        program = [sys.executable, "-S", str(Path(sentinel.__file__)), self.mark]
-        with subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True) as guard:
+        with guarded(self.mark):
             yield
-            assert guard.stdin is not None
-            guard.stdin.close()
-            guard.wait(60)
 
     def sliceway(self, *words: str) -> subprocess.Popen[bytes]:
         """`sliceway ...`, its words appended to the log."""
@@ -127,7 +123,9 @@ class Site:
         """The end of what everything has written."""
         logs = sorted(self.paths.logs.glob("*.log"), key=lambda p: p.stat().st_mtime)[-4:]
         texts = [self.log, *logs]
-        return "\n".join(f"== {p.name}\n{p.read_text(errors='replace')[-_LOG_BYTES:]}" for p in texts if p.exists())
+        return "\n".join(
+            f"== {p.name}\n{p.read_text(errors='replace', encoding='utf-8')[-_LOG_BYTES:]}" for p in texts if p.exists()
+        )
 
     def status(self) -> ControllerStatus | None:
         """What the controller tells."""
@@ -263,6 +261,19 @@ class Clients:
         except (aiohttp.ClientError, TimeoutError) as error:
             problem = repr(error)
         return Answer(began, time.monotonic(), wish, replica, status, problem, generation)
+
+
+@contextlib.contextmanager
+def guarded(mark: str) -> Iterator[None]:
+    """Every process that carries `mark` ends with the block at the latest, and with this process however that ends."""
+    program = [sys.executable, "-S", str(Path(sentinel.__file__)), mark]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, start_new_session=True) as guard:
+        try:
+            yield
+        finally:
+            assert guard.stdin is not None
+            guard.stdin.close()
+            guard.wait(60)
 
 
 def free_port() -> int:

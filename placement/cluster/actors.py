@@ -35,6 +35,7 @@ from placement.cluster.errors import NodeLost
 from placement.cluster.goal import read_goal
 from placement.cluster.head import Head, Hold
 from placement.cluster.holder import SliceHolder
+from placement.cluster.leading import Lead
 from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions
 from placement.cluster.node import NodeAgent, NodePaths, NodeSettings
 from placement.cluster.offers import node_resource, resource_of
@@ -48,7 +49,6 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "sliceway"
 HEAD = "head"
-LEADER_SECONDS = 15.0
 AGENT, HOLDER = "agent|", "holder|"
 _SLICE = "sliceway|"
 BOOKS_SECONDS = 10.0
@@ -228,17 +228,13 @@ class HeadActor:
         self._head = Head(RayNodes(), RayStore(), SystemClock(), Versions.model_validate_json(versions), secret=secret)
         self._created = created
         self._told: tuple[Broadcast, str] | None = None
-        self._leader, self._led_at = "", 0.0
+        self._lead = Lead()
         self._begin = asyncio.Lock()
         self._rounds: asyncio.Task[None] | None = None
 
     async def lead(self, who: str) -> str | None:
-        """Whose configuration counts says so all the time. Who else has done so lately; None if nobody, and then it is `who`."""
-        now = time.monotonic()
-        if self._leader not in ("", who) and now - self._led_at < LEADER_SECONDS:
-            return self._leader
-        self._leader, self._led_at = who, now
-        return None
+        """As `Lead.claim`."""
+        return self._lead.claim(who, time.monotonic())
 
     async def aim(self, config: str, files: Mapping[str, str]) -> None:
         """Work towards this configuration. Raises ConfigError for one that makes no sense; the last one stays."""
