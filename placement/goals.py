@@ -20,7 +20,7 @@ from pydantic import Field
 from model_registry.errors import ConfigError, SlicewayError
 from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig, ReplicaRange, Section
-from placement.assign import Assignment, Fits, Wanted, assign, natural, seated, stem, stem_of, wanted_replicas
+from placement.assign import Apart, Assignment, Fits, Wanted, assign, natural, seated, stem, stem_of, wanted_replicas
 from placement.engines import EngineKind, EngineVersions, find_engine_python
 from placement.errors import PlacementError
 from placement.launch import SizedModel, build_launch, kv_cache_tokens
@@ -146,7 +146,8 @@ def plan_goals(
     more = tuple(w for w in _more_replicas(config, wanted, demanded or {}, current) if w.model in models)
     barred = (set(barred) - {current.get(w.replica) for w in more}) | set(closed)
     sleepers = _sleepers(resting or {}, (*wanted, *more), current, models, free, closed)
-    assignment = _seat_all(wanted, more, fits, free, current, barred, frozenset(sleepers.values()))
+    apart = _apart(config, inventory) if config.seats is None else {}
+    assignment = _seat_all(wanted, more, fits, free, current, barred, frozenset(sleepers.values()), apart=apart)
     unplaced |= assignment.unplaced
     goals: dict[str, Goal] = {}
     for replica, slice_id in assignment.slices.items():
@@ -222,24 +223,48 @@ def _seat_all(
     current: Mapping[str, str],
     barred: Collection[str],
     asleep: Collection[str] = (),
+    *,
+    apart: Mapping[str, Apart],
 ) -> Assignment:
     """`wanted` have every slice if they need it, and leave those of `more` and those where somebody is `asleep` alone if they
     do not; so do `more` with those who sleep. For `more` nothing moves.
     """
     lent = {current[w.replica] for w in more if w.replica in current}
     for kept in ({*lent, *asleep}, lent, set[str]()):
-        first = assign(wanted, fits, _only(inventory, lambda s, kept=kept: s.id not in kept), current=current)  # type: ignore[misc]
+        open_to = _only(inventory, lambda s, kept=kept: s.id not in kept)  # type: ignore[misc]
+        first = assign(wanted, fits, open_to, current=current, apart=apart)
         if not first.unplaced:
             break
     if not more:
         return first
     taken = {*first.slices.values(), *barred}
+    fits = _fits_apart(fits, first.slices, apart)
     for kept in (set(asleep), set[str]()):
         open_to = _only(inventory, lambda s, kept=kept: s.id not in taken | kept)  # type: ignore[misc]
-        then = assign(more, fits, open_to, current=current, may_move=False)
+        then = assign(more, fits, open_to, current=current, may_move=False, apart=apart)
         if not then.unplaced:
             break
     return Assignment({**first.slices, **then.slices}, first.unplaced)
+
+
+def _apart(config: PlacementConfig, inventory: Inventory) -> dict[str, Apart]:
+    """What replicas of which models must not share, by model. One machine is one node."""
+    limits = {
+        "nodes": Apart("node", {s.id: "this machine" for s in inventory.slices}),
+        "gpus": Apart("GPU", {s.id: s.gpu.uuid for s in inventory.slices if s.gpu}),
+    }
+    return {m.name: limits[m.spread] for m in config.models if m.spread != "none"}
+
+
+def _fits_apart(fits: Fits, seated: Mapping[str, str], apart: Mapping[str, Apart]) -> Fits:
+    """`fits` without the slices that share what those who are `seated` must not share."""
+    held = {(_model_of(r), apart[_model_of(r)].group_of.get(s)) for r, s in seated.items() if _model_of(r) in apart}
+    return {
+        (model, there): replace(fit, fits=False, reason=f"a replica of {model!r} is too near ({apart[model].setting})")
+        if model in apart and (model, apart[model].group_of.get(there, there)) in held
+        else fit
+        for (model, there), fit in fits.items()
+    }
 
 
 def _may_sleep(config: PlacementConfig, model: ModelConfig, target: Slice) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from model_registry.errors import SlicewayError
+from placement.assign import stem_of
 from placement.cores import format_cores
 from placement.goals import Goals
 from placement.replicas.parts import Goal, View
@@ -27,6 +28,7 @@ def routing_table(goals: Goals, replicas: Iterable[Seen], previous: RoutingTable
     seen = [(goal, view) for goal, view in replicas if view.state is not ReplicaState.STOPPED]
     made = {row.name: row.created for row in previous.models}
     taken = {goal.slice.id for goal, _ in seen}
+    unplaced = _unplaced(goals, {goal.replica for goal, _ in seen})
     table = RoutingTable(
         generation=previous.generation,
         models=tuple(
@@ -35,6 +37,7 @@ def routing_table(goals: Goals, replicas: Iterable[Seen], previous: RoutingTable
                 task=sized.task,
                 max_model_len=sized.max_model_len,
                 created=made.get(name) or int(now.timestamp()),
+                unplaced=unplaced.get(name, {}),
             )
             for name, sized in goals.models.items()
         ),
@@ -42,6 +45,16 @@ def routing_table(goals: Goals, replicas: Iterable[Seen], previous: RoutingTable
         idle=tuple(slice_row(s) for s in goals.inventory.slices if s.id not in taken),
     )
     return table if table == previous else table.model_copy(update={"generation": previous.generation + 1})
+
+
+def _unplaced(goals: Goals, running: Container[str]) -> dict[str, dict[str, str]]:
+    """Why replicas have no slice, by replica and model."""
+    found: dict[str, dict[str, str]] = {}
+    for replica, error in goals.unplaced.items():
+        if replica not in running:
+            why = f"{error.message} {error.remedy or ''}".strip()
+            found.setdefault(stem_of(replica).partition("@")[0], {})[replica] = why
+    return found
 
 
 def slice_row(one: Slice) -> SliceRow:

@@ -3,18 +3,19 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from model_registry.errors import ConfigError, ModelNotFound
 from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig
-from placement.errors import EngineMissing
+from placement.errors import EngineMissing, NoSliceApart
 from placement.goals import Goals, PlacementConfig, Workshop, plan_goals
 from placement.launch import SizedModel
 from placement.publish import routing_table
 from placement.replicas.parts import View
-from placement.slices import Inventory, Slice, SliceKind
+from placement.slices import Gpu, Inventory, Slice, SliceKind
 from placement.state import StatePaths
 from placement.table import ReplicaState, RoutingTable
 
@@ -42,12 +43,15 @@ def plan(
     *models: dict[str, object],
     missing: tuple[str, ...] = (),
     current: dict[str, str] | None = None,
+    slices: tuple[Slice, ...] = SLICES,
+    seats: dict[str, str] | None = None,
+    demanded: dict[str, int] | None = None,
     **engine: object,
 ) -> Goals:
     settings = {"command": ["engine", "{uds}", "{served_name}"], **engine}
-    config = PlacementConfig.model_validate({"engine": settings, "models": models})
+    config = PlacementConfig.model_validate({"engine": settings, "models": models, "seats": seats})
     workshop = Workshop(StatePaths(tmp_path), {}, find_python=_missing_engine)
-    return plan_goals(config, Inventory(SLICES), Shelf(*missing), workshop, current=current)
+    return plan_goals(config, Inventory(slices), Shelf(*missing), workshop, current=current, demanded=demanded)
 
 
 def _missing_engine(kind: str, configured: str | None) -> Path:
@@ -87,7 +91,53 @@ def test_a_wrong_command_is_the_configurations_fault(tmp_path: Path) -> None:
         plan(tmp_path, B, command=["engine", "{sock}"])
 
 
+# ---- apart
+
+CARDS = tuple(Gpu(f"GPU-{n}", n, "H100", 80 * 2**30) for n in range(2))
+CUT = tuple(
+    Slice(f"{c.uuid}/1g.10gb@{n}", SliceKind.MIG, "1g.10gb", 2**33, f"MIG-{c.index}-{n}", c)
+    for c in CARDS
+    for n in range(2)
+)
+
+
+def cards_of(goals: Goals) -> dict[str, str]:
+    return {name: g.slice.gpu.uuid for name, g in goals.replicas.items() if g.slice.gpu}
+
+
+def test_replicas_are_kept_apart_on_one_machine_as_in_a_cluster(tmp_path: Path) -> None:
+    def of(spread: str, **more: Any) -> Goals:
+        return plan(tmp_path, A | {"replicas": 3, "spread": spread}, slices=CUT, **more)
+
+    assert of("none").unplaced == {}
+    goals = of("gpus")
+    assert cards_of(goals) == {"a-0": "GPU-0", "a-1": "GPU-1"}
+    assert isinstance(goals.unplaced["a-2"], NoSliceApart)
+    assert cards_of(of("gpus", current={"a-0": CUT[3].id}))["a-0"] == "GPU-1", "who runs stays"
+    nodes = of("nodes")
+    assert list(nodes.replicas) == ["a-0"]
+    assert "spread: gpus or" in str(nodes.unplaced["a-1"])
+    seats = {"a-0": CUT[0].id, "a-1": CUT[1].id}
+    assert plan(tmp_path, A | {"spread": "gpus"}, slices=CUT, seats=seats).unplaced == {}, "who plans has decided"
+
+
+def test_what_comes_for_demand_keeps_apart_too(tmp_path: Path) -> None:
+    model = {"name": "a", "source": "org/a", "replicas": {"min": 1, "max": 3}, "spread": "gpus"}
+    goals = plan(tmp_path, model, slices=CUT, demanded={"a": 3})
+    assert cards_of(goals) == {"a-0": "GPU-0", "a-1": "GPU-1"}
+    assert goals.unplaced == {}, "it is left out where there is no place"
+
+
 # ---- publishing
+
+
+def test_the_table_tells_why_replicas_have_no_slice(tmp_path: Path) -> None:
+    goals = plan(tmp_path, A | {"replicas": 4}, B | {"replicas": 0})
+    table = routing_table(goals, views(goals, a_0=ReplicaState.READY), RoutingTable(generation=0), NOW)  # type: ignore[arg-type]
+    (a, b) = table.models
+    assert list(a.unplaced) == ["a-3"]
+    assert "no slice is left for 'a-3'" in a.unplaced["a-3"]
+    assert b.unplaced == {}
 
 
 def views(goals: Goals, **states: ReplicaState) -> list[tuple[object, View]]:
