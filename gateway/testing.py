@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 import tempfile
 import threading
 import time
@@ -149,11 +150,21 @@ class FakeFleet:
     _stacks: dict[str, AsyncExitStack] = field(default_factory=dict)
     _sockets: int = 0
 
-    def start(self, replica: str, model: str, *, engine_model: str | None = None, **behaviour: Any) -> FakeEngine:
-        """Start an engine and publish it as ready."""
+    def start(
+        self,
+        replica: str,
+        model: str,
+        *,
+        engine_model: str | None = None,
+        tcp: bool = False,
+        tls: ssl.SSLContext | None = None,
+        **behaviour: Any,
+    ) -> FakeEngine:
+        """Start an engine on a socket, on loopback (`tcp`) or there over `tls`, and publish it as ready."""
         engine = FakeEngine(Behaviour(names=(engine_model or model,), **behaviour))
         self._stacks[replica] = stack = AsyncExitStack()
-        endpoint = self.thread.call(stack.enter_async_context(listening(engine, uds=self._socket())))
+        socket = None if tcp or tls else self._socket()
+        endpoint = self.thread.call(stack.enter_async_context(listening(engine, uds=socket, tls=tls)))
         self.engines[replica] = engine
         self.rows[replica] = replica_row(replica, model, endpoint, engine_model=engine_model)
         self.cards[model] = ModelRow(

@@ -64,7 +64,7 @@ class Behaviour:
     prefix_cache: bool = False
     gpu_memory_utilization: float | None = None
     kv_cache_memory_bytes: int | None = None
-    secret: str | None = None
+    secret: str | None = field(default=None, repr=False)
     sleep_mode: bool = False
     sleep_seconds: float = 0.0
     wake_seconds: float = 0.0
