@@ -114,6 +114,8 @@ def parse_body(raw: bytes) -> Body:
         raise MalformedRequest(f"{what}, in `{where}`.", param=where) from error
     except msgspec.DecodeError as error:
         raise MalformedRequest(_not_json(str(error), raw)) from error
+    except UnicodeDecodeError as error:
+        raise MalformedRequest("The body is not valid JSON: it has text that is not UTF-8.") from error
     except RecursionError as error:
         raise MalformedRequest("The body is nested too deeply.") from error
     if not body.model:
@@ -209,8 +211,11 @@ def beginning_for(
 
 
 def _rewritten(raw: bytes, body: Body, engine_model: str, sets: Mapping[str, Any], *, ask_usage: bool) -> bytes:
-    """The body as an object anew: something that the client sent has to give way."""
-    fields: dict[str, Any] = dict(_decode_fields(raw))
+    """The body as an object anew: something that the client sent has to give way. Raises MalformedRequest for names that are not UTF-8."""
+    try:
+        fields: dict[str, Any] = dict(_decode_fields(raw))
+    except UnicodeDecodeError as error:  # names that nobody asked for were skipped until here
+        raise MalformedRequest("The body is not valid JSON: the name of a field is not UTF-8.") from error
     fields["model"] = engine_model
     if ask_usage and body.stream and not body.wants_usage:
         fields["stream_options"] = (body.stream_options or {}) | {"include_usage": True}

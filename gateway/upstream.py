@@ -111,9 +111,8 @@ class AiohttpEngines:
         """As Engines has it."""
         session, _ = self._session(replica.endpoint)
         tls = self._tls(replica)
-        data: (
-            bytes | io.BytesIO | AsyncIterator[bytes]
-        )  # aiohttp copies small bytes into one write with the head, and wants large ones as a file
+        # aiohttp copies small bytes into one write with the head, and wants large ones as a file.
+        data: bytes | io.BytesIO | AsyncIterator[bytes]
         if isinstance(body, Pieces):
             data, headers = _one_by_one(body), {**headers, "content-length": str(body.length)}
         else:

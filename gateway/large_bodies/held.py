@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from gateway.config import GatewayConfig
-from gateway.errors import BodyTooLarge, GatewayError, MalformedRequest
+from gateway.errors import BodyTooLarge, GatewayError, InternalError, MalformedRequest
 from gateway.large_bodies.jobs import Job, Read, ReadJob, Refused, TooMuch, WriteJob, Written
 from gateway.large_bodies.process import ReaderProcess, Ticket, close_later
 from gateway.large_bodies.room import Room
@@ -158,7 +158,8 @@ class LargeBody:
             raise MalformedRequest(answer.message, param=answer.param)
         if isinstance(answer, TooMuch):
             raise BodyTooLarge("The body has too many parts: reading it takes more memory than there is for one.")
-        assert isinstance(answer, kind)
+        if not isinstance(answer, kind):
+            raise InternalError("The gateway failed to read the request's body. Its log has the reason.")
         return answer
 
     # ---- the end

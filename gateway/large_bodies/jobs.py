@@ -87,7 +87,11 @@ class TooMuch(msgspec.Struct, frozen=True, tag="too much"):
     """The body takes more memory than a reader has."""
 
 
-Answer = Read | Written | Refused | TooMuch
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """A fault of our own; the log has it."""
+
+
+Answer = Read | Written | Refused | TooMuch | Failed
 
 encode = msgspec.json.Encoder().encode
 decode_job = msgspec.json.Decoder(Job).decode

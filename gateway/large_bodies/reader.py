@@ -14,8 +14,9 @@ import resource
 import signal
 import socket
 import sys
+import traceback
 
-from gateway.large_bodies.jobs import Answer, carry_out, decode_job, encode
+from gateway.large_bodies.jobs import Answer, Failed, TooMuch, carry_out, decode_job, encode
 
 JOB_BYTES = 64 * 2**10
 NICE = 10
@@ -36,6 +37,11 @@ def serve(line: socket.socket) -> None:
 def _answer(words: bytes, file: int) -> tuple[Answer, bytes]:
     try:
         return carry_out(decode_job(words), _contents(file))
+    except MemoryError:
+        return TooMuch(), b""
+    except Exception:  # noqa: BLE001  # what one body does to it must not take the others along
+        traceback.print_exc()
+        return Failed(), b""
     finally:
         os.close(file)
 

@@ -150,3 +150,11 @@ def test_a_key_is_taken_from_either_header() -> None:
     assert credentials({b"x-api-key": b"sk-1", b"authorization": b"Bearer sk-2"}) == b"Bearer sk-2"
     assert credentials({b"x-api-key": b""}) is None
     assert credentials({}) is None
+
+
+def test_text_that_is_not_utf_8_is_the_clients_fault_wherever_it_is_found() -> None:
+    with pytest.raises(MalformedRequest, match="UTF-8"):
+        parse_body(b'{"model":"m","stream_options":{"\xce":1}}')
+    raw = b'{"model":"m","\xce":1}'
+    with pytest.raises(MalformedRequest, match="UTF-8"):
+        outgoing_body(raw, parse_body(raw), engine_model="another")
