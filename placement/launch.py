@@ -255,7 +255,10 @@ def _vllm_arguments(
 
 
 def _kv_pool_bytes(limits: EngineLimits, footprint: Footprint | None, target: Slice, fit: SliceFit) -> int | None:
-    """The KV pool. On a CPU it is always set: vLLM would take a share of the whole machine's memory otherwise."""
+    """The KV pool. On a CPU it is always set: vLLM would take a share of the whole machine's memory otherwise.
+
+    What the estimate may be off stays free: vLLM measures nothing on a CPU, and whoever exceeds the slice is ended.
+    """
     if limits.kv_cache_memory_bytes:
         return limits.kv_cache_memory_bytes
     if target.kind is not SliceKind.CPU or footprint is None:
@@ -263,7 +266,8 @@ def _kv_pool_bytes(limits: EngineLimits, footprint: Footprint | None, target: Sl
     # A model without a KV cache (an embedding model) needs none, but without the flag vLLM refuses to start unless
     # `gpu_memory_utilization` of the machine's whole memory is free.
     wanted = max(footprint.kv_pool_bytes(limits.max_num_seqs), LEAST_POOL_BYTES)
-    return min(wanted, fit.available_kv_bytes) if fit.available_kv_bytes > 0 else wanted
+    room = fit.available_kv_bytes - footprint.margin_bytes
+    return min(wanted, room) if room > 0 else wanted
 
 
 def kv_cache_tokens(sized: SizedModel, target: Slice, fit: SliceFit) -> int | None:

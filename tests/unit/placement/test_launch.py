@@ -14,7 +14,7 @@ from placement.engines import find_engine_python
 from placement.errors import EngineMissing
 from placement.goals import slice_kind
 from placement.guarding import MIDDLEWARE
-from placement.launch import Endpoint, LaunchSpec, SizedModel, build_launch
+from placement.launch import Endpoint, LaunchSpec, SizedModel, build_launch, kv_cache_tokens
 from placement.schema import EngineConfig
 from placement.slices import Gpu, Slice, SliceKind
 
@@ -94,6 +94,15 @@ def test_a_model_without_kv_cache_claims_no_share_of_the_machine() -> None:
 
 def test_the_pool_never_exceeds_what_is_left() -> None:
     assert flag(launch(fit=replace(FIT, available_kv_bytes=2**20)), "--kv-cache-memory-bytes") == str(2**20)
+
+
+def test_the_pool_leaves_free_what_the_estimate_may_be_off() -> None:
+    """A slice filled to the last byte by the estimate ends as soon as the engine takes a little more."""
+    model = replace(sized(), footprint=replace(FOOTPRINT, margin_bytes=2**19))
+    fit = replace(FIT, available_kv_bytes=3 * 2**20)
+    assert flag(launch(model, fit=fit), "--kv-cache-memory-bytes") == str(3 * 2**20 - 2**19)
+    assert kv_cache_tokens(model, CPU, fit) == (3 * 2**20 - 2**19) * 2048 // (32 * 2**20)
+    assert flag(launch(model), "--kv-cache-memory-bytes") == str((8 * 32 + 1) * 2**20), "there is room enough"
 
 
 def test_a_gpu_slice_is_pinned_by_uuid_and_keeps_its_own_pool_size() -> None:
