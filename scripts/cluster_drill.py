@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import sentinel
 from drilling import Answer, Clients, DrillFailed, Wish, guarded
 from ray_site import FIRST, RaySite
@@ -66,6 +68,9 @@ class Report:
     seconds_to_replace_lost_node: float = 0.0
     failed_with_lost_node: int = 0
     streams_cut_by_lost_node: int = 0
+    changes: int = 0
+    seconds_between_gateways_p50: float = 0.0
+    seconds_between_gateways_p99: float = 0.0
     requests: int = 0
     failures: list[str] = field(default_factory=list)
     costs: dict[str, Cost] = field(default_factory=dict)
@@ -178,12 +183,50 @@ async def drill(cluster: Cluster, report: Report, each: int, steps: Sequence[str
     for name in ("up", *NODES):
         await cluster.cut(name)
     await bring_up(cluster, report)
-    async with asking(cluster, each) as everyone:
+    async with watching(cluster.ports) as seen, asking(cluster, each) as everyone:
         await cluster.until(lambda: all(len(c.answers) > 3 * each for c in everyone), "answers of every gateway")
         for name in steps:
             await STEPS[name](cluster, report, everyone)
             sys.stderr.write(f"after {name}: {json.dumps(asdict(report))}\n")
     report.requests = sum(len(clients.answers) for clients in everyone)
+    lags = lags_of(seen)
+    report.changes = len(lags)
+    if len(lags) > 1:
+        shares = statistics.quantiles(lags, n=100)
+        report.seconds_between_gateways_p50, report.seconds_between_gateways_p99 = shares[49], shares[98]
+
+
+@contextlib.asynccontextmanager
+async def watching(ports: Sequence[int]) -> AsyncIterator[list[dict[int, float]]]:
+    """When each gateway had which table for the first time, by its generation; looked at ten times in a second."""
+    seen: list[dict[int, float]] = [{} for _ in ports]
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+        tasks = [asyncio.create_task(_watch(session, port, known)) for port, known in zip(ports, seen, strict=True)]
+        try:
+            yield seen
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch(session: aiohttp.ClientSession, port: int, known: dict[int, float]) -> None:
+    while True:
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, ValueError):
+            async with session.get(f"http://127.0.0.1:{port}/readyz") as answer:
+                known.setdefault((await answer.json())["generation"], time.monotonic())
+        await asyncio.sleep(0.1)
+
+
+def lags_of(seen: Sequence[dict[int, float]]) -> list[float]:
+    """For each change of the table, the seconds from the first gateway that had it to the last one. One that was lost counts until then."""
+    lags = []
+    for generation in sorted({g for known in seen for g in known}):
+        times = [min((at for g, at in known.items() if g >= generation), default=None) for known in seen]
+        there = [at for at in times if at is not None]
+        if len(there) > 1:
+            lags.append(max(there) - min(there))
+    return lags
 
 
 async def bring_up(cluster: Cluster, report: Report) -> None:

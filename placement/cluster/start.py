@@ -151,7 +151,8 @@ class Raylet:
         raise ClusterUnreachable(
             f"this machine could not join the cluster at {self.address}: {self._last_words()}",
             where=str(self._log),
-            remedy="Check the address, that its port can be reached from here, and that both run the same Ray and Python.",
+            remedy="Check the address, that its port can be reached from here, that both run the same Ray and Python, and that "
+            "--token-file is a copy of this cluster's cluster.token.",
         )
 
     def _connect(self) -> None:
@@ -208,7 +209,8 @@ def connect(address: str) -> None:
     except (ConnectionError, ValueError, OSError) as error:
         raise ClusterUnreachable(
             f"no cluster answers at {address}: {error}",
-            remedy="Start one with `sliceway up CONFIG --ray`, which prints its address.",
+            remedy="Start one with `sliceway up CONFIG --ray`, which prints its address. One that runs answers nobody who does not "
+            "show its token: give --token-file a copy of its cluster.token.",
         ) from error
 
 
