@@ -137,11 +137,14 @@ class FakeNodes:
 @dataclass
 class FakeStore:
     journal: bytes | None = None
+    reachable: bool = True
 
     async def load(self) -> bytes | None:
         return self.journal
 
     async def save(self, journal: bytes) -> None:
+        if not self.reachable:
+            raise ConnectionError("the store is gone")
         self.journal = journal
 
 
@@ -231,6 +234,25 @@ async def test_a_lost_nodes_replicas_are_seated_on_what_is_left_the_important_on
     status = cluster.head.status()
     assert set(status["unplaced"]) == {"batch-0", "batch-1"}  # type: ignore[call-overload]
     assert all(status["unplaced"].values())  # type: ignore[attr-defined]
+
+
+async def test_without_its_store_a_head_changes_nothing_and_goes_on_when_it_is_back() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal(chat=2))
+    await cluster.rounds()
+    before = await cluster.table()
+    orders = [len(node.orders) for node in cluster.nodes.nodes.values()]
+    cluster.store.reachable = False
+    cluster.head.aim(goal(chat=4))
+    for _ in range(3):
+        with pytest.raises(ConnectionError):
+            await cluster.head.step()
+    assert await cluster.table() == before
+    assert [len(node.orders) for node in cluster.nodes.nodes.values()] == orders
+    cluster.store.reachable = True
+    await cluster.rounds(6)
+    assert set((await cluster.states()).values()) == {"ready"}
+    assert len(await cluster.states()) == 4
 
 
 async def test_a_lost_nodes_replicas_end_nobody_who_is_as_important() -> None:
