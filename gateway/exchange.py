@@ -11,9 +11,8 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from msgspec.structs import replace
 
@@ -74,14 +73,8 @@ class Policy:
         object.__setattr__(self, "held_bytes", min(self.limits.max_body, LARGE_BYTES))
 
 
-class Stage(Enum):
-    """What the gateway waits for; it decides whose fault a timeout is."""
-
-    BODY = auto()
-    READING = auto()
-    QUEUE = auto()
-    FIRST_BYTE = auto()
-    STREAM = auto()
+Stage = Literal["body", "reading", "queue", "first byte", "stream"]
+"""What the gateway waits for; it decides whose fault a timeout is."""
 
 
 class Exchanges:
@@ -250,7 +243,7 @@ class Exchange:
             None  # a body that is too long to lie in `_raw`, which has the beginning of its prompt then
         )
         self._body = Body()
-        self._stage = Stage.BODY
+        self._stage: Stage = "body"
         self.route = route
         self.request_id = request_id
         self.tenant: Tenant | None = call.tenant if call else None
@@ -303,7 +296,7 @@ class Exchange:
         """
         assert self._large is not None
         self.received_at = self._desk.clock()
-        self._wait(Stage.READING, self._desk.policy.limits.body_timeout_seconds)
+        self._wait("reading", self._desk.policy.limits.body_timeout_seconds)
         self._large.read(self._content_type, on_read)
 
     def take_large_body(self) -> None:
@@ -368,10 +361,10 @@ class Exchange:
         replica = desk.admission.place(claim, self._turn_came, now, self._refused, self._deaths)
         limits = desk.policy.limits
         if replica is not None:
-            self._stage, self.deadline = Stage.FIRST_BYTE, now + limits.first_byte_timeout_seconds
+            self._stage, self.deadline = "first byte", now + limits.first_byte_timeout_seconds
         else:
             self._waiting_since = now
-            self._stage, self.deadline = Stage.QUEUE, min(now + limits.queue.max_wait_seconds, claim.deadline)
+            self._stage, self.deadline = "queue", min(now + limits.queue.max_wait_seconds, claim.deadline)
         return replica
 
     def placed(self) -> ReplicaRow:
@@ -395,9 +388,8 @@ class Exchange:
             route.path == "/v1/completions",
             self._last_moment(now, tenant.default_deadline_seconds),
             self._holder.replica if self._holder else None,
+            self._large.size if self._large is not None else 0,
         )
-        if self._large is not None:
-            ask = ask._replace(large_bytes=self._large.size)
         return self._desk.admission.claim(ask, self._desk.router.model(self.model), now)
 
     def _last_moment(self, now: float, default_seconds: float | None) -> float:
@@ -416,7 +408,7 @@ class Exchange:
         callback, self._on_placed = self._on_placed, None
         if callback is not None:
             self._waited_seconds += self._desk.clock() - self._waiting_since
-            self._wait(Stage.FIRST_BYTE, self._desk.policy.limits.first_byte_timeout_seconds)
+            self._wait("first byte", self._desk.policy.limits.first_byte_timeout_seconds)
             callback()
 
     def unreachable(self, error: EngineUnreachable) -> None:
@@ -506,7 +498,7 @@ class Exchange:
         book = self._desk.batch_book if batch else self._desk.book
         self._series = book.series(replica.slice.id, tenant.name if tenant else UNKNOWN, sent_at)
         took_seconds = sent_at - self.received_at
-        own_seconds = max(0.0, took_seconds - self._waited_seconds)
+        own_seconds = took_seconds - self._waited_seconds
         self._series.queue_seconds.add(took_seconds, sent_at)
         self._series.gateway_seconds.add(own_seconds, sent_at)
         self._dispatched_at = sent_at
@@ -538,7 +530,7 @@ class Exchange:
         self._raw = b""
         if self._large is not None and self._large.sent:
             self._large.close()
-        self._wait(Stage.STREAM, self._desk.policy.limits.idle_timeout_seconds)
+        self._wait("stream", self._desk.policy.limits.idle_timeout_seconds)
 
     @property
     def idle_timeout_seconds(self) -> float:
@@ -593,16 +585,16 @@ class Exchange:
     def timeout_error(self) -> GatewayError:
         """What is to be said when the deadline passes."""
         limits = self._desk.policy.limits
-        if self._stage is Stage.BODY:
+        if self._stage == "body":
             return RequestTimeout(f"The request body did not arrive within {limits.body_timeout_seconds:g} s.")
-        if self._stage is Stage.READING:
+        if self._stage == "reading":
             return BodyReaderGone(
                 f"The request's long body was not read within {limits.body_timeout_seconds:g} s; others were before it.",
                 retry_after_seconds=1.0,
             )
-        if self._stage is Stage.QUEUE and self._claim is not None and self._claim.pool is not None:
+        if self._stage == "queue" and self._claim is not None and self._claim.pool is not None:
             return self._claim.pool.give_up(self._claim, self._desk.clock())
-        if self._stage in (Stage.QUEUE, Stage.FIRST_BYTE):
+        if self._stage in ("queue", "first byte"):
             return EngineTimeout(f"The engine sent nothing for {limits.first_byte_timeout_seconds:g} s.")
         return EngineTimeout(f"The stream stood still for {limits.idle_timeout_seconds:g} s.")
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 from gateway.admission.affinity import key_of, prefix_key
 from gateway.admission.claim import NONE, Claim
@@ -45,7 +47,7 @@ class AdmissionPolicy:
     planned: bool = False
 
 
-class Ask(NamedTuple):
+class Ask(Struct, frozen=True):
     """A request as admission sees it. `raw` is its body; `deadline` is on the gateway's clock.
 
     Of a large body there is its length, `large_bytes`, and `raw` is the beginning of its prompt (`affinity.beginning_of`).

@@ -158,7 +158,8 @@ class FairQueue(Generic[W]):
 
     def predicted_output(self, tenant: str, most: int) -> float:
         """How many tokens the next answer to `tenant` will have, going by those before; at most `most`."""
-        return min(self._lengths.get(tenant, 0.0), most)
+        length = self._lengths.get(tenant, 0.0)
+        return length if length < most else most
 
     def charge(self, tenant: str, weight: float, cost: float) -> None:
         """`tenant` gets service worth `cost` weighted tokens; negative: it got less than it was charged."""
@@ -168,7 +169,8 @@ class FairQueue(Generic[W]):
             if self._size == 0 and cost > 0:
                 last = self._last
                 floor = counters.get(last, 0.0) if last is not None else 0.0
-                counters[tenant] = max(counters.get(tenant, 0.0), floor) + cost / weight
+                own = counters.get(tenant, 0.0)
+                counters[tenant] = (own if own > floor else floor) + cost / weight
                 self._last = tenant
             else:
                 counters[tenant] = counters.get(tenant, 0.0) + cost / weight

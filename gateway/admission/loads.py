@@ -100,7 +100,7 @@ class Load:
         """A request held its place for `seconds` and made `tokens`."""
         self.ended += 1
         self.busy_seconds += seconds - _LEARNING * self.busy_seconds
-        self.work_tokens += max(1, tokens) - _LEARNING * self.work_tokens
+        self.work_tokens += (tokens or 1) - _LEARNING * self.work_tokens
 
     @property
     def pace(self) -> float:

@@ -33,7 +33,7 @@ def chunk(data: bytes) -> bytes:
 
 def response_head(status: int, headers: Headers, *, keep_alive: bool) -> bytes:
     """Status line and headers, with the empty line. `headers` say how the body is framed."""
-    lines = b"\r\n".join([b"%b: %b" % header for header in headers])
+    lines = b"\r\n".join([b": ".join(header) for header in headers])
     return b"%b%b%b\r\n" % (status_line(status), lines, b"\r\n" if keep_alive else b"\r\nconnection: close\r\n")
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from enum import Enum, auto
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from gateway.dialects import answer_to, last_words, proper_end
 from gateway.error_map import ERROR_BODY_BYTES, Headers, engine_refusal, unexpected
@@ -52,18 +51,18 @@ class Client(Protocol):
         ...
 
 
-class _State(Enum):
-    """What the request waits for."""
-
-    BODY = auto()
-    READING = auto()  # a large body is being read
-    ENGINE = auto()  # a place, a connection, or the head of the answer
-    WHOLE = auto()  # the rest of an answer in one piece
-    REFUSAL = auto()  # the rest of an engine's error
-    OPENING = auto()  # the first event
-    STREAM = auto()
-    LARGE = auto()  # the rest of an answer that is too large to be held
-    OVER = auto()
+_State = Literal[
+    "body",
+    "reading",  # a large body is being read
+    "engine",  # a place, a connection, or the head of the answer
+    "whole",  # the rest of an answer in one piece
+    "refusal",  # the rest of an engine's error
+    "opening",  # the first event
+    "stream",
+    "large",  # the rest of an answer that is too large to be held
+    "over",
+]
+"""What the request waits for."""
 
 
 class _Nobody:
@@ -86,7 +85,7 @@ class HotRequest:
     _held_bytes = 0
     _large_body: LargeBody | None = None
     _status = 0
-    _state = _State.BODY
+    _state: _State = "body"
     response_complete = False
     disconnected = False
 
@@ -143,11 +142,11 @@ class HotRequest:
     def body_complete(self) -> None:
         """The body is whole."""
         if self._large_body is not None:
-            self._state = _State.READING
+            self._state = "reading"
             self._guarded(self._exchange.read_large_body, partial(self._guarded, self._body_read))
             return
         held, self._held = self._held, []
-        self._state = _State.ENGINE
+        self._state = "engine"
         try:
             self._exchange.take_body(held[0] if len(held) == 1 else b"".join(held))
             self._place()
@@ -161,7 +160,7 @@ class HotRequest:
     def client_lost(self) -> None:
         """The client closed its connection."""
         self.disconnected = True
-        if self._state is not _State.OVER:
+        if self._state != "over":
             self._exchange.client_left()
 
     def pause(self) -> None:
@@ -180,7 +179,7 @@ class HotRequest:
 
     def _place(self) -> None:
         """Ask for a replica until one is asked, or has to be waited for."""
-        self._state = _State.ENGINE
+        self._state = "engine"
         replica = self._exchange.place(self._turn)
         if replica is not None:
             self._ask(replica)
@@ -189,7 +188,7 @@ class HotRequest:
         self._guarded(self._placed)
 
     def _placed(self) -> None:
-        if self._state is not _State.OVER:
+        if self._state != "over":
             self._ask(self._exchange.placed())
 
     def _ask(self, replica: ReplicaRow) -> None:
@@ -252,14 +251,14 @@ class HotRequest:
         self._upstream_headers = headers
         self._held_bytes = 0
         if status >= 400:
-            self._state = _State.REFUSAL
+            self._state = "refusal"
         elif _content_type(headers).startswith(_EVENT_STREAM):
-            self._state = _State.OPENING
+            self._state = "opening"
             meter = self._exchange.stream_meter()
             assert isinstance(meter, StreamMeter), "a plain route streams chunks"
             self._meter = meter
         else:
-            self._state = _State.WHOLE
+            self._state = "whole"
         if body or complete:
             self.continued(body, complete=complete)
 
@@ -285,7 +284,7 @@ class HotRequest:
     def engine_failed(self, error: EngineError) -> None:
         """The answer did not come to its end."""
         self._engine = None
-        if self._state is _State.STREAM and self._meter is not None and self._meter.ended:
+        if self._state == "stream" and self._meter is not None and self._meter.ended:
             self._guarded(self._end_stream)
         elif isinstance(error, EngineDied):
             self._guarded(self._retry, error)
@@ -332,7 +331,7 @@ class HotRequest:
         held, self._held = b"".join(self._held), []
         self._begin(answer_headers(self._exchange, self._upstream_headers), held)
         self._held = [held[-USAGE_TAIL_BYTES:]]
-        self._state = _State.LARGE
+        self._state = "large"
 
     def _large(self, body: bytes, complete: bool) -> None:
         exchange = self._exchange
@@ -357,7 +356,7 @@ class HotRequest:
                 raise EngineDied("The engine ended its answer before it began.")
             return
         self._begin([*answer_headers(self._exchange, self._upstream_headers), *STREAM_HEADERS], b"")
-        self._state = _State.STREAM
+        self._state = "stream"
         if self._engine is not None:
             self._engine.pass_chunks()
         self._pass_events(meter, passed, complete)
@@ -424,7 +423,7 @@ class HotRequest:
     def _tell(self, error: GatewayError) -> None:
         """Answer with `error`, or end with it what has begun. An answer in one piece that has begun is cut off, which is its error."""
         exchange, transport = self._exchange, self._client.transport
-        if self._state is _State.OVER:
+        if self._state == "over":
             return
         exchange.failed(error)
         if not exchange.answering:
@@ -442,7 +441,7 @@ class HotRequest:
 
     def _end(self) -> None:
         """Give everything back. The engine's connection is kept where its answer is over, or nearly."""
-        self._state = _State.OVER
+        self._state = "over"
         self.response_complete = True
         exchange, engine = self._exchange, self._engine
         self._engine = self._meter = None
@@ -469,9 +468,9 @@ def _content_type(headers: Headers) -> bytes:
 
 
 _STEPS: Mapping[_State, Callable[[HotRequest, bytes, bool], None]] = {
-    _State.WHOLE: HotRequest._whole,
-    _State.REFUSAL: HotRequest._refusal,
-    _State.OPENING: HotRequest._opening,
-    _State.STREAM: HotRequest._stream,
-    _State.LARGE: HotRequest._large,
+    "whole": HotRequest._whole,
+    "refusal": HotRequest._refusal,
+    "opening": HotRequest._opening,
+    "stream": HotRequest._stream,
+    "large": HotRequest._large,
 }
