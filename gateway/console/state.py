@@ -68,7 +68,8 @@ def _gpus(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "label": one["profile"] or one["kind"],
             "start": int(found["start"]) if found else None,
         }
-        cards.setdefault(card, []).append(shown | {"model": row["model"], "state": row["state"]})
+        served = [name for name, tenant in row["tenants"].items() if tenant["windows"][WINDOW]["e2e_seconds"]["count"]]
+        cards.setdefault(card, []).append(shown | {"model": row["model"], "state": row["state"], "tenants": served})
     for slices in cards.values():
         slices.sort(key=lambda s: (s["start"] or 0, s["id"]))
         widths = memory_slices(frozenset((s["label"], s["start"]) for s in slices if s["start"] is not None))

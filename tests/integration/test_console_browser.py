@@ -127,6 +127,7 @@ def test_the_playground_streams_an_answer_and_the_figures_follow(page: WebDriver
     until(page, lambda: "first token after" in find(page, "play-note").text, "the end of the answer")
     assert find(page, "answer").text.startswith("the quick brown")
     until(page, lambda: "acme" in find(page, "slices").text, "the tenant's line")
+    until(page, lambda: "for acme" in find(page, "fleet").text, "the tenant in the drawing")
 
 
 def test_it_says_who_is_held_back_and_by_what(page: WebDriver, gateway: RunningGateway, keys: dict[str, str]) -> None:

@@ -68,7 +68,8 @@ function drawGpu(card) {
     const cell = make("div", null, `slice ${one.state}`);
     if (one.start !== null) cell.style.gridColumn = `${one.start + 1} / span ${one.width}`;
     cell.append(make("b", one.label), make("span", `${one.model || "free"}: ${one.state}`));
-    cell.title = one.id;
+    if (one.tenants.length) cell.append(make("span", `for ${one.tenants.join(", ")}`));
+    cell.title = [one.id, ...one.tenants].join("\n");
     grid.append(cell);
   }
   box.append(grid);

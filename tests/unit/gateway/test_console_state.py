@@ -48,6 +48,15 @@ def test_slices_stand_in_their_places_on_their_card() -> None:
     }
 
 
+def test_a_slice_is_drawn_with_the_tenants_that_were_answered_on_it() -> None:
+    busy = {"acme": {"windows": WINDOWS | {"1m": WINDOWS["1m"] | {"e2e_seconds": NOTHING | {"count": 3}}}}}
+    shown = state(
+        row("GPU-a/3g.40gb@0", profile="3g.40gb", model="chat", tenants=busy | {"calm": {"windows": WINDOWS}}),
+        row("GPU-a/3g.40gb@4", profile="3g.40gb", model="chat"),
+    )
+    assert [one["tenants"] for one in shown["gpus"][0]["slices"]] == [["acme"], []]
+
+
 def test_a_profile_that_nobody_knows_still_has_a_width() -> None:
     assert memory_slices(frozenset({("9g.999gb", 0)})) == {}
     assert state(row("GPU-a/9g.999gb@0", profile="9g.999gb"))["gpus"][0]["slices"][0]["width"] == 1
