@@ -213,7 +213,7 @@ def test_no_step_of_the_gateway_handles_more_than_a_part(made: Bench) -> None:
         opened.append(plain_open(*arguments))
         return opened[-1]
 
-    bodies.open = spied  # type: ignore[method-assign]
+    bodies.open = spied  # type: ignore[method-assign,assignment]
     raw = body(5_000_000, cache_salt="mine")
     assert httpx2.post(made.url + CHAT, content=raw, timeout=60).status_code == 200
     (one,) = opened

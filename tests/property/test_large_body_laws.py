@@ -30,7 +30,7 @@ NAMES = (
     *("model", "stream", "stream_options", "n", "max_tokens", "max_completion_tokens", "max_output_tokens", "prompt"),
     *("messages", "input", "previous_response_id", "background", "request_id", "cache_salt", "priority", "more"),
 )
-SIMPLE = (
+SIMPLE: tuple[Any, ...] = (
     None,
     True,
     False,

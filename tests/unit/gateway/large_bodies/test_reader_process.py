@@ -38,7 +38,8 @@ class Reader:
         assert self.line is not None
         words, files, _, _ = socket.recv_fds(self.line, 65536, 1)
         os.close(files[0])
-        return decode_job(words).path
+        job: Job = decode_job(words)
+        return job.path
 
     def answer(self, *, written: bytes | None = None) -> None:
         assert self.line is not None
