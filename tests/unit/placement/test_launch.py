@@ -341,7 +341,7 @@ def test_sleep_mode_is_a_flag_and_the_variable_that_opens_its_endpoints() -> Non
 
 
 def test_an_engine_that_other_machines_reach_is_never_in_development_mode(tmp_path: Path) -> None:
-    """No key guards vLLM's `/sleep`, `/wake_up` and `/collective_rpc`; on loopback and behind a socket nobody else is there."""
+    """`/sleep`, `/wake_up` and `/collective_rpc` are for its controller; who may ask for answers is not to have them as well."""
     secret = tmp_path / "secret"
     secret.write_text("s", encoding="utf-8")
     asked = {"VLLM_SERVER_DEV_MODE": "1"}
@@ -359,6 +359,8 @@ FEATURES = {
     "--kv-cache-memory-bytes": "a CPU engine takes no share of the whole machine",
     "--max-num-batched-tokens": "its defaults come from the whole GPU",
     "--enable-sleep-mode": "a model without requests sleeps in its place",
+    "--middleware": "on TCP every route asks for the secret",
+    "--enable-ssl-refresh": "a renewed certificate counts without a restart",
 }
 """vLLM's own features that do a job here, and which one."""
 
@@ -369,14 +371,18 @@ NOT_ASKED_FOR = {
     "--sse-keep-alive-interval": "a comment before the first event would send the status line, and an early error its status",
     "--enable-force-include-usage": "puts usage on every event; the gateway asks each stream for the last one",
     "--enable-per-request-metrics": "changes what clients get; the gateway measures by itself",
-    "--api-key": "leaves half of the routes open; sockets of mode 0600 leave none",
+    "--api-key": "leaves half of the routes open; sockets of mode 0600 and the middleware leave none",
 }
 """Those that do not, and why; an operator can still ask for them with `engine_args`."""
 
 
+def kinds_of_starts() -> tuple[LaunchSpec, ...]:
+    """One of each: on cores, with sleep mode, and on TCP with everything that is there for it."""
+    return launch(), launch(target=MIG, sleep_mode=True), launch(transport="tcp", tls=TLS, guarded=True)
+
+
 def test_engines_are_given_the_features_that_do_a_job_here_and_no_others() -> None:
-    cpu, sleeper = launch(), launch(target=MIG, sleep_mode=True)
-    given = {part for spec in (cpu, sleeper) for part in spec.argv if part.startswith("--")}
+    given = {part for spec in kinds_of_starts() for part in spec.argv if part.startswith("--")}
     assert set(FEATURES) <= given
     assert not set(NOT_ASKED_FOR) & given
     asked = launch(sized(engine_args=["--max-num-queued-reqs", "64"]))
@@ -393,7 +399,7 @@ def test_the_installed_vllm_knows_every_flag_that_it_is_given() -> None:
     (vllm,) = (python.parents[1] / "lib").glob("python3*/site-packages/vllm")
     parsers = (vllm / "engine" / "arg_utils.py", *(vllm / "entrypoints").rglob("cli_args.py"))
     source = "\n".join(path.read_text(encoding="utf-8") for path in parsers)
-    flags = {part for spec in (launch(), launch(target=MIG, sleep_mode=True)) for part in spec.argv}
+    flags = {part for spec in kinds_of_starts() for part in spec.argv}
     for name in sorted(part for part in flags if part.startswith("--")):
         field = name.removeprefix("--").replace("-", "_")
         assert f'"{name}"' in source or f"\n    {field}: " in source, f"vLLM knows no {name}"
