@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gateway.admission import Admission, AdmissionPolicy, Ask, CacheSalts, Loads, QueueConfig, TenantLimits
 from gateway.admission.affinity import home_of, prefix_key
 from gateway.admission.domains import owners
-from gateway.admission.estimate import TokenRatio, estimate
+from gateway.admission.estimate import TokenRatio, estimate, refers_outside
 from gateway.admission.loads import choose
 from gateway.admission.view import limits, pool_view, queue_of, throttled
 from gateway.errors import EngineUnreachable, NoReadyReplica, QueueFull, RateLimited
@@ -184,3 +184,17 @@ def test_salts_are_a_tenants_own_and_stay_the_same() -> None:
     assert salts.of("a") == CacheSalts(lambda: b"secret").of("a")
     assert len({salts.of("a"), salts.of("b"), CacheSalts(lambda: b"other").of("a")}) == 3
     assert all(c.isalnum() or c in "-_" for c in salts.of("a"))
+
+
+@pytest.mark.parametrize("padding", [0, 20_000])
+@pytest.mark.parametrize(
+    "word", [b"image_url", b"video_url", b"file_id", b"input_image", b"input_audio", b"input_file"]
+)
+def test_what_lies_elsewhere_is_seen_in_short_and_in_long_bodies(word: bytes, padding: int) -> None:
+    assert refers_outside(b'{"model": "m", "text": "%b", "type": "%b"}' % (b"_ " * padding, word))
+
+
+@pytest.mark.parametrize("padding", [0, 20_000])
+def test_words_that_look_alike_lie_in_the_body(padding: int) -> None:
+    alike = b'{"tool_call_id": "a", "max_tokens": 2, "input_text": "the input_ of an image_ or a _file", "id": "%b"}'
+    assert not refers_outside(alike % (b"_" * padding))
