@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.admission import Admission, Ask, CacheSalts, Claim, rate_limit_headers
@@ -135,7 +136,18 @@ class Exchanges:
 
         `on_interrupt` is called instead of cancelling that task, for a relay that serves without one; `interruption` then tells why.
         """
-        return Exchange(self, route, request_id, on_interrupt, call)
+        now, policy = self.clock(), self.policy
+        return Exchange(
+            self,
+            route,
+            request_id,
+            on_interrupt,
+            call,
+            call.tenant if call else None,
+            now,
+            now + policy.limits.body_timeout_seconds,
+            policy.generation_header,
+        )
 
     def authenticate(self, authorization: bytes | None) -> Tenant:
         """The tenant behind an Authorization header. Raises MissingKey, InvalidKey, InvalidToken or TokenKeysUnavailable.
@@ -161,103 +173,50 @@ class Exchanges:
             exchange.interrupt(error)
 
 
-class Exchange:
+class Exchange(Struct, eq=False):
     """See the module. The order of calls is: enter, `admit`, `take_body`, `place` (again after EngineUnreachable, and after an
     EngineDied that `died` lets pass) and, where it gave none, `placed`; `dispatched`, then `stream_meter` or `whole`, `complete`, exit; `failed` or
     `client_left` may come at any time.
     """
 
-    __slots__ = (
-        *(
-            "_body",
-            "_call",
-            "_claim",
-            "_answered_at",
-            "_content_type",
-            "_holder",
-            "_deaths",
-            "_dispatched_at",
-            "_first_content_at",
-            "_head_seconds",
-            "_deadline_ms",
-            "_desk",
-            "_interruption",
-            "_large",
-            "_on_interrupt",
-            "_overhead_seconds",
-            "_waited_seconds",
-            "_waiting_since",
-            "_on_placed",
-            "_raw",
-            "_refused",
-            "_response_id",
-            "_series",
-            "_stage",
-            "_task",
-        ),
-        *(
-            "answering",
-            "complete",
-            "deadline",
-            "generation",
-            "meter",
-            "model",
-            "received_at",
-            "request_id",
-            "route",
-            "status",
-            "streaming",
-            "tenant",
-            "usage",
-        ),
-    )
-
-    def __init__(
-        self,
-        desk: Exchanges,
-        route: Route,
-        request_id: bytes,
-        on_interrupt: Callable[[], None] | None,
-        call: Call | None = None,
-    ) -> None:
-        self._desk = desk
-        self._call = call
-        self._content_type: bytes | None = None
-        self._overhead_seconds: float | None = None  # None: nobody wants to know
-        self._head_seconds = 0.0
-        self._waited_seconds = self._waiting_since = self._answered_at = self._dispatched_at = 0.0
-        self._first_content_at: float | None = None
-        self._holder: ReplicaRow | None = None  # of the stored response that the request is about
-        self._task: asyncio.Task[None] | None = None
-        self._on_interrupt = on_interrupt
-        self._interruption: GatewayError | ClientLeft | None = None
-        self._claim: Claim | None = None
-        self._on_placed: Callable[[], None] | None = None
-        self._deadline_ms: bytes | None = None
-        self._series: Series | None = None
-        self._refused: frozenset[str] = frozenset()  # replicas that accepted no connection
-        self._deaths: frozenset[str] = frozenset()  # replicas whose connection ended before the client had a byte
-        self._response_id: str | None = None  # of the response that the request makes
-        self._raw = b""
-        self._large: LargeBody | None = (
-            None  # a body that is too long to lie in `_raw`, which has the beginning of its prompt then
-        )
-        self._body = Body()
-        self._stage: Stage = "body"
-        self.route = route
-        self.request_id = request_id
-        self.tenant: Tenant | None = call.tenant if call else None
-        self.model = UNKNOWN  # for metrics: a name that exists, so that clients cannot invent series
-        self.meter: StreamMeter | TypedEventMeter | None = None
-        self.usage: Usage | None = None
-        self.received_at = desk.clock()
-        policy = desk.policy
-        self.deadline = self.received_at + policy.limits.body_timeout_seconds
-        self.generation = policy.generation_header
-        self.status = 500
-        self.answering = False  # the status line is out
-        self.streaming = False  # the answer is a stream of events
-        self.complete = False  # the client has the whole answer
+    _desk: Exchanges
+    route: Route
+    request_id: bytes
+    _on_interrupt: Callable[[], None] | None
+    _call: Call | None
+    tenant: Tenant | None
+    received_at: float
+    deadline: float
+    generation: tuple[bytes, bytes]
+    model: str = UNKNOWN  # for metrics: a name that exists, so that clients cannot invent series
+    meter: StreamMeter | TypedEventMeter | None = None
+    usage: Usage | None = None
+    status: int = 500
+    answering: bool = False  # the status line is out
+    streaming: bool = False  # the answer is a stream of events
+    complete: bool = False  # the client has the whole answer
+    _stage: Stage = "body"
+    _content_type: bytes | None = None
+    _deadline_ms: bytes | None = None
+    _raw: bytes = b""
+    _body: Body = Body()
+    _large: LargeBody | None = None  # a body too long to lie in `_raw`, which has the beginning of its prompt then
+    _holder: ReplicaRow | None = None  # of the stored response that the request is about
+    _response_id: str | None = None  # of the response that the request makes
+    _claim: Claim | None = None
+    _on_placed: Callable[[], None] | None = None
+    _refused: frozenset[str] = frozenset()  # replicas that accepted no connection
+    _deaths: frozenset[str] = frozenset()  # replicas whose connection ended before the client had a byte
+    _series: Series | None = None
+    _overhead_seconds: float | None = None  # None: nobody wants to know
+    _head_seconds: float = 0.0
+    _waiting_since: float = 0.0
+    _waited_seconds: float = 0.0
+    _dispatched_at: float = 0.0
+    _first_content_at: float | None = None
+    _answered_at: float = 0.0
+    _task: asyncio.Task[None] | None = None
+    _interruption: GatewayError | ClientLeft | None = None
 
     # ---- before an engine is asked
 
