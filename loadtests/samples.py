@@ -16,6 +16,11 @@ PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 """The percentiles that are told, by the name that they have in JSON; `p999` is the 99.9th."""
 
 
+def show_percentile(name: str) -> str:
+    """`p999` as people write it: `p99.9`."""
+    return "p99.9" if name == "p999" else name
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One request as its client saw it. Times are seconds since the run began, durations are seconds.

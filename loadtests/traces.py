@@ -38,7 +38,8 @@ def read_trace(path: Path) -> tuple[Row, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ScenarioError(Problem(f"the trace cannot be read: {reason}", str(path))) from error
+        remedy = "Paths are relative to the scenario's file."
+        raise ScenarioError(Problem(f"the trace cannot be read: {reason}", str(path), remedy)) from error
     rows: list[Row] = []
     problems: list[Problem] = []
     for number, line in enumerate(lines, 1):
@@ -54,7 +55,7 @@ def read_trace(path: Path) -> tuple[Row, ...]:
     if problems:
         raise ScenarioError(*problems[:20])
     if not rows:
-        raise ScenarioError(Problem("the trace has no row", str(path)))
+        raise ScenarioError(Problem("the trace has no row", str(path), "See the format in docs/isolation.md."))
     return tuple(rows)
 
 

@@ -18,18 +18,34 @@ Step = str | int
 Lines = Mapping[tuple[Step, ...], int]
 """The line, from 1, of each value by its path."""
 
-_KINDS = {
+_EXPECTED: Mapping[str, str] = {
     "float_parsing": "a number",
     "float_type": "a number",
+    "finite_number": "a finite number",
     "int_parsing": "a whole number",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "string_type": "text",
+    "string_too_short": "at least {min_length} characters long",
+    "string_too_long": "at most {max_length} characters long",
     "bool_parsing": "true or false",
     "bool_type": "true or false",
+    "path_type": "a path",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "literal_error": "{expected}",
 }
+"""How each of pydantic's error types ends the sentence `must be ...`."""
 
 MAX_FILE_BYTES = 4 * 2**20
+SHOWN_CHARACTERS = 80
 
 
 class Section(BaseModel):
@@ -90,11 +106,18 @@ class Source:
                 f"unknown key {key!r}", where, f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
             )
         if detail["type"] == "missing":
-            return Problem(f"{path[-1]!r} is missing", where)
+            return Problem(f"{path[-1]!r} is missing", where, "Every field is described in docs/isolation.md.")
         if detail["type"] == "union_tag_invalid":
             return _unknown_kind(detail["ctx"], where)
-        if (kind := _KINDS.get(detail["type"])) is not None:
-            return Problem(f"must be {kind}, not {detail['input']!r}", where)
+        if detail["type"] == "union_tag_not_found":
+            return _no_kind(_kinds_at(model, path, self.data), where)
+        context = {name: _plain(value) for name, value in detail.get("ctx", {}).items()}
+        if (expected := _EXPECTED.get(detail["type"])) is not None:
+            near = get_close_matches(str(detail["input"]), str(context.get("expected", "")).split("'")[1::2], 1)
+            meant = f"Did you mean {near[0]!r}?" if near else ""
+            return Problem(f"must be {expected.format(**context)}, not {_shown(detail['input'])}", where, meant)
+        if detail["type"] == "too_short":
+            return Problem("must not be empty", where, "Give at least one.")
         message = str(detail["msg"]).removeprefix("Value error, ")
         message, _, remedy = message.partition(" || ")
         return Problem(message, where, remedy)
@@ -105,6 +128,20 @@ def _unknown_kind(context: Mapping[str, Any], where: str) -> Problem:
     near = get_close_matches(str(context["tag"]), known, 1)
     meant = f"Did you mean {near[0]!r}? " if near else ""
     return Problem(f"there is no kind {context['tag']!r}", where, f"{meant}There are {', '.join(known)}.")
+
+
+def _no_kind(known: Sequence[str], where: str) -> Problem:
+    return Problem("'kind' is missing", where, f"There are {', '.join(known)}.")
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: not the whole of it where somebody put a mapping in the place of a number."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def load(path: Path) -> Source:
@@ -133,7 +170,11 @@ def show(path: Sequence[Step]) -> str:
 def _syntax(error: Exception, path: Path) -> Problem:
     mark = error.problem_mark or error.context_mark if isinstance(error, MarkedYAMLError) else None
     words = error.problem if isinstance(error, MarkedYAMLError) and error.problem else str(error)
-    return Problem(f"this is no YAML: {' '.join(str(words).split())}", f"{path}:{mark.line + 1}" if mark else str(path))
+    return Problem(
+        f"this is no YAML: {' '.join(str(words).split())}",
+        f"{path}:{mark.line + 1}" if mark else str(path),
+        "Look at the brackets, quotes and indentation from there upwards.",
+    )
 
 
 def _lines_of(node: Node, path: tuple[Step, ...]) -> Iterator[tuple[tuple[Step, ...], int]]:
@@ -173,6 +214,17 @@ def _leads_on(value: Any, step: Step) -> bool:
 
 def _keys_at(model: type[BaseModel], path: Sequence[Step], data: Any) -> set[str]:
     """The keys that are allowed where `path` leads."""
+    return {name for m in _models_at(model, path, data) for name in m.model_fields}
+
+
+def _kinds_at(model: type[BaseModel], path: Sequence[Step], data: Any) -> list[str]:
+    """The kinds that are allowed where `path` leads."""
+    models = [m for m in _models_at(model, path, data) if "kind" in m.model_fields]
+    return [name for m in models for name in get_args(m.model_fields["kind"].annotation)]
+
+
+def _models_at(model: type[BaseModel], path: Sequence[Step], data: Any) -> list[type[BaseModel]]:
+    """What may stand where `path` leads."""
     models: list[type[BaseModel]] = [model]
     value = data
     for step in path:
@@ -181,7 +233,7 @@ def _keys_at(model: type[BaseModel], path: Sequence[Step], data: Any) -> set[str
             annotations = [m.model_fields[step].annotation for m in models if step in m.model_fields]
             models = [found for annotation in annotations for found in _models_in(annotation)]
         models = _of_kind(models, value) if isinstance(value, dict) else models
-    return {name for m in models for name in m.model_fields}
+    return models
 
 
 def _of_kind(models: list[type[BaseModel]], value: Mapping[str, Any]) -> list[type[BaseModel]]:

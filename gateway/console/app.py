@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,6 +57,9 @@ def add_console(app: FastAPI, backstage: Backstage, access: Callable[[], Access]
 
     @app.get("/console", tags=["console"], summary="The operators' page", response_class=Response)
     async def page() -> Response:
+        # The page names the file with the key, which is made when the key is first asked for. What goes wrong there, the data tells.
+        with suppress(SlicewayError, OSError):
+            await run_in_threadpool(access)
         return _asset("console.html")
 
     @app.get(

@@ -8,10 +8,11 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from loadtests.lab.scenario import Context
-from loadtests.problems import Problem, ScenarioError
+from loadtests.problems import LoadTestError, Problem, ScenarioError
 from loadtests.samples import Sample
 from loadtests.yamlfile import Source, load
 
@@ -78,11 +79,34 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
+def check_writable(*, samples: Path | None = None, report: Path | None = None) -> None:
+    """Raises ScenarioError where results could not be written: it is better known before a measurement than after it."""
+    try:
+        if report is not None:
+            report.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=report):
+                pass
+    except OSError as error:
+        raise _unwritable("--report", report, error, "Name a directory that you can write to.") from error
+    try:
+        if samples is not None:
+            samples.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise _unwritable("--samples", samples, error, "Name a file in a directory that you can write to.") from error
+
+
+def _unwritable(option: str, path: Path | None, error: OSError, remedy: str) -> ScenarioError:
+    return ScenarioError(Problem(f"nothing can be written there: {error.strerror}", f"{option} {path}", remedy))
+
+
 def keep_samples(path: Path | None, rows: Iterable[tuple[str, Iterable[Sample]]]) -> None:
-    """Write every sample with the phase that it belongs to."""
+    """Write every sample with the phase that it belongs to. Raises LoadTestError where that cannot be done."""
     if path is None:
         return
-    with path.open("w", encoding="utf-8") as file:
-        for phase, samples in rows:
-            for sample in samples:
-                file.write(json.dumps({"phase": phase} | asdict(sample)) + "\n")
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            for phase, samples in rows:
+                for sample in samples:
+                    file.write(json.dumps({"phase": phase} | asdict(sample)) + "\n")
+    except OSError as error:
+        raise LoadTestError(f"the samples cannot be written: {error}", remedy="Name another file.") from error

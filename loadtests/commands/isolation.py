@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from loadtests.commands.base import add_context, add_output, given, keep_samples, print_json
+from loadtests.commands.base import add_context, add_output, check_writable, given, keep_samples, print_json
 from loadtests.lab.measure import measure
 from loadtests.lab.report import Report
 from loadtests.lab.scenario import check_tenants, read_isolation
@@ -30,6 +30,7 @@ def run(chosen: Namespace) -> int:
     source, context = given(chosen)
     scenario = read_isolation(source)
     check_tenants(scenario, context, source)
+    check_writable(samples=chosen.samples, report=chosen.report)
     command = chosen.command_line or f"python -m loadtests isolation {chosen.file}"
     report, measured = measure(scenario, context, command)
     keep_samples(chosen.samples, [(f"{m.round}/{m.cell.key}", m.run.samples) for m in measured])

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from loadtests import reports
-from loadtests.commands.base import add_output, keep_samples, print_json
+from loadtests.commands.base import add_output, check_writable, keep_samples, print_json
 from loadtests.progress import steps
 from loadtests.scenario import environment, load_scenario
 from loadtests.target import Target
@@ -23,6 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(chosen: Namespace) -> int:
     """0 measured · 1 nothing was answered."""
     scenario = load_scenario(chosen.file)
+    check_writable(samples=chosen.samples)
     keys = {tenant.name: tenant.key(environment()) for tenant in scenario.tenants}
     target = Target(scenario.base_url, keys)
     lexicons, places = target.lexicons(scenario.tenants, {}), target.places()

@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from loadtests.aggressors import Aggressor, Cores, Flood, Requesting
 from loadtests.arrivals import Closed, Trace, mean_rate
 from loadtests.problems import Problem, ScenarioError
-from loadtests.samples import METRICS, samples_needed
+from loadtests.samples import METRICS, samples_needed, show_percentile
 from loadtests.scenario import BaseUrl, Seconds, TenantLoad, settled
 from loadtests.traces import read_trace
 from loadtests.units import Duration
@@ -67,6 +67,14 @@ class Budget(Section):
     failed_ratio: float = Field(default=0.0, ge=0, le=1, description="Share of the victim's requests that may fail.")
     metrics: tuple[Metric, ...] = Field(default=("ttft", "itl", "e2e"), min_length=1)
     settings: tuple[Where, ...] = Field(default=APART, min_length=1, description="Where it has to hold.")
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Budget:
+        if not self.ratios and self.p99_over_p50 is None and "failed_ratio" not in self.model_fields_set:
+            raise ValueError(
+                "a budget without a limit || Give one or more, as in {p99_ratio: 1.10, p99_over_p50: 1.3}."
+            )
+        return self
 
     @property
     def ratios(self) -> dict[str, float]:
@@ -152,6 +160,11 @@ class IsolationScenario(Section):
             fitting = ON_HOST if aggressor.on_host else ON_SLICES
             if not places & set(fitting):
                 raise ValueError(f"no setting fits {aggressor.label!r} || It takes one of {', '.join(fitting)}.")
+        if self.budget is not None and not places & set(self.budget.settings):
+            raise ValueError(
+                f"the budget is about {', '.join(self.budget.settings)}, and no setting is one of these || "
+                f"Add such a setting, or write budget.settings: [{', '.join(sorted(places))}]."
+            )
         return self
 
     @property
@@ -237,8 +250,8 @@ def too_short(scenario: IsolationScenario, source: Source) -> Problem | None:
         if expected < needed and set(scenario.budget.metrics) & {"ttft", "e2e"}:
             seconds = needed / max(rate, 1e-9) / scenario.rounds
             return Problem(
-                f"{scenario.rounds} rounds of {scenario.duration_seconds:g} s give about {expected:.0f} requests per setting, "
-                f"and {name} takes {needed}",
+                f"{scenario.rounds} x {scenario.duration_seconds:g} s give about {expected:.0f} requests per setting, "
+                f"and {show_percentile(name)} takes {needed}",
                 source.where("duration_seconds"),
                 f"Set duration_seconds to {seconds:.0f} or more, or rounds to {-(-needed // max(1, int(expected / scenario.rounds)))}.",
             )

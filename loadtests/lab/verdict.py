@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from loadtests.lab.report import Check, Client, Interval, Row, Setting, Verdict
 from loadtests.lab.scenario import Budget, metric_seconds
-from loadtests.samples import METRICS, percentile, samples_needed
+from loadtests.samples import METRICS, percentile, samples_needed, show_percentile
 
 DRIFT_RATIO = 1.15
 """How far the victim's median, alone, may differ between rounds: beyond, the machine was not the same one."""
@@ -90,7 +90,7 @@ def _few(settings: Settings, judged: Settings, budget: Budget) -> list[str]:
         if thin:
             key = min(thin, key=lambda k: thin[k])
             return [
-                f"{name} takes {needed} samples, and {compared[key].label!r} has {thin[key]}: measure {needed / thin[key]:.1f} times as long"
+                f"{show_percentile(name)} takes {needed} samples, and {compared[key].label!r} has {thin[key]}: measure {needed / thin[key]:.1f} times as long"
             ]
     return []
 
@@ -103,7 +103,7 @@ def _checks(key: str, setting: Setting, budget: Budget) -> Iterator[Check]:
         for name, limit in budget.ratios.items():
             measured = setting.ratio_to_alone[metric].get(name)  # type: ignore[index]
             interval = setting.ratio_confidence.get(metric, {}).get(name)  # type: ignore[call-overload]
-            yield _check(key, metric, f"{_named(name)} ratio", measured, interval, limit)
+            yield _check(key, metric, f"{show_percentile(name)} ratio", measured, interval, limit)
         if budget.p99_over_p50 is not None:
             measured = setting.p99_over_p50[metric]  # type: ignore[index]
             interval = setting.p99_over_p50_confidence.get(metric)  # type: ignore[call-overload]
@@ -169,10 +169,6 @@ def _failed_ratio(row: Row) -> float | None:
 
 def _short(metric: str) -> str:
     return metric.removesuffix("_seconds").upper()
-
-
-def _named(percentile_name: str) -> str:
-    return "p99.9" if percentile_name == "p999" else percentile_name
 
 
 def _ms(seconds: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from loadtests.aggressors import CpuHog, WeightLoading, parse_cores
+from loadtests.commands.base import check_writable
 from loadtests.hogs import command_of
 from loadtests.lab.matrix import cells_of, phases
 from loadtests.lab.scenario import Context, IsolationScenario, check_tenants, keys_from, read_isolation
@@ -180,7 +181,7 @@ def test_a_run_too_short_for_its_percentile_says_how_long_it_must_be() -> None:
         scenario_of(**fields)
     assert "Set duration_seconds to 25 or more" in str(caught.value)
     assert scenario_of(**fields | {"duration_seconds": 25}).rounds == 2
-    with pytest.raises(ScenarioError, match="p999 takes 1000"):
+    with pytest.raises(ScenarioError, match=r"p99\.9 takes 1000"):
         scenario_of(**fields | {"duration_seconds": 25, "budget": {"p999_ratio": 2}})
 
 
@@ -203,3 +204,35 @@ def test_paths_are_relative_to_the_scenario(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "cores"), [("0", (0,)), ("0-3,8", (0, 1, 2, 3, 8)), ("4,4", (4,))])
 def test_cores_are_read_as_linux_writes_them(text: str, cores: tuple[int, ...]) -> None:
     assert parse_cores(text) == cores
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ({}, "a budget without a limit"),
+        ({"metrics": ["ttft"]}, "a budget without a limit"),
+        (
+            {"p99_ratio": 1.1, "settings": ["other_gpu"]},
+            "the budget is about other_gpu, and no setting is one of these",
+        ),
+    ],
+)
+def test_a_budget_that_could_judge_nothing_is_refused_before_the_run(budget: dict[str, Any], said: str) -> None:
+    with pytest.raises(ScenarioError, match=said):
+        scenario_of(budget=budget, settings=[{"where": "same_slice"}])
+    assert scenario_of(budget={"failed_ratio": 0.01}).budget is not None
+
+
+def test_results_that_could_not_be_written_are_told_before_the_run(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("kept", encoding="utf-8")
+    check_writable(samples=file, report=tmp_path / "made" / "here")
+    assert file.read_text(encoding="utf-8") == "kept"
+    with pytest.raises(ScenarioError, match=r"--report .*/file: nothing can be written there"):
+        check_writable(report=file)
+    with pytest.raises(
+        ScenarioError, match=r"--samples .*/absent/s\.jsonl: nothing can be written there: No such file"
+    ):
+        check_writable(samples=tmp_path / "absent" / "s.jsonl")
+    with pytest.raises(ScenarioError, match="Name a file"):
+        check_writable(samples=tmp_path)

@@ -127,6 +127,19 @@ def test_an_embedding_never_streams() -> None:
     [
         ({"duration_seconds": "5 s"}, "must be a number, not '5 s'", ""),
         ({"seed": 1.5}, "must be a whole number, not 1.5", ""),
+        ({"duration_seconds": -3}, "must be more than 0, not -3", ""),
+        ({"warmup_seconds": "x" * 200}, f"must be a number, not '{'x' * 79}...", ""),
+        ({"tenants": []}, "must not be empty", "Give at least one."),
+        (
+            {"tenants": [TENANT | {"task": "embeding"}]},
+            "must be 'chat', 'completion' or 'embedding', not 'embeding'",
+            "Did you mean 'embedding'?",
+        ),
+        (
+            {"tenants": [TENANT | {"arrival": {"users": 3}}]},
+            "'kind' is missing",
+            "There are closed, open, poisson, constant,",
+        ),
         (
             {"tenants": [TENANT | {"arrival": {"kind": "poison", "requests_per_second": 2}}]},
             "there is no kind 'poison'",
