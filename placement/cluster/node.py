@@ -11,7 +11,7 @@ import base64
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from placement.replicas.journal import Journal
 from placement.slices import Inventory
 from placement.state import StatePaths
 from placement.status import ControllerStatus, ErrorRow, read_status
-from placement.table import RoutingTable, publish, read
+from placement.table import ReplicaState, RoutingTable, publish, read
 
 log = logging.getLogger(__name__)
 
@@ -128,14 +128,15 @@ class NodeAgent:
             self._inventory = await asyncio.to_thread(self._observe)
             self._observed_at = time.monotonic()
         status = read_status(self._paths.engines.controller_status)
+        running = self._running()
         return NodeReport(
             node=self.settings.name,
             address=self.settings.address,
             versions=self.settings.versions,
             boot=self.settings.boot,
             slices=self._inventory.slices,
-            table=self._table(),
-            running=self._running(),
+            table=self._table(running),
+            running=running,
             waiting=_waiting(status, read_seats(self._paths.seats)) if status else {},
             outdated=tuple(r.replica for r in status.replicas if r.outdated) if status else (),
             notes=self._inventory.notes,
@@ -169,12 +170,14 @@ class NodeAgent:
         engine["network"] = {"address": self.settings.address, "secret_file": str(self._paths.secret)}
         return json.dumps(config, indent=1).encode()
 
-    def _table(self) -> RoutingTable:
-        """What the controller publishes; a table that a dead controller has left speaks for engines that go on."""
+    def _table(self, running: Collection[str]) -> RoutingTable:
+        """What the controller publishes. A table that a dead controller has left speaks for engines that go on, and for no others."""
         try:
-            return read(self._paths.engines.routing_table)
+            table = read(self._paths.engines.routing_table)
         except TableUnreadable:
             return RoutingTable(generation=0)
+        rows = tuple(r for r in table.replicas if r.state is not ReplicaState.READY or r.replica in running)
+        return table.model_copy(update={"replicas": rows})
 
     def _running(self) -> Mapping[str, str]:
         entries = Journal(self._paths.engines).entries()

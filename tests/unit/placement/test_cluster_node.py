@@ -13,9 +13,10 @@ import pytest
 from placement.cluster.members import Broadcast, NodeOrder, Owner, Versions
 from placement.cluster.node import NodeAgent, NodePaths, NodeSettings
 from placement.cluster.seats import SeatKeeper, read_seats, this_process
+from placement.replicas.journal import Journal, JournalEntry
 from placement.slices import Inventory, Slice, SliceKind
 from placement.status import ControllerStatus, ErrorRow, Refusal, ReplicaStatus, write_status
-from placement.table import ReplicaState, RoutingTable, SliceRow, read
+from placement.table import ReplicaRow, ReplicaState, RoutingTable, SliceRow, publish, read
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 ME = Owner(pid=1, start_ticks=2, boot_id="b")
@@ -135,3 +136,36 @@ def test_gateways_follow_newer_tables_only(agent: NodeAgent, processes: NotedPro
     config = json.loads(agent.settings.paths.gateway_config.read_bytes())
     assert config["gateway"]["listen"] == "0.0.0.0:80"
     assert processes.said == ["gateway again", "gateway", "gateway"]
+
+
+async def test_a_table_that_a_dead_controller_has_left_speaks_for_no_engine_that_is_gone(agent: NodeAgent) -> None:
+    engines = agent.settings.paths.engines
+    engines.root.mkdir(parents=True, exist_ok=True)
+    rows = [row("chat-0", ReplicaState.READY), row("chat-1", ReplicaState.READY), row("chat-2", ReplicaState.BACKOFF)]
+    publish(RoutingTable(generation=4, replicas=tuple(rows)), engines.routing_table)
+    me = this_process()
+    for replica, pid in (("chat-0", me.pid), ("chat-1", 0)):
+        entry = JournalEntry(
+            replica=replica,
+            model="chat",
+            task="generate",
+            slice_id="cpu-0",
+            spec_hash="",
+            endpoint="http://10.0.0.7:1",
+            log_offset=0,
+            started_at=NOW,
+            shim_pid=pid,
+            shim_start_ticks=me.start_ticks,
+            boot_id=me.boot_id,
+        )
+        Journal(engines).write(entry)
+    report = await agent.report()
+    assert {r.replica for r in report.table.replicas} == {"chat-0", "chat-2"}
+    assert set(report.running) == {"chat-0"}
+
+
+def row(replica: str, state: ReplicaState) -> ReplicaRow:
+    place = SliceRow(id="cpu-0", kind=SliceKind.CPU, memory_bytes=2**30)
+    return ReplicaRow(
+        replica=replica, model="chat", engine_model="chat", endpoint="http://10.0.0.7:1", slice=place, state=state
+    )
