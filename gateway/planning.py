@@ -36,7 +36,8 @@ from placement.schema import SimulatedFleet
 from placement.slices import Inventory
 from placement.state import StatePaths
 from placement.table import ReplicaState
-from placement.transition import Forecast, Timings, Transition, forecast, plan_transition
+from placement.transition import SIMULATED, Forecast, Timings, Transition, forecast, plan_transition
+from placement.wake_times import WAKE_TIMES_FILE, WakeTimes
 from placement.workload import (
     Card,
     Occupancy,
@@ -185,7 +186,7 @@ def for_demand(
     check_pins(config.models, anew)
     problem = Problem(fixed, work.demands, constraints(config.fleet, states))
     rates = wish.arrivals_per_second
-    return rescale(problem, replace(problem, gpus=anew), config.fleet.autoscale, rates=rates)
+    return rescale(problem, replace(problem, gpus=anew), config.fleet.autoscale, timings(config), rates=rates)
 
 
 def what_if(config: Config, products: Mapping[str, int]) -> FleetAnswer:
@@ -214,9 +215,10 @@ def _answered(
     problem = Problem(fleet, work.demands, limits)
     found, proposal = plan(problem), None
     if found.unmet and anew is not None:
-        proposal = rescale(problem, replace(problem, gpus=anew), config.fleet.autoscale).proposal
+        proposal = rescale(problem, replace(problem, gpus=anew), config.fleet.autoscale, timings(config)).proposal
     transition, blocked = _transition(found, problem.demands, allow_dip=allow_dip)
-    told = forecast(transition, found, {d.name: d for d in problem.demands}, Timings()) if transition else None
+    took = timings(config)
+    told = forecast(transition, found, {d.name: d for d in problem.demands}, took) if transition else None
     return FleetAnswer(work, problem, found, transition, told, blocked, proposal)
 
 
@@ -244,6 +246,14 @@ def measured(config: Config) -> Measured:
         engine_version=None if simulated or config.engine.command else installed_vllm(config.engine, "cuda"),
         now=datetime.now(UTC),
     )
+
+
+def timings(config: Config) -> Timings:
+    """How long steps take: starts as the controller has seen them, the rest as real or simulated engines usually take."""
+    usual = SIMULATED if isinstance(config.fleet.discover, SimulatedFleet) else Timings()
+    deadline = config.engine.drain_timeout_seconds
+    drain = min(usual.drain_seconds, deadline) if usual is SIMULATED else deadline
+    return replace(usual, drain_seconds=drain, starts=WakeTimes(config.state / WAKE_TIMES_FILE).starts())
 
 
 def tenant_of(tenant: TenantConfig) -> Tenant:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from model_registry.atomic import write_atomically
+from placement.planner.types import WHOLE_GPU
 from placement.replicas.parts import Goal, Learned
-from placement.slices import Slice
+from placement.slices import Slice, SliceKind
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,17 @@ class WakeTimes:
     def of(self, model: str, target: Slice) -> Mapping[str, float]:
         """Seconds by kind: `start`, `wake`, and `no_wake` (0) where the last wake failed."""
         return self._known.get(_key(model, target), {})
+
+    def starts(self) -> dict[tuple[str, str, str], float]:
+        """The last start's seconds by model, product and profile (`gpu` for a whole card), on GPUs."""
+        found: dict[tuple[str, str, str], float] = {}
+        for key, times in self._known.items():
+            model, _, there = key.rpartition(" on ")
+            kind, _, there = there.partition(" ")
+            product, _, profile = there.rpartition(" ")
+            if "start" in times and product:
+                found[model, product, WHOLE_GPU if kind == SliceKind.GPU else profile] = times["start"]
+        return found
 
 
 def _key(model: str, target: Slice) -> str:

@@ -252,6 +252,10 @@ def _transition(answer: FleetAnswer, labels: dict[str, str]) -> Iterator[str]:
         yield "[green]nothing to do[/]"
         return
     yield f"\n{counted(len(answer.transition.steps), 'step')}, about {_duration(answer.outlook.seconds)} (estimate):"
+    starts = [m for m in answer.outlook.models if m.start_seconds is not None]
+    if starts:
+        told = ", ".join(f"{m.demand} {_duration(m.start_seconds or 0.0)} ({m.start_source})" for m in starts)
+        yield f"  [dim]counted for a start: {escape(told)}[/]"
     for step in answer.transition.steps[:_MOST_STEPS]:
         yield f"  {step.number + 1:>3} {escape(_named(str(step), step.place, labels))}"
     left = len(answer.transition.steps) - _MOST_STEPS

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from placement.transition.execute import EngineState, Executor, Fleet, Observed, Outcome
-from placement.transition.forecast import Forecast, Outlook, Timings, forecast
+from placement.transition.forecast import SIMULATED, Forecast, Outlook, Timings, forecast
 from placement.transition.journal import Record, TransitionJournal
 from placement.transition.planning import plan_transition, with_own_names, without_engines
 from placement.transition.steps import Dip, Place, Step, Transition
 
 __all__ = [
+    "SIMULATED",
     "Dip",
     "EngineState",
     "Executor",

@@ -23,7 +23,7 @@ from placement.replicas.probe import Probe
 from placement.replicas.replica import Replica
 from placement.resting import Rester, Resting, available_memory
 from placement.schema import EngineConfig
-from placement.slices import Inventory, Slice, SliceKind
+from placement.slices import Gpu, Inventory, Slice, SliceKind
 from placement.state import StatePaths
 from placement.table import ReplicaState
 from placement.testing import FakeProcess, FakeWorld, fake_entry
@@ -228,6 +228,17 @@ def test_what_was_measured_is_kept_and_decides(tmp_path: Path) -> None:
     assert again.choices["chat"].reason == "it did not wake from sleep mode the last time"
     path.write_text("[1]", encoding="utf-8")
     assert dict(WakeTimes(path).of("chat", CPU)) == {}
+
+
+def test_starts_on_gpus_are_told_by_model_product_and_profile(tmp_path: Path) -> None:
+    times, card = WakeTimes(tmp_path / "w.json"), Gpu("GPU-a", 0, "H100 SXM", 80 * 2**30)
+    mig = Slice("GPU-a/1g.10gb@0", SliceKind.MIG, "1g.10gb", 2**33, "MIG-a", card)
+    whole = Slice("GPU-a", SliceKind.GPU, None, 2**36, "GPU-a", card, cores=(0, 1))
+    times.learn(AWAKE, "start", 2.0)
+    times.learn(replace(AWAKE, model="on on it", slice=mig), "start", 30.0)
+    times.learn(replace(AWAKE, slice=whole), "start", 50.0)
+    times.learn(replace(AWAKE, model="code", slice=mig), "wake", 1.0)
+    assert times.starts() == {("on on it", "H100 SXM", "1g.10gb"): 30.0, ("chat", "H100 SXM", "gpu"): 50.0}
 
 
 def test_weights_that_do_not_fit_the_hosts_memory_are_not_put_there() -> None:

@@ -25,6 +25,7 @@ from placement.planner.types import (
 )
 from placement.testing import FakeClock
 from placement.transition import (
+    SIMULATED,
     Executor,
     Place,
     Step,
@@ -146,13 +147,24 @@ def test_reservations_are_created_and_carry_their_note() -> None:
 
 def test_the_forecast_follows_the_longest_chain_and_tells_each_dip() -> None:
     transition = plan_transition(IN_PLACE, (demand("chat", 6.0),), allow_dip=True)
-    timings = Timings(start_seconds={"chat": 60.0})
+    product = IN_PLACE.gpus[0].gpu.product
+    timings = Timings(starts={("chat", product, "3g.40gb"): 60.0})
     found = forecast(transition, IN_PLACE, {"chat": demand("chat", 6.0)}, timings)
     (chat,) = found.models
     assert (chat.before, chat.lowest, chat.then) == (7.0, 0.0, 6.0)
+    assert (chat.start_seconds, chat.start_source) == (60.0, "measured")
     # drain, stop, destroy, two instances, and two engines after one another
     assert found.seconds == 30 + 5 + 2 + 2 + 2 + 2 * (60 + 1) - 2
     assert chat.dip_seconds == found.seconds
+
+
+def test_a_start_is_counted_as_it_was_measured_or_else_as_is_usual() -> None:
+    timings = Timings(starts={("chat", "H100", "1g.10gb"): 40.0, ("chat", "A100", "2g.20gb"): 55.0})
+    assert timings.start("chat@acme", "H100", "1g.10gb") == (40.0, "measured")
+    assert timings.start("chat", "H100", "3g.40gb") == (55.0, "measured elsewhere"), "the slower one"
+    assert timings.start("code", "H100", "1g.10gb") == (90.0, "usual")
+    seconds, source = SIMULATED.start("code", "H100", "1g.10gb")
+    assert (source, seconds < 90.0) == ("simulated", True)
 
 
 def test_steps_survive_being_written_down() -> None:

@@ -87,6 +87,7 @@ def test_the_plan_shows_what_is_made_for_whom_and_in_which_order(config: Write) 
     assert "+ 1g.10gb@" in shown
     assert "nothing cheaper exists" in shown
     assert "steps, about" in shown
+    assert "counted for a start: chat 3 s (simulated)" in shown
     assert shown.index("create GPU") < shown.index("start chat-0")
 
 
@@ -95,7 +96,9 @@ def test_the_json_has_the_plan_its_reasons_and_its_steps(config: Write) -> None:
     assert (fleet["met"], fleet["changed"], fleet["unmet"]) == (True, True, [])
     assert [d["subject"] for d in fleet["decisions"]] == ["chat-0"]
     assert [s["action"] for s in fleet["transition"]["steps"]] == ["create", "start", "check"]
-    assert fleet["transition"]["seconds"] > 60
+    (chat,) = fleet["transition"]["models"]
+    assert (chat["start_source"], chat["start_seconds"]) == ("simulated", 3.0)
+    assert fleet["transition"]["seconds"] == 1 + 3 + 1
     feasible = {p["profile"] for p in fleet["models"]["chat"] if p["feasible"]}
     assert "1g.10gb" not in feasible
     assert "3g.40gb" in feasible
