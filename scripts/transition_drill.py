@@ -19,6 +19,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -68,6 +69,7 @@ class Report:
     without_generation: int = 0
     failures: list[str] = field(default_factory=list)
     undercut: list[str] = field(default_factory=list)
+    in_place: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     forecast_seconds: list[float] = field(default_factory=list)
     took_seconds: list[float] = field(default_factory=list)
@@ -90,7 +92,7 @@ class TableWatch(threading.Thread):
         self.floors: Mapping[str, int] = {}
         self.generations = 0
         self.unseen = 0
-        self.undercut: list[str] = []
+        self.undercut: list[tuple[str, int, str]] = []
 
     def run(self) -> None:
         """Until `end` is called."""
@@ -123,7 +125,8 @@ class TableWatch(threading.Thread):
         routed = demands_of(table)
         for demand, floor in self.floors.items():
             if routed[demand] < floor:
-                self.undercut.append(f"generation {table.generation}: {demand} has {routed[demand]} of {floor}")
+                told = f"generation {table.generation}: {demand} has {routed[demand]} of {floor}"
+                self.undercut.append((demand, floor - routed[demand], told))
 
 
 def demands_of(table: RoutingTable) -> Counter[str]:
@@ -391,7 +394,15 @@ class Drill:
                 self._report.failures.append(told)
             else:
                 self._report.refused += 1
-        self._report.undercut = list(self._watch.undercut)
+        self._report.undercut = [t for d, missing, t in self._watch.undercut if missing - (d in self._in_place()) > 0]
+
+    def _in_place(self) -> set[str]:
+        """Demands of which a replica was replaced in its place, since there was no room beside it: the controller says so."""
+        path = self._site.paths.logs / "controller.log"
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        found = re.findall(r"(\S+)-\d+: its turn to be replaced", text)
+        self._report.in_place = sorted(found)
+        return set(found)
 
     def _promised(self, answer: Answer, before: Target, after: Target) -> bool:
         """Whether the tenant might use the model all along, and replicas had to be there for it all along."""
@@ -399,7 +410,7 @@ class Drill:
         if tenant == "acme" and any(own not in (None, model) for own in owners):
             return False
         demand = f"{model}@acme" if tenant == "acme" and owners == (model, model) else model
-        return kept(before, after).get(demand, 0) > 0
+        return kept(before, after, in_place=self._in_place()).get(demand, 0) > 0
 
     def _say(self, line: str) -> None:
         with self._site.log.open("a", encoding="utf-8") as log:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -83,18 +83,13 @@ class Target:
                 yield f"{name}@acme"
 
 
-def kept(before: Target, after: Target) -> dict[str, int]:
+def kept(before: Target, after: Target, *, in_place: Container[str] = ()) -> dict[str, int]:
     """Replicas of each demand that have to be there all along: what there was, as far as it will be there afterwards.
 
-    Engines whose own settings change are replaced in their places, one at a time, so one of them is always missing.
+    Also of models whose engines' own settings change. One less of demands that had to be replaced `in_place`, for want of room.
     """
-    found: dict[str, int] = {}
-    for demand, number in before.floors.items():
-        model = demand.partition("@")[0]
-        if demand in after.floors:
-            renewed = before.models[model].max_model_len != after.models[model].max_model_len
-            found[demand] = min(number, after.floors[demand]) - renewed
-    return found
+    floors = after.floors
+    return {d: min(n, floors[d]) - (d in in_place) for d, n in before.floors.items() if d in floors}
 
 
 def first(gpus: int) -> Target:
