@@ -2,7 +2,7 @@
 
 Every node has a gateway, and clients ask all of them all the time while the engines are upgraded one by one, the head is killed,
 a GPU is cut anew, and a node is lost with everything on it. Three quarters of the slices have a replica, so that the lost node's
-find room on what is left. `--slices-per-gpu 7` are 224 slices and 168 replicas, each with two processes (engine and shim; 32 MB) and
+find room on what is left. `--slices-per-gpu 7` are 224 slices and 167 replicas, each with two processes (engine and shim; 32 MB) and
 minutes of a small machine's processor for starting them. Fewer slices are the same drill with fewer of them.
 
 What is told is counted by the clients and read from the gateways' own `/readyz`. Exits 1 if a request failed that was not in the
@@ -90,7 +90,8 @@ class Cluster(RaySite):
         super().__init__(directory, (FIRST, *NODES))
         self.per_gpu = slices_per_gpu
         self.slices = len(self.names) * GPUS * slices_per_gpu
-        self.replicas = self.slices * 3 // 4
+        # As many as find room when a node is lost, and a GPU cut anew has one slice less.
+        self.replicas = self.slices * 3 // 4 - (slices_per_gpu > 1)
         self.patience_seconds = 240.0 + 10.0 * self.replicas
 
     def serving(self, gateway: int) -> dict[str, str]:
