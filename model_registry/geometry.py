@@ -275,11 +275,17 @@ class Geometry:
 
     def _fits(self, present: tuple[Option, ...], option: Option) -> bool:
         """Whether `option` can be added to what is legally there. The masks decide nearly always, and cheaply."""
-        mask = option.mask
+        mask, mine = option.mask, option.profile
+        compute, alike, media = mine.g, 1, bool(mine.media_extensions)
         for other in present:
             if mask & other.mask:
                 return False
-        return not _illegal(self.product, (*present, option))
+            compute += other.profile.g
+            alike += other.profile.name == mine.name
+            media = media or bool(other.profile.media_extensions)
+        if compute > self.product.compute_slices or alike > mine.max_instances:
+            return False
+        return not media or _media_conflict(o.profile for o in (*present, option)) is None
 
     def _walk(self, chosen: tuple[Option, ...], first: int) -> Iterator[tuple[Option, ...]]:
         """`chosen` and everything that can be added to it from the option number `first` on, each set once."""

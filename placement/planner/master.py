@@ -19,7 +19,7 @@ from model_registry.geometry import Placement
 from placement.planner.places import Places, add_places
 from placement.planner.shapes import GpuClass, Shape
 from placement.planner.solver import INFINITY, Limits, Program, Solved
-from placement.planner.types import Constraints, Level, Objective
+from placement.planner.types import Constraints, FleetGpu, Level, Objective
 from placement.planner.wants import Want
 
 MOVE = 1000
@@ -36,7 +36,7 @@ _AFTER_NEAR = 0.25
 _HARDLY = 1.0
 """Where a gap will do, so many replicas more are not searched for: one of all that a large fleet runs."""
 
-_NOTHING_MISSING = Level(Objective.DEMAND, 0.0, 0.0)
+NOTHING_MISSING = Level(Objective.DEMAND, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,18 +115,32 @@ class Master:
             self._last = near
             if near.objective <= relaxed.objective / (1 - limits.gap_ratio):
                 self.hold(price, near.objective)
-                return _NOTHING_MISSING, Level(Objective.PRICE, near.objective, min(near.objective, relaxed.objective))
+                return NOTHING_MISSING, Level(Objective.PRICE, near.objective, min(near.objective, relaxed.objective))
         level = self._level(Objective.PRICE, price, limits) if relaxed is not None else None
         if level is None:
             self.program.drop_rows(mark)
             return None
-        return _NOTHING_MISSING, level
+        return NOTHING_MISSING, level
 
     def count(self, limits: Limits) -> Level | None:
         """The fewest replicas: on an empty fleet every one of them is an instance to create."""
-        level = self._level(Objective.DISTURBANCE, dict.fromkeys(self._x.values(), 1.0), limits, unit=MOVE)
+        level = self._level(Objective.DISTURBANCE, self.replicas(), limits, unit=MOVE)
         self._economical = level is not None
         return level
+
+    def counted(self, replicas: int) -> Level:
+        """What `count` comes to where the answer is known to have the fewest already."""
+        self.hold(self.replicas(), replicas)
+        self._economical = True
+        return Level(Objective.DISTURBANCE, replicas / MOVE, replicas / MOVE)
+
+    def any_answer(self, limits: Limits) -> Answer | None:
+        """The first answer that is found, in search of one with few replicas; None where there is none within the limits."""
+        solved = self.program.minimise(self.replicas(), limits)
+        if solved is None:
+            return None
+        self.accept(solved)
+        return self.answer(())
 
     def economise(self, limits: Limits) -> float | None:
         """Make the penalties of the options taken, and where it is open their number, as small as can be; None in vain."""
@@ -292,6 +306,23 @@ class Master:
     def possible(self, limits: Limits) -> bool:
         """Whether there is any answer at all."""
         return self.program.minimise({}, limits) is not None
+
+    def accept(self, solved: Solved) -> None:
+        """Take an answer that was found outside: what is found from here on is no worse."""
+        self._last, self._found = solved, True
+
+    def replicas(self) -> Terms:
+        """The number of replicas."""
+        return dict.fromkeys(self._x.values(), 1.0)
+
+    def use(self, gpus: Iterable[FleetGpu], number: int) -> None:
+        """Have so many of these GPUs in use: all that are alike but for what runs on them."""
+        ids = {g.id for g in gpus}
+        among = {c for c, group in enumerate(self.classes) if any(g.id in ids for g in group.members)}
+        among |= {c for c, group in enumerate(self.classes) if among.intersection(group.vacated_by)}
+        terms = {v: 1.0 for (c, s), v in self._y.items() if c in among and self._shape(c, s).on}
+        terms |= {at.on: 1.0 for c, at in self._places.items() if c in among}
+        self.program.row(terms, number, number)
 
     def price(self) -> Terms:
         """Price per hour of the GPUs in use."""

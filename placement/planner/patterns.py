@@ -6,9 +6,9 @@ state are alike, and a pattern already says where its profiles go.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import le
 
 from model_registry.catalogue import Product
 from model_registry.geometry import Geometry, Placement
@@ -68,10 +68,8 @@ class PatternBook:
         key = (tuple(sorted(kept)), tuple(sorted(set(profiles))))
         if key not in self._maximal:
             found = self.patterns(key[1], key[0])
-            counters = [Counter(dict(p.counts)) for p in found]
-            self._maximal[key] = tuple(
-                p for p, c in zip(found, counters, strict=True) if not any(c < other for other in counters)
-            )
+            largest = maximal([p.counts for p in found])
+            self._maximal[key] = tuple(p for p in found if p.counts in largest)
         return self._maximal[key]
 
     def best(self, counts: Mapping[str, int], kept: Iterable[Placement] = ()) -> Pattern | None:
@@ -82,6 +80,25 @@ class PatternBook:
     def _enumerate(self, kept: tuple[Placement, ...], profiles: tuple[str, ...]) -> Iterator[Pattern]:
         taken = self._measure.taken(kept)
         for added in Geometry(self.product, profiles).additions(kept):
-            counts = tuple(sorted(Counter(p.profile for p in added).items()))
             mask = self._measure.taken(added)
-            yield Pattern(counts, added, self._measure.of_mask(taken | mask), mask)
+            yield Pattern(counted(added), added, self._measure.of_mask(taken | mask), mask)
+
+
+def counted(placements: Iterable[Placement]) -> Counts:
+    """How many of each profile these are."""
+    counts: dict[str, int] = {}
+    for placement in placements:
+        counts[placement.profile] = counts.get(placement.profile, 0) + 1
+    return tuple(sorted(counts.items()))
+
+
+def maximal(choices: Iterable[Counts]) -> Collection[Counts]:
+    """Those that no other contains."""
+    names = sorted({name for counts in choices for name, _ in counts})
+    vectors = {counts: tuple(dict(counts).get(name, 0) for name in names) for counts in choices}
+    found: dict[Counts, tuple[int, ...]] = {}
+    # The larger first: what contains another one has more in all.
+    for counts, mine in sorted(vectors.items(), key=lambda item: (-sum(item[1]), item[0])):
+        if not any(all(map(le, mine, other)) for other in found.values()):
+            found[counts] = mine
+    return found.keys()

@@ -18,6 +18,7 @@ from placement.planner.adjusted import adjusted, disturbance
 from placement.planner.carry import carried, same_shapes
 from placement.planner.explain import unmet
 from placement.planner.master import MOVE, NOTHING, Answer, Master
+from placement.planner.numbers import Cheapest, cheapest
 from placement.planner.places import placed, realised
 from placement.planner.seats import Seating, seat
 from placement.planner.shapes import GpuClass, Shaper
@@ -44,6 +45,9 @@ _SHAPES = 0.25
 
 _FEW_NODES = 200
 """So much of a search tree is looked through for what matters less."""
+
+_FULL_NODES = 20
+"""So much of one is looked through for an answer without any fragmentation: it is there at once, or hard to find."""
 
 _UNDISTURBED = 0.2
 """Where nobody runs, layout changes disturb nobody: on all but tiny fleets so many more than the fewest will do."""
@@ -94,7 +98,7 @@ def _search(problem: Problem, wants: Sequence[Want], limits: Limits) -> _Found:
         small = len(problem.gpus) <= _SMALL and not limits.gap_ratio
         classes = shaper.coarse(problem.gpus, maximal=small)
         coarse = Master(classes, wants, problem.constraints, keep=False, slack=small)
-        reached = _Reached(coarse, coarse.answer(_settled(coarse, first, limits)))
+        reached = _settled(coarse, first, limits, fewest=_bare(problem))
         if stay and rest[:1] == (Objective.DISTURBANCE,) and _as_good(stay, reached.answer, wants, limits):
             return _stayed(problem, wants, shaper, stay, reached.answer.levels, bound=0.0)
         large = len(problem.gpus) > _TINY and _runs(problem)
@@ -112,16 +116,27 @@ def _search(problem: Problem, wants: Sequence[Want], limits: Limits) -> _Found:
 
 @dataclass(frozen=True, slots=True)
 class _Reached:
-    """What the first program settled, and the program, which holds it."""
+    """What the first program settled, and the program, which holds it. `cheapest` is how a small fleet's price was found."""
 
     few: Master
     answer: Answer
+    cheapest: Cheapest | None = None
+
+    def hold_numbers(self, master: Master) -> None:
+        """Use as many GPUs of each class in another program, where it is known how many these are."""
+        if self.cheapest and self.cheapest.numbers is not None:
+            for group, number in zip(self.few.classes, self.cheapest.numbers, strict=True):
+                master.use(group.members, number)
 
 
-def _settled(master: Master, objectives: Sequence[Objective], limits: Limits) -> tuple[Level, ...]:
-    if tuple(objectives) == (Objective.DEMAND, Objective.PRICE) and (both := master.meet_at_least_price(limits)):
-        return both
-    return _minimised(master, objectives, limits)
+def _settled(master: Master, objectives: Sequence[Objective], limits: Limits, *, fewest: bool) -> _Reached:
+    """The `objectives` minimised in a coarse program. `fewest`: the number of replicas matters next."""
+    both = tuple(objectives) == (Objective.DEMAND, Objective.PRICE)
+    if both and master.slack and (found := cheapest(master, limits, fewest=fewest)):
+        return _Reached(master, master.answer(found.levels), found)
+    if both and not master.slack and (levels := master.meet_at_least_price(limits)):
+        return _Reached(master, master.answer(levels))
+    return _Reached(master, master.answer(_minimised(master, objectives, limits)))
 
 
 def _split(problem: Problem) -> tuple[tuple[Objective, ...], tuple[Objective, ...]]:
@@ -186,11 +201,15 @@ class _Detail:
     def _new(self, reached: _Reached) -> _Found | None:
         """Where nothing is there: the fewest replicas, since each is an instance to create, then the tidiest layouts."""
         few = reached.few
-        changes, economy = few.count(self.limits), few.economise(self.limits)
+        known = reached.cheapest.replicas if reached.cheapest else None
+        changes = few.count(self.limits) if known is None else few.counted(known)
+        economy = few.economise(self.limits)
         if changes is None or economy is None:
             return None
         settled = few.answer(())
         classes = self.shaper.detailed(self.problem.gpus)
+        if full := self._full(classes, reached, changes, economy):
+            return full
 
         def program() -> Master:
             master = self._master(classes, reached)
@@ -214,6 +233,18 @@ class _Detail:
         if tidy is None or not self.shaper.complete:
             return None
         return _Found(seat(classes, answer, self.wants), (*reached.answer.levels, changes, tidy))
+
+    def _full(self, classes: Sequence[GpuClass], reached: _Reached, changes: Level, economy: float) -> _Found | None:
+        """Nothing is better than no fragmentation, and few shapes have none: these are tried by themselves."""
+        whole = tuple(replace(c, shapes=tuple(s for s in c.shapes if not s.fragmentation)) for c in classes)
+        master = self._master(whole, reached)
+        master.hold_changes(changes.value * MOVE)
+        master.hold_economy(economy)
+        answer = master.any_answer(replace(self.limits.share(0.1), nodes=_FULL_NODES))
+        if answer is None or not self.shaper.complete:
+            return None
+        tidy = Level(Objective.FRAGMENTATION, 0.0, 0.0)
+        return _Found(seat(whole, answer, self.wants), (*reached.answer.levels, changes, tidy))
 
     def _changed(self, reached: _Reached) -> _Found | None:
         """Where something runs: placements chosen one by one for the least disturbance, then the tidiest of these."""
@@ -307,6 +338,7 @@ class _Detail:
         master = Master(classes, self.wants, self.problem.constraints, known)
         if reached is not None:
             self._hold(master, reached.answer)
+            reached.hold_numbers(master)
             known_shapes = None if reached.few.slack else carried(reached.few.classes, reached.answer, classes)
             if known_shapes is not None:
                 master.begin(known_shapes, reached.answer.replicas, reached.answer.missing)

@@ -15,7 +15,7 @@ from model_registry.catalogue import Product
 from model_registry.errors import IllegalLayout
 from model_registry.geometry import Layout, Placement
 from placement.planner.fragmentation import Fragmentation
-from placement.planner.patterns import Counts, PatternBook
+from placement.planner.patterns import Counts, PatternBook, counted, maximal
 from placement.planner.types import WHOLE, WHOLE_GPU, FleetGpu, Instance
 from placement.planner.wants import Want
 
@@ -252,7 +252,7 @@ class Shaper:
         gone = len(in_the_way(gpu, used)) if created else 0
         return Shape(
             used,
-            tuple(sorted(Counter(p.profile for p in used).items())),
+            counted(used),
             tuple(sorted(own.items())),
             created + gone,
             self.fragmentation(gpu, used),
@@ -272,12 +272,8 @@ class Shaper:
 
 def _maximal(shapes: Sequence[Shape]) -> tuple[Shape, ...]:
     """Shapes whose slots no other contains, and those that use nothing."""
-    slots = [Counter(dict(s.slots)) for s in shapes]
-    return tuple(
-        shape
-        for shape, mine in zip(shapes, slots, strict=True)
-        if not shape.used or not any(mine < other for other in slots)
-    )
+    largest = maximal([s.slots for s in shapes])
+    return tuple(s for s in shapes if not s.used or s.slots in largest)
 
 
 def in_the_way(gpu: FleetGpu, used: Iterable[Placement]) -> tuple[Placement, ...]:
@@ -285,6 +281,8 @@ def in_the_way(gpu: FleetGpu, used: Iterable[Placement]) -> tuple[Placement, ...
 
     Instances that nobody will use go only for that; changing a card between whole and cut takes them all.
     """
+    if not gpu.instances:
+        return ()
     used = tuple(used)
     present = [i.placement for i in gpu.instances]
     new = [p for p in used if p not in present]
