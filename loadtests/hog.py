@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def main() -> None:
         os.sched_setaffinity(0, {int(core) for core in chosen.cores.split(",")})
     parent = os.getppid()
     work = _walk(chosen.memory_mib) if chosen.what == "cpu" else _load_again(chosen.path, _copier(cuda=chosen.cuda))
+    next(work)
+    sys.stdout.write("at work\n")  # whoever started it waits for this line
+    sys.stdout.flush()
     for _ in work:
         if os.getppid() != parent:
             return
@@ -49,6 +53,8 @@ def _load_again(path: Path, copy: Callable[[bytearray, int], None]) -> Iterator[
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files:
         raise SystemExit(f"{path}: no *.safetensors in it")
+    if not sum(file.stat().st_size for file in files):
+        raise SystemExit(f"{path}: nothing in it")
     held = bytearray(CHUNK_BYTES)
     while True:
         for file in files:

@@ -17,24 +17,40 @@ HOG = Path(__file__).with_name("hog.py")
 
 @contextmanager
 def running(hog: OnHost | None, cores: Sequence[int] | None) -> Iterator[None]:
-    """The hog's processes while the block runs. Raises LoadTestError if one has ended by itself meanwhile."""
+    """The hog's processes while the block runs; it begins when all of them are at work.
+
+    Raises LoadTestError if one ends by itself, before or meanwhile.
+    """
     if hog is None:
         yield
         return
     command, environment = command_of(hog, cores)
-    children = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(hog.processes)]
+    children = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(hog.processes)]
     try:
+        for child in children:
+            if not _at_work(child):
+                raise _ended(hog, child.wait())
         yield
-        ended = [child.poll() for child in children if child.poll() is not None]
-        if ended:
-            raise LoadTestError(
-                f"{hog.label}: a process ended by itself (exit code {ended[0]}), so nothing disturbed the victim",
-                remedy="It says why above.",
-            )
+        for child in children:
+            if (code := child.poll()) is not None:
+                raise _ended(hog, code)
     finally:
         for child in children:
             child.kill()
-            child.wait()
+            child.communicate()
+
+
+def _at_work(child: subprocess.Popen[bytes]) -> bool:
+    """Wait until it says so; False where it ended instead."""
+    assert child.stdout is not None
+    return child.stdout.readline() != b""
+
+
+def _ended(hog: OnHost, code: int) -> LoadTestError:
+    return LoadTestError(
+        f"{hog.label}: a process ended by itself (exit code {code}), so nothing disturbed the victim",
+        remedy="It says why above.",
+    )
 
 
 def command_of(hog: OnHost, cores: Sequence[int] | None) -> tuple[list[str], dict[str, str]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from loadtests.commands.base import add_context, add_output, check_writable, given, keep_samples, print_json
 from loadtests.lab.measure import measure
 from loadtests.lab.report import Report
-from loadtests.lab.scenario import check_tenants, read_isolation
+from loadtests.lab.scenario import check_host, check_tenants, read_isolation
 from loadtests.lab.tables import show
 from loadtests.report.files import write_reports
 from loadtests.reports import console
@@ -30,6 +31,7 @@ def run(chosen: Namespace) -> int:
     source, context = given(chosen)
     scenario = read_isolation(source)
     check_tenants(scenario, context, source)
+    check_host(scenario, source, os.sched_getaffinity(0))
     check_writable(samples=chosen.samples, report=chosen.report)
     command = chosen.command_line or f"python -m loadtests isolation {chosen.file}"
     report, measured = measure(scenario, context, command)

@@ -15,13 +15,13 @@ budget: {p99_ratio: 1.10}
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from loadtests.aggressors import Aggressor, Cores, Flood, Requesting
+from loadtests.aggressors import Aggressor, Cores, Flood, OnHost, Requesting, WeightLoading, parse_cores
 from loadtests.arrivals import Closed, Trace, mean_rate
 from loadtests.problems import Problem, ScenarioError
 from loadtests.samples import METRICS, samples_needed, show_percentile
@@ -232,6 +232,38 @@ def check_tenants(scenario: IsolationScenario, context: Context, source: Source)
     ]
     if problems:
         raise ScenarioError(*problems)
+
+
+def check_host(scenario: IsolationScenario, source: Source, cores: Collection[int]) -> None:
+    """Raises ScenarioError for weights that are not there, and for cores other than `cores`, which this machine has."""
+    problems = [
+        Problem(
+            words, source.where("aggressors", i, "path"), "Name a file of weights, or a directory with *.safetensors."
+        )
+        for i, aggressor in enumerate(scenario.aggressors)
+        if isinstance(aggressor, WeightLoading) and (words := _no_weights(aggressor.path))
+    ]
+    named = [(a.cores, ("aggressors", i, "cores")) for i, a in enumerate(scenario.aggressors) if isinstance(a, OnHost)]
+    named += [(setting.cores, ("settings", i, "cores")) for i, setting in enumerate(scenario.settings)]
+    problems += [
+        Problem(
+            f"this machine has no core {strange[0]}",
+            source.where(*path),
+            f"It has {len(cores)}: {min(cores)} to {max(cores)}.",
+        )
+        for written, path in named
+        if written and (strange := sorted(set(parse_cores(written)) - set(cores)))
+    ]
+    if problems:
+        raise ScenarioError(*problems)
+
+
+def _no_weights(path: Path) -> str | None:
+    if path.is_dir():
+        return None if any(path.glob("*.safetensors")) else f"{path} has no *.safetensors"
+    if not path.exists():
+        return f"{path} is not there"
+    return None if path.stat().st_size else f"{path} is empty"
 
 
 def too_short(scenario: IsolationScenario, source: Source) -> Problem | None:

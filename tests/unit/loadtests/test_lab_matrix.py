@@ -9,10 +9,10 @@ import pytest
 
 from loadtests.aggressors import CpuHog, WeightLoading, parse_cores
 from loadtests.commands.base import check_writable
-from loadtests.hogs import command_of
+from loadtests.hogs import command_of, running
 from loadtests.lab.matrix import cells_of, phases
-from loadtests.lab.scenario import Context, IsolationScenario, check_tenants, keys_from, read_isolation
-from loadtests.problems import ScenarioError
+from loadtests.lab.scenario import Context, IsolationScenario, check_host, check_tenants, keys_from, read_isolation
+from loadtests.problems import LoadTestError, ScenarioError
 from loadtests.yamlfile import Source, load
 
 
@@ -236,3 +236,39 @@ def test_results_that_could_not_be_written_are_told_before_the_run(tmp_path: Pat
         check_writable(samples=tmp_path / "absent" / "s.jsonl")
     with pytest.raises(ScenarioError, match="Name a file"):
         check_writable(samples=tmp_path)
+
+
+def test_weights_and_cores_that_are_not_there_are_told_before_the_run(tmp_path: Path) -> None:
+    weights = tmp_path / "model"
+    loading = {"kind": "weight_loading", "path": str(weights)}
+    settings = [{"where": "same_cores", "cores": "0-2"}, {"where": "machine"}]
+
+    def faults() -> list[str]:
+        source = Source(data_of(aggressors=[loading, HOG | {"cores": "1"}], settings=settings), "s.yaml")
+        try:
+            check_host(read_isolation(source), source, {0, 1})
+        except ScenarioError as error:
+            return [str(problem) for problem in error.problems]
+        return []
+
+    assert [told.splitlines()[0] for told in faults()] == [
+        f"s.yaml: aggressors[0].path: {weights} is not there",
+        "s.yaml: settings[0].cores: this machine has no core 2",
+    ]
+    weights.mkdir()
+    assert "has no *.safetensors" in faults()[0]
+    (weights / "model.safetensors").write_bytes(b"x")
+    settings[0]["cores"] = "0-1"
+    assert faults() == []
+
+
+def test_a_hog_is_at_work_before_anything_is_measured_beside_it(tmp_path: Path) -> None:
+    with running(CpuHog(memory_mib=0, processes=2), None):
+        pass
+    entered = []
+    with (
+        pytest.raises(LoadTestError, match="nothing disturbed the victim"),
+        running(WeightLoading(path=tmp_path), None),
+    ):
+        entered.append(True)
+    assert entered == []
