@@ -198,8 +198,8 @@ def fresh_name(old: str, used: Collection[str]) -> str:
 def place_beside(goals: Goals, old: str, taken: Collection[str]) -> Slice | None:
     """The slice on which a successor of `old` may start; None if there is none. `taken` are slice ids that it may not have.
 
-    The best is one of the same kind, then a larger one. Where a fleet is planned only the same kind will do: the plan has
-    chosen it. Pure.
+    The best is one of the same kind, then a larger one. Where a fleet is planned only the same kind will do, and no GPU more is
+    used for it: the plan has chosen both. Pure.
     """
     goal = goals.replicas[old]
     model, here = goals.models[goal.model].config, goal.slice
@@ -208,9 +208,10 @@ def place_beside(goals: Goals, old: str, taken: Collection[str]) -> Slice | None
     occupied = set(taken) | {g.slice.id for g in goals.replicas.values()}
     closed = not_on(goals, old)
     free = [s for s in goals.fitting(goal.model) if s.id not in occupied and _group(s) not in closed]
+    busy = {_group(s) for s in goals.inventory.slices if s.id in occupied and s.id != here.id}
     if goals.config.seats is not None:
-        free = [s for s in free if _alike(s, here)]
-    busy = {_group(g.slice) for g in goals.replicas.values()}
+        alone = _group(here) not in busy
+        free = [s for s in free if _alike(s, here) and (alone or _group(s) in busy)]
 
     def rank(one: Slice) -> tuple[bool, bool, bool, int, object]:
         smaller = one.memory_bytes < here.memory_bytes

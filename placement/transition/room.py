@@ -15,18 +15,24 @@ def room_for(fleet: Sequence[FleetGpu], like: Place, *, not_on: Collection[str] 
     """Where an instance of the profile of `like` could be made beside everything that there is, on a GPU of the same product
     that may be cut, that is open to newcomers and not among `not_on` (GPU ids). None where there is no room.
 
-    GPUs in use come first, then the place after which least is lost (`placement.planner.fragmentation`).
+    GPUs in use come first, then the place after which least is lost (`placement.planner.fragmentation`). One that is not in use is
+    taken only where the other one is left empty for it: no GPU more is paid for.
     """
     home = next((g for g in fleet if g.id == like.gpu), None)
     if home is None or like.placement == WHOLE:
         return None
+    alone = all(i.idle or i.placement == like.placement for i in home.instances)
     ranked = [
-        (not any(not i.idle for i in gpu.instances), _loss(gpu, place), gpu.id, place)
+        (not _in_use(gpu), _loss(gpu, place), gpu.id, place)
         for gpu in fleet
-        if gpu.product == home.product and gpu.open and gpu.id not in not_on
+        if gpu.product == home.product and gpu.open and gpu.id not in not_on and (alone or _in_use(gpu))
         for place in _free(gpu, like.placement.profile)
     ]
     return Place(*min(ranked)[2:]) if ranked else None
+
+
+def _in_use(gpu: FleetGpu) -> bool:
+    return any(not i.idle for i in gpu.instances)
 
 
 def _free(gpu: FleetGpu, profile: str) -> Iterator[Placement]:

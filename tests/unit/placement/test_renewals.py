@@ -97,7 +97,10 @@ def test_a_planned_fleet_changes_no_kind_of_slice(tmp_path: Path) -> None:
     goals = goals_of(tmp_path, slices, CHAT, seats={"chat-0": slices[0].id})
     assert place_beside(goals, "chat-0", ()) is None
     more = goals_of(tmp_path, (*slices, mig(1, 3)), CHAT, seats={"chat-0": slices[0].id})
-    assert place_beside(more, "chat-0", ()) == mig(1, 3)
+    assert place_beside(more, "chat-0", ()) == mig(1, 3), "the other GPU is left for it"
+    both = {"chat-0": slices[0].id, "chat-1": mig(0, 1).id}
+    crowd = goals_of(tmp_path, (*slices, mig(0, 1), mig(1, 3)), CHAT | {"replicas": 2}, seats=both)
+    assert place_beside(crowd, "chat-0", ()) is None, "no GPU more is used than was planned"
 
 
 def test_what_is_pinned_stays_where_it_is(tmp_path: Path) -> None:
@@ -307,23 +310,26 @@ def test_room_is_found_on_gpus_in_use_first_and_where_it_costs_least() -> None:
     }
     assert losses[found.placement.start] == min(losses.values())
     assert room_for([here, empty], like) == found
-    full = card("A", *(f"1g.10gb@{n}" for n in range(7)), replicas=7)
-    elsewhere = room_for([full, empty], like)
+    full, used = card("A", *(f"1g.10gb@{n}" for n in range(7)), replicas=7), card("C", "3g.40gb@4", replicas=1)
+    elsewhere = room_for([full, empty, used], like)
     assert elsewhere is not None
-    assert elsewhere.gpu == "B"
+    assert elsewhere.gpu == "C"
     assert room_for([full], like) is None
+    assert room_for([full, empty], like) is None, "no GPU more is paid for"
+    whole = Placement.parse("7g.80gb@0")
+    assert room_for([card("A", "7g.80gb@0", replicas=1), empty], Place("A", whole)) == Place("B", whole)
 
 
 @pytest.mark.parametrize(
     "other", [{"cordoned": True}, {"draining": True}, {"geometry": None}, {"product": "a100-80gb"}]
 )
 def test_there_is_no_room_where_nothing_may_be_made(other: dict[str, Any]) -> None:
-    full = card("A", *(f"1g.10gb@{n}" for n in range(7)), replicas=7)
-    like = Place("A", Placement.parse("1g.10gb@3"))
-    assert room_for([full, replace(card("B"), **other)], like) is None
-    assert room_for([full, card("B")], like, not_on={"B"}) is None
+    home, like = card("A", "7g.80gb@0", replicas=1), Place("A", Placement.parse("7g.80gb@0"))
+    assert room_for([home, card("B")], like) == Place("B", like.placement)
+    assert room_for([home, replace(card("B"), **other)], like) is None
+    assert room_for([home, card("B")], like, not_on={"B"}) is None
     assert room_for([card("B")], like) is None, "nobody knows what it is like"
-    assert room_for([full, card("B")], Place("A", WHOLE)) is None
+    assert room_for([home, card("B")], Place("A", WHOLE)) is None
 
 
 @given(st.lists(st.sampled_from(Geometry(H100).options), max_size=6), st.sampled_from(Geometry(H100).options))
