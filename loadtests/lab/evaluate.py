@@ -78,10 +78,8 @@ def evaluate(
     """
     victim = scenario.victim
     by_cell = {cell.key: [m for m in measured if m.cell.key == cell.key] for cell in cells}
+    check_answered(victim, by_cell[ALONE])
     alone = [_victims(m.run, victim) for m in by_cell[ALONE]]
-    if not any(s.failure is None for samples in alone for s in samples):
-        words = "; ".join(warnings(m.run for m in by_cell[ALONE])) or "no request was due in the time given"
-        raise LoadTestError(f"the victim {victim.name!r} got no answer even alone: {words}")
     pools = {metric: bootstrap.pool_of(alone, metric) for metric in METRICS}
     settings = {
         cell.key: _setting(scenario, cell, by_cell[cell.key], alone, pools, context, replicates) for cell in cells
@@ -110,6 +108,17 @@ def evaluate(
         software=context.software,
         layout=context.layout,
         scenario=_public(scenario),
+    )
+
+
+def check_answered(victim: TenantLoad, alone: Sequence[Measured]) -> None:
+    """Raises LoadTestError if not one of the victim's requests in `alone` succeeded."""
+    if any(s.failure is None for m in alone for s in _victims(m.run, victim)):
+        return
+    words = "; ".join(warnings(m.run for m in alone)) or "no request was due in the time given"
+    raise LoadTestError(
+        f"the victim {victim.name!r} got no answer even alone: {words}",
+        remedy=f"Ask {victim.model!r} for one by hand; check the model's name, the tenant's key, and duration_seconds.",
     )
 
 

@@ -150,6 +150,9 @@ class IsolationScenario(Section):
     def _makes_sense(self) -> IsolationScenario:
         if sum(map(bool, (self.config, self.base_url, self.deployments))) > 1:
             raise ValueError("give one of config, base_url and deployments")
+        deployed = [deployment.name for deployment in self.deployments]
+        if len(set(deployed)) != len(deployed):
+            raise ValueError("two deployments share a name || Give each a `name` of its own.")
         labels = [aggressor.label for aggressor in self.aggressors]
         if len(set(labels)) != len(labels):
             raise ValueError("two aggressors share a name || Give one of them a `name`.")

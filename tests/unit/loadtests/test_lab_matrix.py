@@ -142,6 +142,10 @@ def test_the_victim_is_not_its_own_neighbour() -> None:
         ({"aggressors": [NOISY, NOISY]}, "share a name"),
         ({"aggressors": [{"kind": "prefil_flood", "tenant": "n"}]}, "prefill_flood"),
         ({"aggressors": [HOG]}, "no setting fits 'cpu_hog'"),
+        (
+            {"base_url": None, "deployments": [{"name": "a", "fake_engines": {}}, {"name": "a", "fake_engines": {}}]},
+            "two deployments share a name",
+        ),
         ({"aggressors": [{"kind": "prefill_flood"}]}, "'tenant' is missing"),
         ({"settings": [{"where": "next_door"}]}, "same_slice"),
         ({"settings": [{"where": "same_cores", "cores": "3-1"}]}, "no list of cores"),
