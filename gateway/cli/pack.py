@@ -154,7 +154,8 @@ def _show(packing: Packing, took: float) -> None:
 
 def _alike(packing: Packing) -> Sequence[tuple[str, Layout]]:
     """GPUs that end up the same, in order of the first: how many, and what they hold."""
-    kept = (*(o.placements for o in packing.occupied), *((),) * (packing.gpus - len(packing.occupied)))
+    fresh = len(packing.created) - len(packing.occupied)
+    kept = (*(o.placements for o in packing.occupied), *((),) * fresh)
     counts = Counter(zip(kept, packing.created, strict=True))
     return [
         (f"{count:,}x{' in use' if before else ''}", Layout(packing.product, (*before, *added)))

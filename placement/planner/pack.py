@@ -45,7 +45,7 @@ class Packing:
     @property
     def gpus(self) -> int:
         """GPUs that hold anything."""
-        return len(self.created)
+        return sum(bool(kept or added) for kept, added in zip(self._kept(), self.created, strict=True))
 
     @property
     def optimal(self) -> bool:
@@ -54,8 +54,13 @@ class Packing:
 
     def layouts(self) -> tuple[Layout, ...]:
         """Everything that each GPU holds in the end."""
-        kept = (*self.occupied, *(Layout(self.product),) * (self.gpus - len(self.occupied)))
-        return tuple(layout.adding(*added) for layout, added in zip(kept, self.created, strict=True))
+        return tuple(
+            Layout(self.product, (*kept, *added)) for kept, added in zip(self._kept(), self.created, strict=True)
+        )
+
+    def _kept(self) -> tuple[tuple[Placement, ...], ...]:
+        """What each GPU held before."""
+        return (*(o.placements for o in self.occupied), *((),) * (len(self.created) - len(self.occupied)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,23 +89,39 @@ def pack(
 ) -> Packing:
     """Put `demand` (profiles by count) on the fewest GPUs of `product`, `occupied` ones first used up.
 
-    What is on occupied GPUs stays where it is, and these GPUs count whether or not something is added. Among equally
+    What is on occupied GPUs stays where it is, and these GPUs count whether or not something is added; one that holds
+    nothing is as good as a fresh one, and counts if something is. Among equally
     few GPUs those layouts are taken that leave the most usable rest. Raises UnknownProfile for a profile that the product
     has not, or of which nobody knows where it can start; PlanError if the time was too short for any packing.
     """
     limits = (limits or Limits()).watched()
     wanted = _wanted(product, demand)
     book = PatternBook(product)
-    classes = _classes(book, wanted, occupied)
+    held = [layout for layout in occupied if layout.placements]
+    classes = _classes(book, wanted, held)
     solved, chosen = _fewest(wanted, classes, limits)
     fresh = sum(n for (c, _), n in chosen.items() if classes[c].fresh)
     everything = _with_all_patterns(book, wanted, classes)
     tidy = _tidiest(wanted, everything, fresh, replace(_TIDY, watch=limits.watch))
-    created = (
-        _created(everything, tidy, wanted, len(occupied)) if tidy else _created(classes, chosen, wanted, len(occupied))
-    )
+    created = _created(everything, tidy, wanted, len(held)) if tidy else _created(classes, chosen, wanted, len(held))
     reproducible = limits.watch is None or not limits.watch.expired
-    return Packing(product, tuple(occupied), created, len(occupied) + round(solved.lower_bound), reproducible)
+    return Packing(
+        product,
+        tuple(occupied),
+        _in_order(occupied, created),
+        len(held) + round(solved.lower_bound),
+        reproducible,
+    )
+
+
+def _in_order(
+    occupied: Sequence[Layout], created: Sequence[tuple[Placement, ...]]
+) -> tuple[tuple[Placement, ...], ...]:
+    """What is created, by GPU. Those of `occupied` that hold nothing are taken first of the fresh ones."""
+    held = sum(bool(layout.placements) for layout in occupied)
+    adding, fresh = iter(created[:held]), iter(created[held:])
+    begun = [next(adding) if layout.placements else next(fresh, ()) for layout in occupied]
+    return (*begun, *fresh)
 
 
 def _wanted(product: Product, demand: Mapping[str, int]) -> dict[str, int]:

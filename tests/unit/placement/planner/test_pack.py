@@ -147,3 +147,22 @@ def test_wrong_input() -> None:
         pack(a100, {"1g.10gb": -1})
     with pytest.raises(UnknownProfile, match="nobody has published"):
         pack(product("rtx-pro-5000"), {"1g.12gb": 1})
+
+
+@pytest.mark.parametrize(
+    ("held", "demand", "gpus", "created"),
+    [
+        ([()], {}, 0, [()]),
+        ([()], {"1g.10gb": 1}, 1, [("1g.10gb",)]),
+        ([(), ("7g.80gb@0",), ()], {"7g.80gb": 1}, 2, [("7g.80gb",), (), ()]),
+        ([(), ("4g.40gb@0",)], {"3g.40gb": 1}, 1, [(), ("3g.40gb",)]),
+        ([()], {"7g.80gb": 2}, 2, [("7g.80gb",), ("7g.80gb",)]),
+    ],
+)
+def test_a_gpu_that_holds_nothing_counts_once_something_is_put_on_it(
+    held: list[tuple[str, ...]], demand: dict[str, int], gpus: int, created: list[tuple[str, ...]]
+) -> None:
+    product = load_catalogue().product("a100-80gb")
+    found = pack(product, demand, [Layout.parse(product, texts) for texts in held])
+    assert (found.gpus, found.lower_bound, found.optimal) == (gpus, gpus, True)
+    assert [tuple(p.profile for p in added) for added in found.created] == created
