@@ -64,6 +64,36 @@ def test_every_panel_asks_for_what_is_exported(path: Path) -> None:
             assert target["expr"].count("(") == target["expr"].count(")")
 
 
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda p: p.stem)
+def test_a_dashboard_has_what_grafana_needs_of_one(path: Path) -> None:
+    """Dashboard JSON of schema version 39: an id within 40 characters, a grid of 24 columns, and a letter for each query."""
+    board = json.loads(path.read_text(encoding="utf-8"))
+    assert board["schemaVersion"] == 39
+    assert re.fullmatch(r"[\w-]{1,40}", board["uid"])
+    assert {"title", "time", "templating", "panels"} <= board.keys()
+    assert board["templating"]["list"][0] | {"label": ""} == {
+        "name": "datasource",
+        "type": "datasource",
+        "query": "prometheus",
+        "label": "",
+    }
+    taken: set[tuple[int, int]] = set()
+    for panel in board["panels"]:
+        assert {"type", "title", "datasource", "fieldConfig", "options"} <= panel.keys()
+        assert {"defaults", "overrides"} == panel["fieldConfig"].keys()
+        place = panel["gridPos"]
+        assert 0 <= place["x"] <= place["x"] + place["w"] <= 24
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        taken |= cells
+        letters = [target["refId"] for target in panel["targets"]]
+        assert letters == [chr(65 + i) for i in range(len(letters))]
+
+
 def test_the_dashboards_are_what_the_script_writes(tmp_path: Path) -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "dashboards"))
     assert {path.stem for path in DASHBOARDS} == set(script["DASHBOARDS"])
