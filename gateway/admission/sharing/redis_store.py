@@ -100,6 +100,18 @@ return cjson.encode({living = living, grants = grants})
 """
 
 
+def _client(url: str) -> aioredis.Redis:
+    """Raises StoreUnavailable without a cause: what urllib says of a wrong address repeats parts of the password in it."""
+    try:
+        return aioredis.Redis.from_url(url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS)
+    except ValueError:
+        raise StoreUnavailable(
+            "the address of the store of limits makes no sense",
+            where="gateway.shared_limits.url",
+            remedy="Write redis://user:password@host:port/0 (rediss:// for TLS), a password's own signs as %2F for / and %40 for @.",
+        ) from None
+
+
 class RedisStore:
     """A `LimitStore` in the Redis or Valkey at `url`. Gateways of one fleet share a `prefix`.
 
@@ -108,9 +120,7 @@ class RedisStore:
 
     def __init__(self, url: str, *, prefix: str = "sliceway") -> None:
         self._prefix = f"{{{prefix}}}:limits"
-        self._client = aioredis.Redis.from_url(
-            url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
-        )
+        self._client = _client(url)
         self._script = self._client.register_script(_SCRIPT)
 
     async def sync(
