@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gateway.overhead.gateways import OURS
+from model_registry.words import counted
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -90,7 +91,7 @@ def _neighbours(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from _table(columns, shown)
     yield ""
     yield (
-        f"Medians of {rows[0]['rounds']} rounds in turns, with their {rows[0]['confidence']:.0%} intervals, or in braces the range "
+        f"Medians of {counted(rows[0]['rounds'], 'round')} in turns, with their {rows[0]['confidence']:.0%} intervals, or in braces the range "
         "where rounds are too few for one. In the control the victim asks its engine directly, and the storm has an engine of its own."
     )
 
