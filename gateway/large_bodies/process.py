@@ -181,13 +181,9 @@ class ReaderProcess:
 
     def _lost(self, how: str) -> None:
         """The reader is gone: whoever waits for it is told."""
-        running = self._over()
-        self._end()
         delay = self._back_off()
         log.error("the process that reads large bodies %s; it may be started again in %.1f s", how, delay)
-        queues, self._queues = self._queues, {}
-        for ticket in (*((running,) if running else ()), *(ticket for queue in queues.values() for ticket in queue)):
-            ticket.done(_gone(delay))
+        self._end(delay)
 
     def _back_off(self) -> float:
         delay: float = min(MOST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**self._failures)
@@ -195,8 +191,8 @@ class ReaderProcess:
         self._not_before = self._clock() + delay
         return delay
 
-    def _end(self) -> Process | None:
-        """Close the line, and end the process behind it."""
+    def _end(self, delay: float) -> None:
+        """Close the line, end the process behind it, and tell everybody that waits."""
         line, self._line = self._line, None
         process, self._process = self._process, None
         if line is not None:
@@ -205,14 +201,17 @@ class ReaderProcess:
         if process is not None:
             process.kill()
             _reap(process)
-        return process
+        queues, self._queues = self._queues, {}
+        running = self._over()
+        for ticket in (*((running,) if running else ()), *(ticket for queue in queues.values() for ticket in queue)):
+            ticket.done(_gone(delay))
 
     async def close(self) -> None:
         """End the reader, and see it ended. Who waits for it is told."""
         process = self._process
         if process is None:
             return
-        self._lost("is no longer needed")
+        self._end(FIRST_DELAY_SECONDS)
         await asyncio.to_thread(process.wait)
 
 

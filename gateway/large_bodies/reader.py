@@ -19,7 +19,7 @@ import traceback
 from gateway.large_bodies.jobs import Answer, Failed, TooMuch, carry_out, decode_job, encode
 
 JOB_BYTES = 64 * 2**10
-NICE = 10
+NICE = 5
 
 
 def serve(line: socket.socket) -> None:

@@ -64,18 +64,22 @@ class Engine:
         self._fleet.thread.loop.call_soon_threadsafe(self._server.close)
 
 
-@pytest.fixture(params=RELAYS)
+@pytest.fixture(params=RELAYS, scope="module")
 def relay(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="module")
+def served(relay: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with bench(tmp_path_factory.mktemp("state"), relay) as made:
+        yield made
+
+
 @pytest.fixture
-def made(relay: str, tmp_path: Path) -> Iterator[Bench]:
-    with bench(tmp_path, relay) as served:
-        yield served
-        wait_until(lambda: served.gateway.idle, what="all counters are back at zero")
-        assert large(served).room.held == 0
-        assert large(served).reader.waiting == 0
+def made(served: Bench) -> Iterator[Bench]:
+    yield served
+    served.reset()
+    wait_until(lambda: not large(served).room.held and not large(served).reader.waiting, what="nothing is held")
 
 
 def large(served: Bench) -> LargeBodies:
@@ -203,7 +207,7 @@ def test_clients_that_leave_at_any_moment_leave_nothing_behind(made: Bench) -> N
     assert httpx2.post(made.url + CHAT, content=body(), timeout=60).status_code == 200
 
 
-def test_no_step_of_the_gateway_handles_more_than_a_part(made: Bench) -> None:
+def test_no_step_of_the_gateway_handles_more_than_a_part(made: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     made.fleet.start("m-0", "m")
     made.know()
     bodies, opened = large(made), []
@@ -213,7 +217,7 @@ def test_no_step_of_the_gateway_handles_more_than_a_part(made: Bench) -> None:
         opened.append(plain_open(*arguments))
         return opened[-1]
 
-    bodies.open = spied  # type: ignore[method-assign,assignment]
+    monkeypatch.setattr(bodies, "open", spied)
     raw = body(5_000_000, cache_salt="mine")
     assert httpx2.post(made.url + CHAT, content=raw, timeout=60).status_code == 200
     (one,) = opened

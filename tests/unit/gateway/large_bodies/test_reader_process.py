@@ -196,7 +196,7 @@ def test_a_body_that_needs_more_memory_than_there_is_is_refused_and_the_next_one
     with line, FileIO(os.memfd_create("body"), "w+") as body:
         line.setblocking(True)
         line.settimeout(60)
-        body.write(b'{"model":"m","n":[' + b"[]," * 4_500_000 + b"[]]}")
+        body.write(b'{"model":"m","n":[' + b"[]," * 3_500_000 + b"[]]}")
         answers = []
         for _ in range(2):
             socket.send_fds(line, [encode(ReadJob(CHAT))], [body.fileno()])
