@@ -15,21 +15,20 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
-from pydantic import ValidationError
-
-from model_registry.atomic import write_atomically
-from model_registry.errors import RegistryError, SlicewayError
+from model_registry.errors import SlicewayError
+from placement.accepted import AcceptedConfig
 from placement.demand_slices import OpenToDemand, for_demand
-from placement.errors import EngineMissing, PlacementError, StateLocked
+from placement.errors import PlacementError, StateLocked
+from placement.found import cannot_rest, keeps, kept_as_found, unchanged
 from placement.goals import Goals, PlacementConfig, Workshop, plan_goals
 from placement.locks import exclusive
+from placement.memory_watch import MemoryWatch
 from placement.orders import Orders, read_orders
 from placement.renewals import Renewals, Rooms, Successor, fresh_name, not_on, place_beside, with_successors
 from placement.repartitioning import Repartitioning
 from placement.replicas.diagnose import diagnose
 from placement.replicas.ending import end_process, first_of
 from placement.replicas.journal import Journal, JournalEntry
-from placement.replicas.memory import Usage, measure
 from placement.replicas.parts import Goal
 from placement.replicas.process import EngineProcess, LocalLauncher, kill_session
 from placement.replicas.replica import Replica
@@ -46,7 +45,6 @@ from placement.workbench import Workbench
 log = logging.getLogger(__name__)
 
 _COALESCE_SECONDS = 0.1
-_MEMORY_SECONDS = 2.0
 # Until adopted engines have been asked whether they still serve, the last controller's table stays.
 _ADOPTION_SECONDS = 10.0
 
@@ -64,7 +62,6 @@ class Controller:
         self._teller = Teller(workshop.paths, sources.clock, sources.name)
         self._goals: Goals | None = None
         self._replicas: dict[str, Replica] = {}
-        self._usage: Mapping[int, Usage] = {}
         self._state: Literal["starting", "running", "stopping"] = "starting"
         self._orders = Orders()
         self._carried_out = 0
@@ -80,6 +77,8 @@ class Controller:
         self._room_sought: set[tuple[str, str | None]] = set()  # replicas and specifications that room was sought for
         self._strays: dict[str, asyncio.Task[None]] = {}  # by slice
         self._changed = asyncio.Event()
+        self._memory = MemoryWatch(self._replicas, sources.clock, self._changed.set)
+        self._accepted = AcceptedConfig(workshop.paths.accepted_config)
         self._bench = Workbench(workshop, self._launcher, sources.clock, sources.jitter, self._changed.set)
         self._scaling = Scaling(
             workshop.paths, on=sources.scales, versions=self._bench.engine_version, now=sources.clock.now
@@ -109,7 +108,7 @@ class Controller:
             self._teller.begin()
             await self._begin()
             async with asyncio.TaskGroup() as tasks:
-                chores = (self._publish_changes(), self._watch_memory(), self._follow_demand())
+                chores = (self._publish_changes(), self._memory.run(), self._follow_demand())
                 helpers = [tasks.create_task(chore) for chore in chores]
                 await self._until_stopped()
                 await self._end()
@@ -131,7 +130,7 @@ class Controller:
         runs_by = {entry.replica: entry.spec_hash for entry in entries if entry.replica in alive}
         goals = await self._plan(config, alive, resters, runs_by)
         self._adopt(goals)
-        self._remember(config)
+        self._accepted.remember(config)
         strays = [process for entry in entries if (process := self._take_over(entry, goals)) is not None]
         adopted = list(self._replicas.values())
         self._strays = {p.entry.slice_id: asyncio.create_task(self._end_stray(p)) for p in strays}
@@ -154,7 +153,7 @@ class Controller:
         try:
             return self._sources.load()
         except SlicewayError as error:
-            last = self._accepted() if anything_runs else None
+            last = self._accepted.last() if anything_runs else None
             if last is None:
                 raise
             self._teller.refuse(error)
@@ -203,8 +202,8 @@ class Controller:
         if process is None:
             self._note_dead(entry, goals)
             return None
-        goal = goals.replicas.get(entry.replica) or _kept_as_found(entry, goals)
-        if goal is None or not _keeps(goal, entry):
+        goal = goals.replicas.get(entry.replica) or kept_as_found(entry, goals)
+        if goal is None or not keeps(goal, entry):
             log.info(
                 "%s: its engine (pid %d) is not what is asked for any more; ending it", entry.replica, entry.engine_pid
             )
@@ -291,7 +290,7 @@ class Controller:
             self._teller.refuse(error)
             return self._goals.config
         self._teller.accept()
-        self._remember(config)
+        self._accepted.remember(config)
         return config
 
     def _seats(self) -> dict[str, str]:
@@ -313,7 +312,7 @@ class Controller:
             if name in self._leaving:
                 continue
             goal = goals.replicas.get(name)
-            if goal is not None and _unchanged(replica, goal):
+            if goal is not None and unchanged(replica, goal):
                 replica.reconfigure(goal, goals.config.engine)
             elif goal is None or not replica.may_stay_for(goal):
                 self._leaving[name] = asyncio.create_task(self._retire(replica, gone=name not in goals.replicas))
@@ -476,7 +475,7 @@ class Controller:
         new.reconfigure(goal, config.engine)
         others = {name: g for name, g in goals.replicas.items() if name != one.of}
         self._adopt(replace(goals, config=config, replicas=others | {one.replica: goal}))
-        self._remember(config)
+        self._accepted.remember(config)
         if old is not None and one.of not in self._leaving:
             self._leaving[one.of] = asyncio.create_task(self._retire(old, gone=True))
 
@@ -492,7 +491,7 @@ class Controller:
             if self._postponed:
                 self._changed.set()
             changed = self._scaling.look(self._goals.config, now_seconds=now, wall_seconds=wall)
-            if changed or any(_cannot_rest(replica) for replica in self._replicas.values()):
+            if changed or any(cannot_rest(replica) for replica in self._replicas.values()):
                 self._rescale.set()
                 self._changed.set()
             policy, short = self._goals.config.fleet.autoscale, self._scaling.short(self._goals)
@@ -561,33 +560,10 @@ class Controller:
             orders=self._carried_out,
             scaling=self._scaling.rows(self._goals, self._resting.choices),
             repartition=self._repartitioning.status(self._goals.config.fleet.autoscale),
-            used_bytes=self._used,
+            used_bytes=self._memory.used_bytes,
             outdated=self._turns.outdated(self._goals),
             notes=(*self._goals.inventory.notes, *self._turns.notes(self._goals)),
         )
-
-    def _used(self, session: int | None) -> int | None:
-        usage = self._usage.get(session) if session is not None else None
-        return usage.used_bytes if usage else None
-
-    # ---- memory budgets
-
-    async def _watch_memory(self) -> None:
-        while True:
-            await self._clock.sleep(_MEMORY_SECONDS)
-            watched = {
-                r.view.session: r
-                for r in self._replicas.values()
-                if r.view.session is not None and r.goal.slice.kind is SliceKind.CPU
-            }
-            budgets = {session: r.goal.slice.memory_bytes for session, r in watched.items()}
-            self._usage = await asyncio.to_thread(measure, budgets)
-            for session, usage in self._usage.items():
-                if usage.exact and usage.used_bytes > budgets[session]:
-                    log.warning("%s: over its memory budget, killing it", watched[session].goal.replica)
-                    watched[session].exceed(usage.used_bytes)
-            if watched:
-                self._changed.set()
 
     # ---- small things
 
@@ -602,44 +578,3 @@ class Controller:
         finally:
             for number in handlers:
                 loop.remove_signal_handler(number)
-
-    def _remember(self, config: PlacementConfig) -> None:
-        """Keep the last good configuration, for a controller that starts while the one on disk is wrong."""
-        write_atomically(self._paths.accepted_config, config.model_dump_json().encode(), mode=0o600)
-
-    def _accepted(self) -> PlacementConfig | None:
-        try:
-            return PlacementConfig.model_validate_json(self._paths.accepted_config.read_bytes())
-        except (OSError, ValidationError):
-            return None
-
-
-def _keeps(goal: Goal, entry: JournalEntry) -> bool:
-    """Whether an engine that was found is what `goal` asks for, or served in its place and may wait until it is replaced."""
-    if goal.slice.id != entry.slice_id:
-        return False
-    if goal.spec is None or goal.spec_hash == entry.spec_hash:
-        return True
-    return entry.ready_at is not None and entry.place_hash == goal.spec.place_hash
-
-
-def _cannot_rest(replica: Replica) -> bool:
-    """Whether a replica that was to sleep has no engine that does: then it gives its slice back."""
-    if not replica.goal.asleep:
-        return False
-    return replica.view.can_sleep is False or replica.view.state is ReplicaState.STOPPED
-
-
-def _unchanged(replica: Replica, goal: Goal) -> bool:
-    """Whether the replica already is, or is becoming, what `goal` asks for. One that has failed is tried again."""
-    if replica.view.state in (ReplicaState.FAILED, ReplicaState.STOPPED):
-        return False
-    return replica.goal.slice.id == goal.slice.id and replica.running_hash == goal.spec_hash
-
-
-def _kept_as_found(entry: JournalEntry, goals: Goals) -> Goal | None:
-    """A goal for an engine that could not be started at the moment (the hub is down, say) but runs: it goes on as it is."""
-    target = goals.inventory.by_id.get(entry.slice_id)
-    if target is None or not isinstance(goals.unplaced.get(entry.replica), (RegistryError, EngineMissing)):
-        return None
-    return Goal(entry.replica, entry.model, entry.task, target, max_num_seqs=None, spec=None)
