@@ -30,7 +30,7 @@ from gateway.config import Config
 from gateway.errors import EngineDied, EngineUnreachable
 from gateway.hotpath import HotPath, hot_protocol
 from gateway.ingress.protocol import HeadLimits
-from gateway.large_bodies import Pieces
+from gateway.large_bodies import LARGE_BYTES, Pieces
 from gateway.service import Gateway
 from gateway.soak_wires import END, EVENT, LAST, WHOLE, ClientWire, MemoryEngines
 from gateway.wiring import create_gateway, server_config
@@ -43,6 +43,8 @@ ASGI_CLIENTS = 64
 CONCURRENCY = FAST_CLIENTS + ASGI_CLIENTS
 STORM_REQUESTS = 20_000  # so many requests from one storm to the next
 PATH = "/v1/chat/completions"
+LARGE_CHANCE = 0.002  # of a request with a body that the reader process gets
+LARGE_TEXT = b"x" * 2 * LARGE_BYTES
 
 _STREAM = (EVENT, EVENT + EVENT, EVENT + LAST, END)
 
@@ -125,12 +127,15 @@ class Outcome:
     concurrent: int
     client_connections: int
     engine_connections: int
+    large_bytes: int
+    large_jobs: int
 
     @property
     def left(self) -> int:
         """The sum of every counter that has to be zero."""
         counters = (self.in_flight, self.waiting, self.active, self.sequences, self.kv_tokens, self.concurrent)
-        return sum(counters) + self.client_connections + self.engine_connections
+        connections = self.client_connections + self.engine_connections
+        return sum(counters) + connections + self.large_bytes + self.large_jobs
 
     @property
     def holds(self) -> bool:
@@ -265,6 +270,9 @@ async def _memory_when(storm: _Storm, left: int) -> int:
 
 def _body(chance: random.Random) -> bytes:
     stream = b"true" if chance.random() < 0.3 else b"false"
+    if chance.random() < LARGE_CHANCE:
+        salted = b'"cache_salt":"x",' if chance.random() < 0.5 else b""  # which has to be rewritten
+        return b'{"model":"m","max_tokens":4,"stream":%b,%b"messages":["%b"]}' % (stream, salted, LARGE_TEXT)
     return b'{"model":"m","max_tokens":%d,"stream":%b,"messages":[]}' % (chance.choice((4, 64, 400)), stream)
 
 
@@ -321,6 +329,8 @@ def _outcome(storm: _Storm, requests: int, seconds: tuple[float, float], warm: i
         concurrent=sum(gauge.window.used for gauge in admission.limits if gauge.kind == "max_concurrent"),
         client_connections=len(storm.server.connections),
         engine_connections=storm.engines.open_connections,
+        large_bytes=gateway.exchanges.large_bodies.room.held,
+        large_jobs=gateway.exchanges.large_bodies.reader.waiting,
     )
 
 

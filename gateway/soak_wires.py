@@ -32,6 +32,7 @@ _STREAM = (_EVENTS + chunk(EVENT), chunk(EVENT + EVENT), chunk(EVENT), chunk(LAS
 _ANSWER = (_JSON % (200, len(WHOLE)) + WHOLE[:40], WHOLE[40:])
 _BUSY = b'{"error":{"message":"busy","type":"ServiceUnavailable","code":503}}'
 _REFUSAL = (_JSON % (503, len(_BUSY)) + _BUSY,)
+_LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n")
 _NOT_HTTP = (b"no answer at all\r\n\r\n",)
 
 
@@ -95,11 +96,24 @@ class EngineWire(Wire):
         self._chance = chance
         self._parts: Iterator[bytes] = iter(())
         self._dies_after = -1
+        self._to_come = 0  # bytes of the request's body
+        self._stream = False
         self._paused = self._waiting = False
 
     def heard(self, data: bytes) -> None:
-        """A request: answered, refused, cut off, or left without an answer."""
-        stream = b'"stream":true' in data
+        """A request, or a part of one: when it is whole it is answered, refused, cut off, or left without an answer."""
+        if self._to_come:
+            self._to_come -= len(data)
+        else:
+            length = _LENGTH.search(data)
+            assert length is not None
+            self._to_come = int(length.group(1)) + data.find(b"\r\n\r\n") + 4 - len(data)
+            self._stream = False
+        self._stream = self._stream or b'"stream":true' in data
+        if not self._to_come:
+            self._decide(self._stream)
+
+    def _decide(self, stream: bool) -> None:
         fate = self._chance.random()
         parts: tuple[bytes, ...] = _STREAM if stream else _ANSWER
         self._dies_after = -1
@@ -168,9 +182,6 @@ class MemoryEngines(HotEngines):
         wire.protocol = connection = EngineConnection(self._pool(endpoint))
         connection.connection_made(wire)
         return connection
-
-
-_LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n")
 
 
 class ClientWire(Wire):
