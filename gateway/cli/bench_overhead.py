@@ -22,6 +22,7 @@ from gateway.cli.bench_serving import Served, fake_serving, keys_for, serving
 from gateway.cli.output import Json, err, out, print_json
 from gateway.config import load_config
 from gateway.overhead import Part, Target, arrivals, run_pairs, summarize
+from placement.engine_tls import EngineTrust
 from placement.errors import TableUnreadable
 from placement.state import StatePaths
 from placement.table import ReplicaState
@@ -227,8 +228,10 @@ def _targets(setup: Setup, *, stream: bool, tokens: int, words: int) -> tuple[Ta
 
     engine_key = {"authorization": f"Bearer {setup.engine_key}"} if setup.engine_key else {}
     key = {"authorization": f"Bearer {setup.key}"} if setup.key else {}
+    encrypted = setup.endpoint.startswith("https:")
+    tls = EngineTrust(setup.served.config.engine.tls).context() if encrypted else None
     return (
-        Target(setup.endpoint, PATH, body(setup.engine_model), engine_key),
+        Target(setup.endpoint, PATH, body(setup.engine_model), engine_key, tls),
         Target(setup.served.base_url, PATH, body(setup.model), key | {"x-sliceway-overhead": "1"}),
     )
 
