@@ -72,7 +72,10 @@ def test_published_segment_lists_need_no_more_gpus_than_published(scenario: str)
 
 def single_gpu_multisets(geometry: Geometry) -> set[frozenset[tuple[str, int]]]:
     """Every count of profiles that one GPU can hold, found by walking all placed layouts."""
-    return {frozenset(Counter(p.profile for p in layout).items()) for layout in (*geometry.layouts, ())}
+    return {
+        frozenset(Counter(p.profile for p in layout).items())
+        for layout in (*geometry.layouts, Layout(geometry.product))
+    }
 
 
 def added_up(a: Iterable[tuple[str, int]], b: Iterable[tuple[str, int]]) -> frozenset[tuple[str, int]]:
