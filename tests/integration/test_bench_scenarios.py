@@ -65,7 +65,7 @@ def test_a_matrix_ends_in_reports_that_can_be_compared(tmp_path: Path) -> None:
     assert result["simulated"] is True
     # Eight long answers on a slice that runs four at once: whoever comes next waits, on any machine.
     flooded = settings["decode_flood_on_same_slice"]
-    assert flooded["ratio_to_alone"]["ttft_seconds"]["p50"] > 1.5
+    assert flooded["victim"]["ttft_seconds"]["p50"] > 0.06
     assert flooded["deployment"] == "gateway"
     assert settings["cancel_storm_on_same_slice"]["neighbours"][0]["failures"].keys() == {"left"}
     assert settings["alone"]["victim"]["failures"] == {}
