@@ -1,6 +1,6 @@
 """What the gateway adds to a request: pairs of requests, one to the engine and one through the gateway, and their differences."""
 
-from enum import StrEnum
+import enum
 
 from gateway.overhead.client import Target, run_pairs
 from gateway.overhead.pairs import Pair, Timing, arrivals, summarize
@@ -8,7 +8,7 @@ from gateway.overhead.pairs import Pair, Timing, arrivals, summarize
 __all__ = ["Pair", "Part", "Target", "Timing", "arrivals", "run_pairs", "summarize"]
 
 
-class Part(StrEnum):
+class Part(enum.StrEnum):
     """What `gateway.overhead.everything` can measure by itself; in its report they are `added`, `held`, `cost` and `neighbours`."""
 
     LATENCY = "latency"

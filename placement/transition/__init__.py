@@ -8,8 +8,7 @@ from placement.transition.journal import Record, TransitionJournal
 from placement.transition.planning import plan_transition, with_own_names, without_engines
 from placement.transition.steps import Dip, Place, Step, Transition
 
-__all__ = [
-    "SIMULATED",
+__all__ = [  # noqa: RUF022  # in the order of `sorted`, as everywhere
     "Dip",
     "EngineState",
     "Executor",
@@ -20,6 +19,7 @@ __all__ = [
     "Outlook",
     "Place",
     "Record",
+    "SIMULATED",
     "Step",
     "Timings",
     "Transition",
