@@ -68,7 +68,9 @@ def gateway_unit(config: Config, data: dict[str, Any]) -> GatewayUnit:
 def cluster_configuration(config: Config, models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The whole configuration for a cluster of sliceway's own, whose nodes discover their slices themselves."""
     data = _gateway_sections(config)
-    engine = config.engine.model_dump(mode="json", exclude_unset=True, exclude={"network", "transport", "tls", "python"})
+    engine = config.engine.model_dump(
+        mode="json", exclude_unset=True, exclude={"network", "transport", "tls", "python"}
+    )
     engine["python"] = "python3"  # the image's own, which has vLLM
     engine["environment"] = {k: v for k, v in config.engine.environment.items() if not is_secret(k)}
     data |= {"fleet": {"discover": "none"}, "engine": engine, "models": list(models)}
