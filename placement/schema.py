@@ -119,14 +119,36 @@ class RestartConfig(Section):
 
 
 class LivenessConfig(Section):
-    """How an engine that was ready is found to serve no longer."""
+    """How an engine that was ready is found to serve no longer.
 
-    interval_seconds: float = Field(default=5.0, gt=0, le=600, description="Between two checks.")
+    On a GPU a step takes a second at the most, and one that hangs is found within 10 s. On CPU cores a step may take tens of
+    seconds (a long prompt on few cores), so there nothing is concluded as soon as that.
+    """
+
+    interval_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        le=600,
+        description="Between two checks. Unset: 2 on GPUs, 5 on CPU slices and simulated GPUs.",
+    )
     timeout_seconds: float = Field(default=5.0, gt=0, le=600, description="How long one check may take.")
     failures: int = Field(default=3, ge=1, le=100, description="So many failed checks in a row and it is restarted.")
-    stall_seconds: float = Field(
-        default=120.0, ge=0, description="Requests run, but no engine step ends for so long: restarted. 0: never."
+    stall_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        description="Requests run, but no engine step ends for so long: restarted. 0: never. "
+        "Unset: 6 on GPUs, 120 on CPU slices and simulated GPUs.",
     )
+
+    def times(self, *, on_gpu: bool) -> tuple[float, float]:
+        """Seconds between two checks, and seconds without a step after which an engine hangs (0: never). `on_gpu` says whether
+        a real GPU does the work.
+        """
+        interval, stall = (2.0, 6.0) if on_gpu else (5.0, 120.0)
+        return (
+            interval if self.interval_seconds is None else self.interval_seconds,
+            stall if self.stall_seconds is None else self.stall_seconds,
+        )
 
 
 class NetworkConfig(Section):

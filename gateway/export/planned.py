@@ -303,7 +303,7 @@ def _template(model: ModelConfig) -> dict[str, str]:
 def _timings(engine: EngineConfig) -> Timings:
     return Timings(
         start_seconds=math.ceil(engine.start_timeout_seconds),
-        liveness_seconds=max(1, math.ceil(engine.liveness.interval_seconds)),
+        liveness_seconds=max(1, math.ceil(engine.liveness.times(on_gpu=True)[0])),
         liveness_timeout_seconds=max(1, math.ceil(engine.liveness.timeout_seconds)),
         liveness_failures=engine.liveness.failures,
         grace_seconds=math.ceil(engine.drain_timeout_seconds + engine.stop_timeout_seconds),

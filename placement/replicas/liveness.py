@@ -11,9 +11,10 @@ from placement.schema import LivenessConfig
 
 
 class Liveness:
-    """Remembers what the checks of one engine found. Times in seconds, all by the same clock."""
+    """Remembers what the checks of one engine found, `interval_seconds` apart. Times in seconds, all by the same clock."""
 
-    def __init__(self, config: LivenessConfig, *, at: float) -> None:
+    def __init__(self, config: LivenessConfig, *, at: float, on_gpu: bool = False) -> None:
+        self.interval_seconds, self._stall_seconds = config.times(on_gpu=on_gpu)
         self._config = config
         self._failures = 0
         self._failing_since = at
@@ -40,5 +41,4 @@ class Liveness:
             self._steps = activity.steps if activity else -1.0
             return None
         stalled = at - self._advanced_at
-        limit = self._config.stall_seconds
-        return stalled if limit and stalled >= limit else None
+        return stalled if self._stall_seconds and stalled >= self._stall_seconds else None

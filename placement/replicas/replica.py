@@ -266,17 +266,17 @@ class Replica:
         sleeping = await self._ask_to_sleep(process)
         if sleeping and (ending := await self._rest(process)) is not None:
             return ending
-        liveness = Liveness(config, at=clock.monotonic())
+        liveness = self._liveness()
         held_at: float | None = self._show_serving(clock.monotonic())
         while not process.ended:
             if self.goal.asleep and self.view.can_sleep:
                 ending = await self._fall_asleep(process)
                 if ending is not None:
                     return ending
-                liveness = Liveness(config, at=clock.monotonic())
+                liveness = self._liveness()
                 held_at = self._show_serving(clock.monotonic())
             busy = self._held and self.view.stage != DRAINED
-            await self._pause(process, POLL_SECONDS if busy else config.interval_seconds)
+            await self._pause(process, POLL_SECONDS if busy else liveness.interval_seconds)
             if process.ended:
                 break
             if self._turned.is_set():
@@ -289,6 +289,11 @@ class Replica:
             if held_at is not None and clock.monotonic() - held_at >= NEWS_SECONDS and _idle(activity):
                 self._show_stage(DRAINED)
         return await self._diagnosis(process)
+
+    def _liveness(self) -> Liveness:
+        place = self.goal.slice
+        on_gpu = place.kind is not SliceKind.CPU and not place.simulated
+        return Liveness(self._config.liveness, at=self._hands.clock.monotonic(), on_gpu=on_gpu)
 
     async def _ask_to_sleep(self, process: Process) -> bool:
         """Find out whether this engine has a sleep mode, where its model may sleep. Whether it sleeps already."""
@@ -319,11 +324,11 @@ class Replica:
     async def _rest(self, process: Process) -> Diagnosis | None:
         """Asleep, as long as the goal says so and the engine lives; then awake: None, or why its engine has ended."""
         clock, probe, config = self._hands.clock, self._probe(process), self._config.liveness
-        liveness = Liveness(config, at=clock.monotonic())
+        liveness = self._liveness()
         self._set(ReplicaState.ASLEEP, stage=ASLEEP)
         while self.goal.asleep and not process.ended:
             self._turned.clear()
-            await self._pause(process, config.interval_seconds)
+            await self._pause(process, liveness.interval_seconds)
             healthy = process.ended or await probe.healthy(timeout_seconds=config.timeout_seconds)
             silent = liveness.observe(clock.monotonic(), healthy=healthy, activity=None)
             if silent is not None and not process.ended:

@@ -84,6 +84,18 @@ def test_a_stall_is_requests_without_steps() -> None:
     assert look(40, 1, 6) == 10
 
 
+def test_a_hung_engine_on_a_gpu_is_found_within_ten_seconds() -> None:
+    alive = Liveness(LivenessConfig(), at=0, on_gpu=True)
+    hangs_since = 0.1  # its last step ended just before the first check
+    at, found = 0.0, None
+    while found is None:
+        at += alive.interval_seconds
+        found = alive.observe(at, healthy=True, activity=Activity(1, 0, 7))
+    assert at - hangs_since <= 10
+    patient = Liveness(LivenessConfig(), at=0)
+    assert [patient.observe(at, healthy=True, activity=Activity(1, 0, 7)) for at in (5, 60, 120)] == [None] * 3
+
+
 def test_a_stall_can_be_left_unwatched() -> None:
     alive = Liveness(LivenessConfig(stall_seconds=0), at=0)
     for at in (0, 1e6):
