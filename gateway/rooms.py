@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gateway.config import Config
 from gateway.layouts import Machine, machine_of, one_at_a_time, seats
 from gateway.planning import observed, reservations
+from placement.errors import StateLocked
 from placement.partition import plan as plan_layouts
 from placement.transition import TransitionJournal
 from placement.transition.journal import JOURNAL_FILE
@@ -24,7 +25,7 @@ class PlannedRooms:
 
     load: Callable[[], Config]
 
-    def make(self, like: str, not_on: Collection[str]) -> str | None:
+    def find(self, like: str, not_on: Collection[str]) -> str | None:
         """Only on GPUs that the plan cuts, and within `max_layout_changes`."""
         config = self.load()
         most = config.fleet.max_layout_changes
@@ -32,25 +33,34 @@ class PlannedRooms:
             return None
         machine = machine_of(config)
         with one_at_a_time(config, machine):
-            if _under_way(config):
-                return None
-            place = _room(config, machine, Place.parse(like), not_on)
-            if place is not None:
-                machine.driver.create(place.gpu, place.placement)
+            place = None if _under_way(config) else _room(config, machine, Place.parse(like), not_on)
         return place.slice_id if place is not None else None
 
-    def give_back(self, slice_id: str) -> None:
+    def make(self, slice_id: str) -> None:
+        """Raises StateLocked also where a transition has begun since there was room."""
+        config, place = self.load(), Place.parse(slice_id)
+        machine = machine_of(config)
+        with one_at_a_time(config, machine):
+            if _under_way(config):
+                raise StateLocked(
+                    "a plan is being carried out", where=str(config.state), remedy="It goes on by itself afterwards."
+                )
+            machine.driver.create(place.gpu, place.placement)
+
+    def give_back(self, slice_id: str) -> bool:
         """What somebody uses, or has a claim on, stays."""
         config, place = self.load(), Place.parse(slice_id)
         machine = machine_of(config)
         with one_at_a_time(config, machine):
             claimed = {*(seats(config).read() or {}).values(), *reservations(config).read()}
             if _under_way(config) or slice_id in claimed:
-                return
+                return slice_id in claimed
             gpu = next((g for g in machine.driver.observe() if g.uuid == place.gpu), None)
             there = next((i for i in gpu.instances if i.placement == place.placement), None) if gpu else None
             if there is not None and not there.processes:
                 machine.driver.destroy(place.gpu, there.id)
+                return True
+            return there is None
 
 
 def _under_way(config: Config) -> bool:

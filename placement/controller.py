@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
-from model_registry.errors import SlicewayError
+from model_registry.errors import ConfigError, SlicewayError
 from placement.accepted import AcceptedConfig
 from placement.demand_slices import OpenToDemand, for_demand
 from placement.errors import PlacementError, StateLocked
@@ -385,8 +385,9 @@ class Controller:
     def _may_be_elsewhere(self, name: str, goals: Goals) -> bool:
         """Whether something that serves may be replaced beside itself: not by somebody else's turns, orders or pins."""
         orders, model = self._orders, goals.models[goals.replicas[name].model].config
-        ordered = name in {*orders.drained, *orders.stopped, *orders.seats}
-        return goals.config.turns is None and self._replicas[name].serves and not ordered and not model.slices
+        if name in {*orders.drained, *orders.stopped, *orders.seats} or not self._renewals.stands(name, goals.config):
+            return False
+        return goals.config.turns is None and self._replicas[name].serves and not model.slices
 
     def _successor(self, name: str, goals: Goals) -> Goal | None:
         """What could start beside `name`; None where that may not be, or no slice that will do is free."""
@@ -417,20 +418,25 @@ class Controller:
 
     async def _make_room(self, rooms: Rooms, goal: Goal, apart_from: Collection[str]) -> None:
         try:
-            made = await asyncio.to_thread(rooms.make, goal.slice.id, apart_from)
-            self._room_sought.add((goal.replica, goal.spec_hash))
-            if made is not None:
-                log.info("%s: %s is made, to start another one there beside it", goal.replica, made)
-                self._renewals.made(made)
+            found = await asyncio.to_thread(rooms.find, goal.slice.id, apart_from)
+            if found is not None:
+                self._renewals.made(found)
+                await asyncio.to_thread(rooms.make, found)
+                log.info("%s: %s is made, to start another one there beside it", goal.replica, found)
                 await self._take_new_numbers()
-        except StateLocked:
+            self._room_sought.add((goal.replica, goal.spec_hash))
+            self._changed.set()
+        except (
+            StateLocked,
+            ConfigError,
+        ):  # a plan that is carried out, a file that is being written: it is tried again
             self._postponed = True
         except (SlicewayError, OSError) as error:
             log.warning("%s: no room is made to start another one beside it: %s", goal.replica, error)
             self._room_sought.add((goal.replica, goal.spec_hash))
+            self._changed.set()
         finally:
             self._room = None
-            self._changed.set()
 
     def _tidy_up(self, goals: Goals) -> None:
         """Slices beyond the plan are given back when nothing is to be replaced any more, and nobody is about to leave them."""
@@ -440,26 +446,32 @@ class Controller:
         if self._renewals.under_way or self._leaving or self._turns.outdated(goals):
             self._postponed = True
             return
-        self._room = asyncio.create_task(self._give_back(rooms, goals))
+        self._room = asyncio.create_task(self._give_back(rooms))
 
-    async def _give_back(self, rooms: Rooms, goals: Goals) -> None:
-        taken = {goal.slice.id for goal in goals.replicas.values()}
+    async def _give_back(self, rooms: Rooms) -> None:
         try:
             async with self._deciding:
                 for slice_id in self._renewals.spare:
-                    if slice_id not in taken:
+                    if slice_id in self._in_use():
+                        self._renewals.given_back(slice_id)
+                    elif await asyncio.to_thread(rooms.give_back, slice_id):
                         log.info("%s is given back: nothing is to be replaced any more", slice_id)
-                        await asyncio.to_thread(rooms.give_back, slice_id)
-                    self._renewals.given_back(slice_id)
+                        self._renewals.given_back(slice_id)
+                    else:
+                        self._postponed = True
             await self._take_new_numbers()
-        except StateLocked:
+        except (StateLocked, ConfigError):
             self._postponed = True
         except (SlicewayError, OSError) as error:
-            log.warning("what was made to start a replica beside another one stays: %s", error)
-            for slice_id in self._renewals.spare:
-                self._renewals.given_back(slice_id)
+            log.warning("what was made to start a replica beside another one is not given back yet: %s", error)
+            self._postponed = True
         finally:
             self._room = None
+
+    def _in_use(self) -> set[str]:
+        """Slices that something runs on, or is to."""
+        goals = self._goals.replicas.values() if self._goals else ()
+        return {goal.slice.id for goal in (*goals, *(r.goal for r in self._replicas.values()))}
 
     async def _hand_over(self, one: Successor) -> None:
         """A successor that serves has the place, and the other one ends."""
@@ -475,9 +487,9 @@ class Controller:
         new.reconfigure(goal, config.engine)
         others = {name: g for name, g in goals.replicas.items() if name != one.of}
         self._adopt(replace(goals, config=config, replicas=others | {one.replica: goal}))
-        self._accepted.remember(config)
         if old is not None and one.of not in self._leaving:
             self._leaving[one.of] = asyncio.create_task(self._retire(old, gone=True))
+        self._accepted.remember(config)
 
     # ---- demand
 

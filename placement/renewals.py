@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from model_registry.atomic import write_atomically
+from model_registry.errors import SlicewayError
 from placement.assign import natural, stem_of, wanted_replicas
 from placement.errors import PlacementError, StateLocked
 from placement.goals import Goals, PlacementConfig, Workshop
@@ -24,6 +26,8 @@ from placement.planned_seats import SEATS_FILE, PlannedSeats
 from placement.replicas.parts import Goal
 from placement.slices import Slice
 from placement.state import StatePaths
+
+log = logging.getLogger(__name__)
 
 RENEWALS_FILE = "renewals.json"
 """Its name in the state directory."""
@@ -39,15 +43,20 @@ class Successor:
 
 
 class Rooms(Protocol):
-    """Who makes slices where none is free. Both verbs block, raise StateLocked while a plan is carried out, and other
+    """Who makes slices where none is free. All verbs block, raise StateLocked while a plan is carried out, and other
     errors of SlicewayError where it cannot be done.
     """
 
-    def make(self, like: str, not_on: Collection[str]) -> str | None:
-        """A slice like that one, made where nothing has to go for it, on none of the GPUs `not_on`; None where there is no room."""
+    def find(self, like: str, not_on: Collection[str]) -> str | None:
+        """Where a slice like that one could be made, nothing having to go for it, on none of the GPUs `not_on`; None where there
+        is no room. Changes nothing, so that the id can be written down before there is such a slice.
+        """
 
-    def give_back(self, slice_id: str) -> None:
-        """Take it away again, if nobody uses it."""
+    def make(self, slice_id: str) -> None:
+        """Make the slice that `find` has found room for."""
+
+    def give_back(self, slice_id: str) -> bool:
+        """Take it away again, if nobody uses it. Whether that is settled: it is not there any more, or somebody has a claim on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +83,7 @@ class Renewed:
         wanted = [w.replica for w in wanted_replicas(config.models, config.pools, self.names)]
         mine = tuple(new if name == old else name for name in wanted if stem_of(name) == pool)
         others = tuple(name for name in self.names if stem_of(name) != pool)
-        return replace(self, names=(*others, *(mine if old in wanted else ())))
+        return replace(self, names=(*others, *mine)) if old in wanted else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +154,19 @@ class Renewals:
         self._keep(Renewed(tuple(n for n in self.names if stem_of(n) in called), under_way, self.spare))
         return config
 
+    def stands(self, replica: str, config: PlacementConfig) -> bool:
+        """Whether the configuration or the plan asks for that replica by name. One that is there for demand has no name to hand on."""
+        if config.seats is not None:
+            return replica in config.seats
+        return any(w.replica == replica for w in wanted_replicas(config.models, config.pools, self.names))
+
     def begin(self, one: Successor) -> None:
         """Written down before its engine is started. Raises OSError."""
         self._keep(self._now.with_successor(one))
 
     def made(self, slice_id: str) -> None:
         """That slice is beyond the plan. Raises OSError."""
-        self._keep(replace(self._now, spare=(*self.spare, slice_id)))
+        self._keep(replace(self._now, spare=(*(s for s in self.spare if s != slice_id), slice_id)))
 
     def given_back(self, slice_id: str) -> None:
         """It is not there any more, or somebody has it. Raises OSError."""
@@ -165,7 +180,8 @@ class Renewals:
                 self._keep(self._now.without(one.replica))
 
     def finish(self, one: Successor, config: PlacementConfig) -> PlacementConfig | None:
-        """It has the place: `config` as it is from here on; None if a plan is being carried out, so that it has to wait.
+        """It has the place: `config` as it is from here on; None if it has to wait, since a plan is being carried out, or since
+        the fleet's configuration or the list of seats makes no sense at the moment.
 
         Blocks for a moment. Raises OSError.
         """
@@ -176,6 +192,9 @@ class Renewals:
             with self._alone():
                 self._seats.hand_over(one.of, one.replica, one.slice_id)
         except StateLocked:
+            return None
+        except SlicewayError as error:
+            log.warning("%s: %s cannot have its place yet: %s", one.of, one.replica, error)
             return None
         left = config.seats.get(one.of, one.slice_id)
         spare = tuple(left if s == one.slice_id else s for s in self.spare)
@@ -205,7 +224,7 @@ def place_beside(goals: Goals, old: str, taken: Collection[str]) -> Slice | None
     model, here = goals.models[goal.model].config, goal.slice
     if model.slices:
         return None
-    occupied = set(taken) | {g.slice.id for g in goals.replicas.values()}
+    occupied = set(taken) | {g.slice.id for g in goals.replicas.values()} | set((goals.config.seats or {}).values())
     closed = not_on(goals, old)
     free = [s for s in goals.fitting(goal.model) if s.id not in occupied and _group(s) not in closed]
     busy = {_group(s) for s in goals.inventory.slices if s.id in occupied and s.id != here.id}
@@ -237,7 +256,7 @@ def with_successors(
     one still runs by another specification than it is to have. `runs_by` are hashes of what runs, by replica.
     """
     added: dict[str, Goal] = {}
-    taken = {g.slice.id for g in goals.replicas.values()} | set(closed)
+    taken = {g.slice.id for g in goals.replicas.values()} | set(closed) | set((goals.config.seats or {}).values())
     for one in successors:
         old, target = goals.replicas.get(one.of), goals.inventory.by_id.get(one.slice_id)
         if old is None or target is None or target.id in taken or one.replica in goals.replicas:

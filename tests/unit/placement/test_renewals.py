@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_registry.catalogue import load_catalogue
-from model_registry.errors import IllegalLayout
+from model_registry.errors import ConfigError, IllegalLayout
 from model_registry.geometry import Geometry, Layout, Option, Placement
 from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig
@@ -116,6 +116,19 @@ def test_replicas_that_are_to_be_apart_stay_apart(tmp_path: Path) -> None:
     assert place_beside(goals, "chat-0", {slices[1].id}) is None
 
 
+def test_the_seat_of_a_replica_that_is_stopped_is_not_free(tmp_path: Path) -> None:
+    slices = (mig(0, 0), mig(0, 1))
+    seats = {"chat-0": slices[0].id, "chat-1": slices[1].id}
+    goals = goals_of(tmp_path, slices, CHAT | {"replicas": 2}, seats=seats)
+    stopped = replace(goals, replicas={"chat-0": goals.replicas["chat-0"]})
+    assert place_beside(stopped, "chat-0", ()) is None
+
+    old = {"chat-0": "another"}
+    one = Successor("chat-2", "chat-0", slices[1].id)
+    workshop = Workshop(StatePaths(tmp_path), {})
+    assert with_successors(stopped, [one], old, (), workshop) == stopped
+
+
 # ---- what is still to be done
 
 
@@ -163,6 +176,12 @@ def busy() -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def mistyped() -> Iterator[None]:
+    raise ConfigError("not a mapping", where="sliceway.yaml:3")
+    yield
+
+
 def made(tmp_path: Path, *, replicas: int = 2) -> PlacementConfig:
     return PlacementConfig.model_validate({"models": [CHAT | {"replicas": replicas}]})
 
@@ -193,6 +212,24 @@ def test_replicas_that_came_for_demand_leave_no_name(tmp_path: Path) -> None:
     renewals.begin(one)
     renewals.finish(one, made(tmp_path))
     assert renewals.names == ()
+
+
+def test_names_that_have_changed_stay_when_one_for_demand_goes(tmp_path: Path) -> None:
+    config = made(tmp_path, replicas=1)
+    renewals = Renewals(StatePaths(tmp_path), contextlib.nullcontext)
+    renewals.finish(Successor("chat-1", "chat-0", "cpu-1"), config)
+    assert renewals.names == ("chat-1",)
+    assert renewals.stands("chat-1", config)
+    assert not renewals.stands("chat-0", config), "it is there for demand"
+    renewals.finish(Successor("chat-2", "chat-0", "cpu-2"), config)
+    assert renewals.names == ("chat-1",)
+
+
+def test_the_plan_says_who_stands_where_there_is_one(tmp_path: Path) -> None:
+    renewals = Renewals(StatePaths(tmp_path), contextlib.nullcontext)
+    config = made(tmp_path).model_copy(update={"seats": {"chat-1": "X"}})
+    assert renewals.stands("chat-1", config)
+    assert not renewals.stands("chat-0", config)
 
 
 @pytest.mark.parametrize(
@@ -227,11 +264,14 @@ def test_in_a_planned_fleet_the_seat_goes_over(tmp_path: Path) -> None:
     assert (renewals.names, renewals.under_way) == ((), ())
 
 
-def test_the_seat_waits_for_a_plan_that_is_carried_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alone", [busy, mistyped])
+def test_the_seat_waits_for_a_plan_that_is_carried_out_and_for_a_file_that_makes_sense(
+    tmp_path: Path, alone: Callable[[], contextlib.AbstractContextManager[None]]
+) -> None:
     seats = PlannedSeats(tmp_path / SEATS_FILE)
     seats.begin({"chat-0": "X"})
     config = made(tmp_path).model_copy(update={"seats": seats.read()})
-    renewals = Renewals(StatePaths(tmp_path), busy)
+    renewals = Renewals(StatePaths(tmp_path), alone)
     one = Successor("chat-2", "chat-0", "Y")
     renewals.begin(one)
     assert renewals.finish(one, config) is None
