@@ -222,50 +222,72 @@ def _me() -> str:
 
 def _lead(head: Any, path: Path, config: Config, machine: Machine | None, stop: threading.Event) -> None:
     """Have the head work by the file at `path`, and show what comes of it, until `stop`."""
-    import ray
-    from ray.exceptions import GetTimeoutError, RayActorError
-
     from placement.cluster.start import offer
 
     reload = threading.Event()
     with _on(signal.SIGHUP, reload):
-        files = _shared(config)
-        ray.get(head.aim.remote(_as_text(config), files))
+        leader = _Leader(head, path, config, reload)
         if machine is not None:
             offer(machine)
         shown: list[str] = []
         while not stop.wait(LOOK_SECONDS):
-            if reload.is_set():
-                reload.clear()
-                config = _reloaded(path, config, head)
-            try:
-                if (now := _shared(config)) != files:
-                    ray.get(head.share.remote(now))
-                    files = now
-                status, _ = ray.get([head.status.remote(), head.lead.remote(_me())], timeout=10.0)
-                lines = _lines(status)
-            except (RayActorError, GetTimeoutError):
-                lines = ["the head is being started again; everything serves on"]
+            lines = leader.look()
             for line in lines:
                 if line not in shown:
                     out.print(line, highlight=False, markup=False)
             shown = lines
 
 
-def _reloaded(path: Path, config: Config, head: Any) -> Config:
-    """The file as it is, if it is right; a wrong one changes nothing."""
-    import ray
+class _Leader:
+    """What the head is told: the file at `path`, once more when `reload` is set, and the tenants' keys when they change."""
 
-    try:
-        new = load_config(path)
-        ray.get(head.aim.remote(_as_text(new), _shared(new)))
-    except SlicewayError as error:
-        out.print(
-            f"the new configuration is refused, everything goes on as before: {error}", highlight=False, markup=False
-        )
-        return config
-    out.print("taken over the new configuration", highlight=False)
-    return new
+    def __init__(self, head: Any, path: Path, config: Config, reload: threading.Event) -> None:
+        """Have the head begin with `config`."""
+        import ray
+
+        self._head, self._path, self._config, self._reload = head, path, config, reload
+        self._files = _shared(config)
+        ray.get(head.aim.remote(_as_text(config), self._files))
+
+    def look(self) -> list[str]:
+        """One round: tell what is new, and say how the cluster is. Nothing that keeps the head from answering ends this."""
+        from ray.exceptions import GetTimeoutError, RayActorError, RayError
+
+        try:
+            return self._round()
+        except (RayActorError, GetTimeoutError):
+            return ["the head is being started again; everything serves on"]
+        except RayError as error:
+            return [f"the head does not answer, asking again: {getattr(error, 'cause', None) or error}"]
+
+    def _round(self) -> list[str]:
+        import ray
+
+        if self._reload.is_set():
+            self._reload.clear()
+            self._take_over()
+        if (now := _shared(self._config)) != self._files:
+            ray.get(self._head.share.remote(now))
+            self._files = now
+        status, _ = ray.get([self._head.status.remote(), self._head.lead.remote(_me())], timeout=10.0)
+        return _lines(status)
+
+    def _take_over(self) -> None:
+        """The file as it is, if it is right; a wrong one changes nothing."""
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            new = load_config(self._path)
+            ray.get(self._head.aim.remote(_as_text(new), _shared(new)))
+        except SlicewayError as error:
+            say(f"the new configuration is refused, everything goes on as before: {error}")
+        except RayError:
+            self._reload.set()  # it is told again in the next round
+            raise
+        else:
+            self._config = new
+            say("taken over the new configuration")
 
 
 def _dissolve() -> None:

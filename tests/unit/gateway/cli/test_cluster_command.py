@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,14 @@ from typer.testing import CliRunner
 
 from gateway.cli import app, cluster, member
 from gateway.cli.output import exit_code
+from gateway.config import load_config
+from model_registry.errors import ConfigError
 from placement.cluster import processes
 from placement.cluster.errors import ClusterUnreachable, NoAddress
 from placement.errors import StateLocked
 
 start = pytest.importorskip("placement.cluster.start", exc_type=ImportError)
+ray = pytest.importorskip("ray")
 
 
 class NeverJoins:
@@ -47,13 +52,18 @@ def raylets(monkeypatch: pytest.MonkeyPatch) -> list[NeverJoins]:
     return made
 
 
-def test_a_cluster_that_does_not_come_up_leaves_nothing_running(raylets: list[NeverJoins], tmp_path: Path) -> None:
+def configuration(tmp_path: Path) -> Path:
     path = tmp_path / "sliceway.yaml"
     path.write_text(
         f"version: v1\nstate_dir: {tmp_path}/state\nfleet: {{discover: cpu, cpu: {{slices: 1}}}}\n"
         "models: [{name: m, endpoints: ['http://127.0.0.1:9']}]\ntenants: [{name: acme, models: [m]}]\n",
         encoding="utf-8",
     )
+    return path
+
+
+def test_a_cluster_that_does_not_come_up_leaves_nothing_running(raylets: list[NeverJoins], tmp_path: Path) -> None:
+    path = configuration(tmp_path)
     error = CliRunner().invoke(app, ["up", str(path), "--ray", "local"]).exception
     assert isinstance(error, ClusterUnreachable), error
     assert [one.stopped for one in raylets] == [True]
@@ -120,3 +130,99 @@ def test_a_cluster_comes_back_where_its_members_look_for_it(tmp_path: Path) -> N
     assert cluster._port(kept, "127.0.0.1") == other
     kept.write_text("99999999", encoding="utf-8")
     assert 0 < cluster._port(kept, "127.0.0.1") < 65536
+
+
+class Asked:
+    """A method of the head: gives its answers one after another, the last one for ever; raises those that are errors."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.asked = 0
+
+    def remote(self, *_: Any) -> Callable[[], Any]:
+        return self._answer
+
+    def _answer(self) -> Any:
+        self.asked += 1
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class HeadStandIn:
+    """In the place of the head's handle."""
+
+    def __init__(self, *, aim: Any = (None,), status: Any = (), lead: Any = (None,)) -> None:
+        quiet: dict[str, Any] = {"nodes": [], "replicas": [], "unplaced": {"m-0": "no slice is free"}}
+        self.aim, self.lead = Asked(*aim), Asked(*lead)
+        self.status = Asked(*status, quiet)
+        self.share = Asked(None)
+
+
+QUIET = ["m-0 has no slice: no slice is free"]
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `ray.get` ask the stand-in."""
+
+    def get(asked: Any, timeout: float | None = None) -> Any:
+        return [one() for one in asked] if isinstance(asked, list) else asked()
+
+    monkeypatch.setattr(ray, "get", get)
+
+
+def leader(tmp_path: Path, head: HeadStandIn) -> tuple[Any, threading.Event]:
+    path, reload = configuration(tmp_path), threading.Event()
+    return cluster._Leader(head, path, load_config(path), reload), reload
+
+
+def failed(cause: Exception) -> Exception:
+    """As Ray raises what a method of an actor has raised."""
+    error: Exception = ray.exceptions.RayTaskError("aim", "Traceback", cause).as_instanceof_cause()
+    return error
+
+
+@pytest.mark.parametrize("error", [ray.exceptions.ActorUnavailableError("gone", None), ray.exceptions.RpcError("gone")])
+@pytest.mark.usefixtures("answered")
+def test_a_configuration_that_the_head_did_not_hear_is_told_again(
+    error: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = HeadStandIn(aim=(None, error, error, None))
+    one, reload = leader(tmp_path, head)
+    reload.set()
+    for _ in range(2):
+        assert one.look() != QUIET
+        assert reload.is_set()
+    assert one.look() == QUIET
+    assert (head.aim.asked, reload.is_set()) == (4, False)
+    assert capsys.readouterr().out.split() == ["taken", "over", "the", "new", "configuration"]
+    assert one.look() == QUIET
+    assert head.aim.asked == 4
+
+
+@pytest.mark.usefixtures("answered")
+def test_a_configuration_that_the_head_refuses_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = HeadStandIn(aim=(None, failed(ConfigError("no such model"))))
+    one, reload = leader(tmp_path, head)
+    reload.set()
+    assert one.look() == one.look() == QUIET
+    assert (head.aim.asked, reload.is_set()) == (2, False)
+    assert "refused, everything goes on as before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ray.exceptions.ActorUnavailableError("gone", None), "the head is being started again; everything serves on"),
+        (ray.exceptions.GetTimeoutError(), "the head is being started again; everything serves on"),
+        (ray.exceptions.RpcError("no route"), "the head does not answer, asking again: no route"),
+        (failed(ValueError("no journal")), "the head does not answer, asking again: no journal"),
+    ],
+)
+@pytest.mark.usefixtures("answered")
+def test_a_head_that_does_not_say_how_it_is_is_asked_again(error: Exception, said: str, tmp_path: Path) -> None:
+    one, _ = leader(tmp_path, HeadStandIn(status=(error,)))
+    assert one.look() == [said]
+    assert one.look() == QUIET
