@@ -21,7 +21,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.util.placement_group import (
     get_placement_group,
@@ -124,23 +124,26 @@ class RayNodes:
     async def _owner(self, node: str) -> Owner | None:
         """The process of the node's holder, which is made if there is none; None as long as it has not answered."""
         asked = self._asked.get(node)
-        if asked is None or (asked.owner is not None and node not in self._alive):  # an answer outlives who gave it
-            asked = self._asked[node] = await asyncio.to_thread(self._ask, node)
-        if asked.owner is None:
-            done, _ = await asyncio.to_thread(ray.wait, [asked.answer], timeout=0)
-            if not done:
-                return None
-            try:
+        try:
+            if asked is None or (asked.owner is not None and node not in self._alive):  # an answer outlives who gave it
+                asked = self._asked[node] = await asyncio.to_thread(self._ask, node)
+            if asked.owner is None:
+                done, _ = await asyncio.to_thread(ray.wait, [asked.answer], timeout=0)
+                if not done:
+                    return None
                 asked.owner = Owner.model_validate_json(await asked.answer)
-            except RayActorError:
-                del self._asked[node]
+        except RayError as error:  # asked again in the next round; the other nodes are not to wait for this one
+            log.info("the holder of node %s: %s", node, error)
+            self._asked.pop(node, None)
+            return None
         return asked.owner
 
     async def let_go(self, replica: str) -> None:
         """Give the replica's slice back."""
-        booked = self._books.pop(replica, None)
+        booked = self._books.get(replica)
         if booked is not None:
             await asyncio.to_thread(_give_back, _booking(booked.seat))
+            self._books.pop(replica, None)  # only then: what Ray did not take back is given back in the next round
 
     async def held(self) -> Mapping[str, Seat]:
         """Every slice that is held or asked for. Only this head changes Ray's books, so they are read where something
