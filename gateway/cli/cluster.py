@@ -178,7 +178,8 @@ def up_on_ray(path: Path, config: Config, address: str, *, listen: str | None) -
             address = raylet.address
         try:
             if raylet is not None and machine is not None:
-                raylet.wait_until_joined(machine.name)
+                if not raylet.wait_until_joined(machine.name, stop):
+                    return
             else:
                 connect(address)
             head = _claim(address)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.cli.output import out
 from placement.cluster.address import RETRY_SECONDS, knock
-from placement.cluster.errors import ClusterUnreachable
+from placement.cluster.errors import ClusterError, ClusterUnreachable
 from placement.inventory import observe
 from placement.locks import exclusive
 from placement.schema import FleetConfig
@@ -38,22 +38,24 @@ def alone(machine: Machine) -> Iterator[None]:
 
 def belong(machine: Machine, address: str, stop: threading.Event, deadline: float) -> None:
     """Join, and join again, until `stop`. Raises ClusterUnreachable where the first time does not succeed until `deadline`
-    (monotonic); afterwards engines are at work here, and there is no end to trying.
+    (monotonic), and what else keeps it from succeeding at once; afterwards engines are at work here, and there is no end to trying.
     """
     joined = False
     while not stop.is_set():
         try:
-            _member(machine, address, stop)
-            joined = True
-        except ClusterUnreachable as error:
-            if not joined and time.monotonic() >= deadline:
+            joined = _member(machine, address, stop) or joined
+        except ClusterError as error:
+            if not joined and (not isinstance(error, ClusterUnreachable) or time.monotonic() >= deadline):
                 raise
             say(str(error))
             stop.wait(RETRY_SECONDS)
+    if joined:
+        _stop_processes(machine)  # also where the cluster was lost, and nobody is left to ask for it
 
 
-def _member(machine: Machine, address: str, stop: threading.Event) -> None:
-    """This machine's part in the cluster, until `stop` or until Ray here has ended. Raises ClusterUnreachable.
+def _member(machine: Machine, address: str, stop: threading.Event) -> bool:
+    """This machine's part in the cluster, until `stop` or until Ray here has ended. Whether it joined before `stop`. Raises
+    ClusterError.
 
     This process talks to Ray only while it joins and leaves: Ray ends a process that is connected when its head is gone for a minute.
     """
@@ -62,7 +64,8 @@ def _member(machine: Machine, address: str, stop: threading.Event) -> None:
     raylet = Raylet(machine, inventory_of(machine), address=address)
     try:
         try:
-            raylet.wait_until_joined(machine.name)
+            if not raylet.wait_until_joined(machine.name, stop):
+                return False
             offer(machine)
         finally:
             disconnect()
@@ -73,6 +76,7 @@ def _member(machine: Machine, address: str, stop: threading.Event) -> None:
             _leave(machine, address)
         else:
             say("the cluster is lost; engines go on, joining again as soon as it is there")
+        return True
     finally:
         raylet.stop()
 
@@ -87,14 +91,19 @@ def disconnect() -> None:
 
 def _leave(machine: Machine, address: str) -> None:
     """End this machine's agent, and its engines in order, also where the cluster has ended already."""
-    from placement.cluster.processes import LocalProcesses
-
     try:
         knock(address)
     except ClusterUnreachable:
         say("the cluster does not answer; leaving without it")
     else:
         _take_leave(machine.name, address)
+    _stop_processes(machine)
+
+
+def _stop_processes(machine: Machine) -> None:
+    """End this machine's gateway, and its controller with its engines, if they run."""
+    from placement.cluster.processes import LocalProcesses
+
     LocalProcesses(machine.paths, machine.command, {}).stop(seconds=STOP_SECONDS)
 
 

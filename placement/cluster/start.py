@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -129,19 +130,21 @@ class Raylet:
         """Whether it has ended."""
         return self._process.poll() is not None
 
-    def wait_until_joined(self, node: str) -> None:
-        """Return when this machine's slices are in the cluster's books.
+    def wait_until_joined(self, node: str, stop: threading.Event) -> bool:
+        """True when this machine's slices are in the cluster's books; False if `stop` was set before.
 
         Raises ClusterUnreachable; SliceHeld where another machine is in the books under this name and does not go.
         """
         began, there = time.monotonic(), 0.0
         cluster: Any = ray
         while time.monotonic() - began < (NAME_SECONDS if there else START_SECONDS) and not self.ended:
+            if stop.is_set():
+                return False
             if not ray.is_initialized():
-                self._connect()
+                self._connect(stop)
             elif (there := cluster.cluster_resources().get(node_resource(node), 0.0)) == NODE_UNITS:
-                return
-            time.sleep(0.2)
+                return True
+            stop.wait(0.2)
         if there and not self.ended:
             raise SliceHeld(
                 f"another machine has joined {self.address} as {node!r} already",
@@ -155,11 +158,11 @@ class Raylet:
             "--token-file is a copy of this cluster's cluster.token.",
         )
 
-    def _connect(self) -> None:
+    def _connect(self, stop: threading.Event) -> None:
         try:
             connect(self.address)
         except ClusterUnreachable:
-            time.sleep(0.3)
+            stop.wait(0.3)
 
     def _last_words(self) -> str:
         text = _ESCAPES.sub("", self._log.read_text(errors="replace", encoding="utf-8"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,5 +95,11 @@ def test_what_ray_said_last_is_told_without_colours(tmp_path: Path) -> None:
     left = SimpleNamespace(ended=True, address="127.0.0.1:1", _log=log)
     left._last_words = lambda: start.Raylet._last_words(left)
     with pytest.raises(ClusterUnreachable, match="this machine could not join") as refused:
-        start.Raylet.wait_until_joined(left, "node")
+        start.Raylet.wait_until_joined(left, "node", threading.Event())
     assert refused.value.message.endswith("127.0.0.1:1: --block")
+
+
+def test_who_is_to_stop_waits_for_no_cluster() -> None:
+    stop = threading.Event()
+    left = SimpleNamespace(ended=False, address="127.0.0.1:1", _connect=lambda event: event.set())
+    assert start.Raylet.wait_until_joined(left, "node", stop) is False

@@ -18,7 +18,7 @@ from gateway.cli.output import exit_code
 from gateway.config import load_config
 from model_registry.errors import ConfigError
 from placement.cluster import processes
-from placement.cluster.errors import ClusterUnreachable, NoAddress
+from placement.cluster.errors import ClusterUnreachable, NoAddress, SliceHeld
 from placement.errors import StateLocked
 
 start = pytest.importorskip("placement.cluster.start", exc_type=ImportError)
@@ -35,7 +35,7 @@ class NeverJoins:
         self.ended = self.stopped = False
         self.made.append(self)
 
-    def wait_until_joined(self, node: str) -> None:
+    def wait_until_joined(self, node: str, _: threading.Event) -> bool:
         raise ClusterUnreachable(f"{node} could not join")
 
     def stop(self) -> None:
@@ -116,6 +116,52 @@ def test_who_leaves_a_cluster_that_has_ended_asks_nobody(
     member._leave(machine(tmp_path), "127.0.0.1:1")
     assert stopped == [member.STOP_SECONDS]
     assert "does not answer; leaving without it" in capsys.readouterr().out
+
+
+class Joins:
+    """In the place of `_member`: what comes of each try, the last of which is told to stop."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *outcomes: bool | Exception) -> None:
+        self.outcomes = list(outcomes)
+        self.stop = threading.Event()
+        self.stopped: list[Any] = []
+        monkeypatch.setattr(member, "_member", self.join)
+        monkeypatch.setattr(member, "RETRY_SECONDS", 0.0)
+        monkeypatch.setattr(member, "_stop_processes", self.stopped.append)
+
+    def join(self, *_: Any) -> bool:
+        outcome = self.outcomes.pop(0)
+        if not self.outcomes:
+            self.stop.set()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+@pytest.mark.parametrize("error", [ClusterUnreachable("nobody answers"), SliceHeld("n1 is there"), None])
+def test_who_has_lost_its_cluster_ends_its_processes_when_told_to_stop(
+    error: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joins = Joins(monkeypatch, True, *([error, error] if error else []))
+    one = machine(tmp_path)
+    member.belong(one, "127.0.0.1:1", joins.stop, deadline=0.0)
+    assert joins.outcomes == []
+    assert joins.stopped == [one]
+
+
+def test_who_never_joined_has_nothing_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    joins = Joins(monkeypatch, False)
+    member.belong(machine(tmp_path), "127.0.0.1:1", joins.stop, deadline=0.0)
+    assert joins.stopped == []
+
+
+@pytest.mark.parametrize(("error", "deadline"), [(SliceHeld("n1 is there"), 1e9), (ClusterUnreachable("nobody"), 0.0)])
+def test_who_cannot_join_the_first_time_is_told_why(
+    error: Exception, deadline: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joins = Joins(monkeypatch, error, True)
+    with pytest.raises(type(error)):
+        member.belong(machine(tmp_path), "127.0.0.1:1", joins.stop, deadline)
 
 
 def test_a_cluster_comes_back_where_its_members_look_for_it(tmp_path: Path) -> None:
