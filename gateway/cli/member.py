@@ -95,9 +95,12 @@ def _leave(machine: Machine, address: str) -> None:
         knock(address)
     except ClusterUnreachable:
         say("the cluster does not answer; leaving without it")
-    else:
+        _stop_processes(machine)
+        return
+    try:
         _take_leave(machine.name, address)
-    _stop_processes(machine)
+    finally:
+        _stop_processes(machine)
 
 
 def _stop_processes(machine: Machine) -> None:
@@ -110,7 +113,7 @@ def _stop_processes(machine: Machine) -> None:
 def _take_leave(name: str, address: str) -> None:
     """Have the agent end everything, and end it, so that the head seats nothing here again."""
     import ray
-    from ray.exceptions import GetTimeoutError, RayActorError
+    from ray.exceptions import RayError
 
     from placement.cluster.actors import AGENT, NAMESPACE
     from placement.cluster.start import connect
@@ -120,8 +123,8 @@ def _take_leave(name: str, address: str) -> None:
         agent: Any = ray.get_actor(AGENT + name, namespace=NAMESPACE)
         ray.get(agent.stop.remote(STOP_SECONDS), timeout=2 * STOP_SECONDS)
         ray.kill(agent)
-    except (ClusterUnreachable, ValueError, RayActorError, GetTimeoutError) as error:
-        say(f"the cluster ends as well: {error}")
+    except (ClusterError, ValueError, RayError) as error:
+        say(f"leaving without the cluster: {error}")
     finally:
         disconnect()
 

@@ -18,7 +18,7 @@ from gateway.cli.output import exit_code
 from gateway.config import load_config
 from model_registry.errors import ConfigError
 from placement.cluster import processes
-from placement.cluster.errors import ClusterUnreachable, NoAddress, SliceHeld
+from placement.cluster.errors import ClusterUnreachable, NoAddress, NodeMismatch, SliceHeld
 from placement.errors import StateLocked
 
 start = pytest.importorskip("placement.cluster.start", exc_type=ImportError)
@@ -116,6 +116,31 @@ def test_who_leaves_a_cluster_that_has_ended_asks_nobody(
     member._leave(machine(tmp_path), "127.0.0.1:1")
     assert stopped == [member.STOP_SECONDS]
     assert "does not answer; leaving without it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NodeMismatch("another Ray"),
+        ray.exceptions.RayTaskError("stop", "Traceback", OSError("no space left")),
+        ValueError("no such actor"),
+    ],
+)
+def test_who_leaves_ends_its_processes_whatever_the_cluster_says(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: str) -> None:
+        raise error
+
+    stopped: list[Any] = []
+    monkeypatch.setattr(member, "knock", lambda _: None)
+    monkeypatch.setattr(start, "connect", refuse)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(member, "_stop_processes", stopped.append)
+    one = machine(tmp_path)
+    member._leave(one, "127.0.0.1:1")
+    assert stopped == [one]
+    assert "leaving without the cluster" in capsys.readouterr().out
 
 
 class Joins:
