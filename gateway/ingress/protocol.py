@@ -7,7 +7,6 @@ What is refused here has no ASGI scope yet, so the answers are written to the tr
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +54,7 @@ class LingerBudget:
         self._tick_bytes = tick_bytes
         self._tick_seconds = tick_seconds
         self._left = tick_bytes
-        self._waiting: deque[BoundedHttpProtocol] = deque()
+        self._waiting: dict[BoundedHttpProtocol, None] = {}  # by turn, each once however many parts it read
         self._tick: asyncio.TimerHandle | None = None
 
     def spend(self, count: int, connection: BoundedHttpProtocol) -> None:
@@ -65,14 +64,15 @@ class LingerBudget:
             self._tick = connection.loop.call_later(self._tick_seconds, self._refill, connection.loop)
         if self._left < 0:
             connection.flow.pause_reading()
-            self._waiting.append(connection)
+            self._waiting.setdefault(connection)
 
     def _refill(self, loop: asyncio.AbstractEventLoop) -> None:
         self._left = min(self._tick_bytes, self._left + self._tick_bytes)
         self._tick = None
         room = self._left
         while self._waiting and room >= 0:
-            connection = self._waiting.popleft()
+            connection = next(iter(self._waiting))
+            del self._waiting[connection]
             if not connection.transport.is_closing():
                 connection.flow.resume_reading()
                 room -= KEPT_BYTES

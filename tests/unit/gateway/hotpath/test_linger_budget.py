@@ -76,3 +76,17 @@ def test_a_connection_that_closed_meanwhile_is_left_alone() -> None:
     connection.closing = True
     loop.tick()
     assert connection.paused
+
+
+def test_a_read_of_many_small_parts_waits_once_and_does_not_hold_up_the_others() -> None:
+    loop, budget = Loop(), LingerBudget()
+    greedy, next_one = Connection(loop), Connection(loop)
+    for _ in range(LINGER_TICK_BYTES // 100 + 1000):
+        budget.spend(100, cast(Any, greedy))
+    budget.spend(1, cast(Any, next_one))
+    ticks = 0
+    while next_one.paused:
+        loop.tick()
+        ticks += 1
+    assert ticks <= 3, "one tick for what was read too much, and one for each"
+    assert not greedy.paused
