@@ -29,6 +29,7 @@ from placement.table import ReplicaRow
 log = logging.getLogger("sliceway.relay")
 
 CHUNKED = (b"transfer-encoding", b"chunked")
+GATHERED_BYTES = 64 * 2**10  # of a large body, before they are written to where it lies
 PASSED_ON = frozenset(_PASSED_ON)
 _EVENT_STREAM = b"text/event-stream"
 
@@ -120,30 +121,34 @@ class HotRequest:
         self._guarded(self._exchange.admit, headers)
 
     def take_part(self, data: bytes) -> None:
-        """A part of the body."""
+        """A part of the body. More than there may be is refused as soon as it is there, whatever the head said."""
         self._held.append(data)
         self._held_bytes += len(data)
-        if self._held_bytes > self._limit:
-            self._put_away(len(data))
-
-    def _put_away(self, count: int) -> None:
-        """What is held lies elsewhere from here on. More than the limit is refused as soon as it is there, whatever the head said."""
-        held, self._held = self._held, []
+        if self._held_bytes <= self._limit:
+            return
+        first = self._large_body is None
         try:
-            self._large_body = self._exchange.large_body()
-            for part in held:
-                self._large_body.append(part)
+            count = self._put_away()
         except Exception as error:  # noqa: BLE001  # the root of what runs for this request
             self.keep_alive = False  # nobody knows how much more there is
             self._fault(error)
         else:
-            self._client.paced(count)
+            self._client.paced(len(data) if first else count)  # what came before is no more than of a small body
+
+    def _put_away(self) -> int:
+        """What is held lies elsewhere from here on: so many bytes, in one write, since a client may send chunks of a byte each."""
+        held, self._held = self._held, []
+        whole = held[0] if len(held) == 1 else b"".join(held)
+        self._large_body = self._exchange.large_body()
+        self._large_body.append(whole)
+        self._limit = self._held_bytes + min(GATHERED_BYTES, self._large_body.left)
+        return len(whole)
 
     def body_complete(self) -> None:
         """The body is whole."""
         if self._large_body is not None:
             self._state = "reading"
-            self._guarded(self._exchange.read_large_body, partial(self._guarded, self._body_read))
+            self._guarded(self._read_large)
             return
         held, self._held = self._held, []
         self._state = "engine"
@@ -152,6 +157,11 @@ class HotRequest:
             self._place()
         except Exception as error:  # noqa: BLE001  # the root of what runs for this request
             self._fault(error)
+
+    def _read_large(self) -> None:
+        if self._held:
+            self._put_away()
+        self._exchange.read_large_body(partial(self._guarded, self._body_read))
 
     def _body_read(self) -> None:
         self._exchange.take_large_body()

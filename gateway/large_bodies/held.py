@@ -79,6 +79,11 @@ class LargeBody:
             self._all.room.take(self._tenant, more, self._limits)
             self._reserved = size
 
+    @property
+    def left(self) -> int:
+        """How many bytes more it may have."""
+        return self._limits.max_body - self.size
+
     def append(self, part: bytes) -> None:
         """A part of the body. Raises BodyTooLarge, RateLimited, BodiesFull, and GatewayError where the machine has no memory left."""
         size = self.size + len(part)

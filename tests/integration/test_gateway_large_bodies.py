@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from gateway.large_bodies import LARGE_BYTES, LargeBodies
+from gateway.large_bodies import LARGE_BYTES, LargeBodies, LargeBody
 from gateway.request import outgoing_body, parse_body
 from gateway.testing import RELAYS, FakeFleet, wait_until
 from placement.table import ReplicaState
@@ -126,6 +126,40 @@ def test_one_that_came_in_chunks_is_served(made: Bench) -> None:
     assert httpx2.post(made.url + CHAT, content=pieces, timeout=60).status_code == 200
     assert json.loads(engine.bodies[0])["messages"] == json.loads(raw)["messages"]
     engine.close()
+
+
+def chunked(parts: Iterator[bytes]) -> bytes:
+    """The body of a request without its end."""
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+
+
+CHUNKED = b"POST %s HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n" % CHAT.encode()
+
+
+def test_small_chunks_are_gathered_before_they_are_written(made: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(made.fleet, "m-0")
+    made.know()
+    writes, plain_append = [], LargeBody.append
+
+    def spied(one: LargeBody, part: bytes) -> None:
+        writes.append(len(part))
+        plain_append(one, part)
+
+    monkeypatch.setattr(LargeBody, "append", spied)
+    raw = body(400_000)
+    with made.connect() as sock:
+        sock.sendall(CHUNKED + chunked(raw[at : at + 16] for at in range(0, len(raw), 16)) + b"0\r\n\r\n")
+        assert read_all(sock).startswith(b"HTTP/1.1 200 ")
+    assert json.loads(engine.bodies[0])["messages"] == json.loads(raw)["messages"]
+    assert sum(writes) == len(raw)
+    assert len(writes) < 1000, "of 25,000 chunks"
+    engine.close()
+
+
+def test_the_byte_that_is_too_much_is_refused_without_the_end_of_the_body(relay: str, tmp_path: Path) -> None:
+    with bench(tmp_path, relay, max_body="300KiB") as small, small.connect() as sock:
+        sock.sendall(CHUNKED + chunked(iter([b" " * 290 * 2**10, b" " * 10 * 2**10, b" "])))
+        assert read_all(sock).startswith(b"HTTP/1.1 413 ")
 
 
 def test_an_engine_that_dies_has_the_whole_body_sent_to_another(made: Bench) -> None:
