@@ -176,8 +176,6 @@ class LargeBody:
         self.closed = True
         if self._ticket is not None:
             self._ticket.cancel()
-            if self._ticket.written is not None and self._written is None:
-                self._written = self._ticket.written
         self._drop_written()
         if self._file is not None:
             close_later(self._file)
@@ -186,9 +184,15 @@ class LargeBody:
         self._reserved = 0
 
     def _drop_written(self) -> None:
-        written, self._written = self._written, None
-        if written is not None:
-            close_later(written)
+        """Close what was written for an engine, also where that was never asked for it: it accepted no connection."""
+        files = [self._written]
+        self._written = None
+        if self._ticket is not None:
+            files.append(self._ticket.written)
+            self._ticket.written = None
+        for file in files:
+            if file is not None:
+                close_later(file)
 
 
 class Pieces:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -124,3 +127,31 @@ def test_another_engine_gets_the_body_from_its_beginning_and_under_its_own_name(
         assert first is not None
         assert json.loads(first) == {"model": name, "messages": []}
     body.close()
+
+
+def open_files() -> set[int]:
+    """The inodes of this process's open files."""
+    inodes = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of the listing itself
+            inodes.add(link.stat().st_ino)
+    return inodes
+
+
+def test_what_was_written_for_an_engine_that_takes_no_connection_is_not_kept() -> None:
+    reader = InlineReader(at_once=False)
+    body = LargeBodies(reader).open("a", CHAT, GatewayConfig())
+    body.append(b'{"model":"m","messages":[]}')
+    body.read(None, lambda: None)
+    reader.work()
+    body.result()
+    written = []
+    for name in ("first", "second", "third"):
+        assert not body.prepare(name, {}, ask_usage=True, on_done=lambda: None)
+        (ticket,) = reader.tickets
+        reader.work()
+        assert ticket.written is not None
+        written.append(os.fstat(ticket.written).st_ino)
+        assert open_files().intersection(written) == {written[-1]}
+    body.close()
+    assert not open_files().intersection(written)
