@@ -207,7 +207,9 @@ class Pieces:
         self.length = len(begin) + end - at
 
     def take(self) -> bytes | None:
-        """The next piece; nothing when there are no more, None when the body has been given back meanwhile."""
+        """The next piece; nothing when there are no more, None when the body has been given back before its end."""
+        if self._at >= self._end and not self._begin:
+            return b""
         if self._body.closed:
             return None
         begin, self._begin = self._begin, b""

@@ -109,6 +109,16 @@ def test_what_was_given_back_is_not_sent() -> None:
     assert pieces.take() is None
 
 
+def test_what_was_sent_to_its_end_is_at_its_end_also_when_it_is_given_back() -> None:
+    body = read_body(b'{"model":"m"}' + b" " * 300_000)
+    body.prepare("m", {}, ask_usage=True, on_done=lambda: None)
+    pieces = body.pieces()
+    while not body.sent:
+        assert pieces.take()
+    body.close()
+    assert pieces.take() == b""
+
+
 def test_one_that_is_closed_while_it_is_read_is_told_nothing() -> None:
     reader, told = InlineReader(at_once=False), []
     body = LargeBodies(reader).open("a", CHAT, GatewayConfig())
