@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.member import LOOK_SECONDS, STOP_SECONDS, alone, belong, disconnect, inventory_of, say
+from gateway.cli.member import LOOK_SECONDS, STOP_SECONDS, alone, belong, disconnect, inventory_of, say, stop_processes
 from gateway.cli.output import Json, out, print_json
 from gateway.config import Config, load_config
 from model_registry.atomic import write_atomically
@@ -37,6 +37,7 @@ LOCAL = "local"
 TOKEN_FILE, PORT_FILE = "cluster.token", "cluster.port"
 # Of the gateways' state directory: what a tenant's key is checked with.
 SHARED_FILES = ("keys.json", "keys.secret")
+_LED_REMEDY = "Change that configuration and send its process SIGHUP, or stop it first."
 
 node = typer.Typer(help="This machine as a part of a cluster.", no_args_is_help=True)
 
@@ -184,11 +185,12 @@ def up_on_ray(path: Path, config: Config, address: str, *, listen: str | None) -
                 connect(address)
             head = _claim(address)
             _say_where(address, config.state / TOKEN_FILE if local else None)
+            if machine is not None:  # when Ray here has ended, also where another process leads the cluster
+                stack.callback(stop_processes, machine)
             try:
                 _lead(head, path, config, machine, stop)
             finally:
-                out.print("stopping; requests may finish", highlight=False)
-                _dissolve()
+                _end(head)
         finally:
             disconnect()
             if raylet is not None:
@@ -210,9 +212,7 @@ def _claim(address: str) -> Any:
     head: Any = start_head(own_versions(), secrets.token_urlsafe(32))
     if other := ray.get(head.lead.remote(_me())):
         raise ClusterLed(
-            f"the cluster at {address} already works by the configuration of {other}",
-            where=address,
-            remedy="Change that configuration and send its process SIGHUP, or stop it first.",
+            f"the cluster at {address} already works by the configuration of {other}", where=address, remedy=_LED_REMEDY
         )
     return head
 
@@ -227,7 +227,7 @@ def _lead(head: Any, path: Path, config: Config, machine: Machine | None, stop: 
 
     reload = threading.Event()
     with _on(signal.SIGHUP, reload):
-        leader = _Leader(head, path, config, reload)
+        leader = _Leader(head, path, config, reload, stays=machine is not None)
         if machine is not None:
             offer(machine)
         shown: list[str] = []
@@ -242,16 +242,19 @@ def _lead(head: Any, path: Path, config: Config, machine: Machine | None, stop: 
 class _Leader:
     """What the head is told: the file at `path`, once more when `reload` is set, and the tenants' keys when they change."""
 
-    def __init__(self, head: Any, path: Path, config: Config, reload: threading.Event) -> None:
-        """Have the head begin with `config`."""
+    def __init__(self, head: Any, path: Path, config: Config, reload: threading.Event, *, stays: bool) -> None:
+        """Have the head begin with `config`. `stays` where the cluster would end with this process."""
         import ray
 
-        self._head, self._path, self._config, self._reload = head, path, config, reload
+        self._head, self._path, self._config, self._reload, self._stays = head, path, config, reload, stays
         self._files = _shared(config)
         ray.get(head.aim.remote(_as_text(config), self._files))
 
     def look(self) -> list[str]:
-        """One round: tell what is new, and say how the cluster is. Nothing that keeps the head from answering ends this."""
+        """One round: tell what is new, and say how the cluster is. Nothing that keeps the head from answering ends this.
+
+        Raises ClusterLed where another process leads by now, because this one was silent for too long: suspended, for example.
+        """
         from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
         try:
@@ -264,14 +267,21 @@ class _Leader:
     def _round(self) -> list[str]:
         import ray
 
+        if other := ray.get(self._head.lead.remote(_me()), timeout=10.0):
+            return self._give_way(other)
         if self._reload.is_set():
             self._reload.clear()
             self._take_over()
         if (now := _shared(self._config)) != self._files:
             ray.get(self._head.share.remote(now))
             self._files = now
-        status, _ = ray.get([self._head.status.remote(), self._head.lead.remote(_me())], timeout=10.0)
-        return _lines(status)
+        return _lines(ray.get(self._head.status.remote(), timeout=10.0))
+
+    def _give_way(self, other: str) -> list[str]:
+        led = f"the cluster works by the configuration of {other} by now"
+        if self._stays:
+            return [f"{led}; this process only keeps the cluster's first machine in it, until Ctrl-C"]
+        raise ClusterLed(led, where=_me(), remedy=_LED_REMEDY)
 
     def _take_over(self) -> None:
         """The file as it is, if it is right; a wrong one changes nothing."""
@@ -289,6 +299,21 @@ class _Leader:
         else:
             self._config = new
             say("taken over the new configuration")
+
+
+def _end(head: Any) -> None:
+    """End everything of ours in the cluster, unless it is another process's by now."""
+    import ray
+    from ray.exceptions import RayError
+
+    other = None
+    with contextlib.suppress(RayError):  # no head: then nobody leads
+        other = ray.get(head.lead.remote(_me()), timeout=10.0)
+    if other is not None:
+        say(f"stopping; the cluster is left to {other}")
+        return
+    say("stopping; requests may finish")
+    _dissolve()
 
 
 def _dissolve() -> None:

@@ -50,7 +50,7 @@ def belong(machine: Machine, address: str, stop: threading.Event, deadline: floa
             say(str(error))
             stop.wait(RETRY_SECONDS)
     if joined:
-        _stop_processes(machine)  # also where the cluster was lost, and nobody is left to ask for it
+        stop_processes(machine)  # also where the cluster was lost, and nobody is left to ask for it
 
 
 def _member(machine: Machine, address: str, stop: threading.Event) -> bool:
@@ -95,15 +95,15 @@ def _leave(machine: Machine, address: str) -> None:
         knock(address)
     except ClusterUnreachable:
         say("the cluster does not answer; leaving without it")
-        _stop_processes(machine)
+        stop_processes(machine)
         return
     try:
         _take_leave(machine.name, address)
     finally:
-        _stop_processes(machine)
+        stop_processes(machine)
 
 
-def _stop_processes(machine: Machine) -> None:
+def stop_processes(machine: Machine) -> None:
     """End this machine's gateway, and its controller with its engines, if they run."""
     from placement.cluster.processes import LocalProcesses
 

@@ -18,7 +18,7 @@ from gateway.cli.output import exit_code
 from gateway.config import load_config
 from model_registry.errors import ConfigError
 from placement.cluster import processes
-from placement.cluster.errors import ClusterUnreachable, NoAddress, NodeMismatch, SliceHeld
+from placement.cluster.errors import ClusterLed, ClusterUnreachable, NoAddress, NodeMismatch, SliceHeld
 from placement.errors import StateLocked
 
 start = pytest.importorskip("placement.cluster.start", exc_type=ImportError)
@@ -136,7 +136,7 @@ def test_who_leaves_ends_its_processes_whatever_the_cluster_says(
     monkeypatch.setattr(member, "knock", lambda _: None)
     monkeypatch.setattr(start, "connect", refuse)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(member, "_stop_processes", stopped.append)
+    monkeypatch.setattr(member, "stop_processes", stopped.append)
     one = machine(tmp_path)
     member._leave(one, "127.0.0.1:1")
     assert stopped == [one]
@@ -152,7 +152,7 @@ class Joins:
         self.stopped: list[Any] = []
         monkeypatch.setattr(member, "_member", self.join)
         monkeypatch.setattr(member, "RETRY_SECONDS", 0.0)
-        monkeypatch.setattr(member, "_stop_processes", self.stopped.append)
+        monkeypatch.setattr(member, "stop_processes", self.stopped.append)
 
     def join(self, *_: Any) -> bool:
         outcome = self.outcomes.pop(0)
@@ -239,14 +239,14 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have `ray.get` ask the stand-in."""
 
     def get(asked: Any, timeout: float | None = None) -> Any:
-        return [one() for one in asked] if isinstance(asked, list) else asked()
+        return asked()
 
     monkeypatch.setattr(ray, "get", get)
 
 
-def leader(tmp_path: Path, head: HeadStandIn) -> tuple[Any, threading.Event]:
+def leader(tmp_path: Path, head: HeadStandIn, *, stays: bool = False) -> tuple[Any, threading.Event]:
     path, reload = configuration(tmp_path), threading.Event()
-    return cluster._Leader(head, path, load_config(path), reload), reload
+    return cluster._Leader(head, path, load_config(path), reload, stays=stays), reload
 
 
 def failed(cause: Exception) -> Exception:
@@ -297,3 +297,35 @@ def test_a_head_that_does_not_say_how_it_is_is_asked_again(error: Exception, sai
     one, _ = leader(tmp_path, HeadStandIn(status=(error,)))
     assert one.look() == [said]
     assert one.look() == QUIET
+
+
+@pytest.mark.usefixtures("answered")
+def test_who_is_not_heard_of_for_long_gives_way_and_tells_the_head_nothing(tmp_path: Path) -> None:
+    head = HeadStandIn(lead=("`sliceway up` on b, pid 7",))
+    one, reload = leader(tmp_path, head)
+    reload.set()
+    with pytest.raises(ClusterLed, match="the configuration of `sliceway up` on b, pid 7 by now"):
+        one.look()
+    assert head.aim.asked == 1
+
+
+@pytest.mark.usefixtures("answered")
+def test_who_has_the_clusters_first_machine_stays_and_leads_again_when_nobody_does(tmp_path: Path) -> None:
+    one, _ = leader(tmp_path, HeadStandIn(lead=("`sliceway up` on b, pid 7", None)), stays=True)
+    (line,) = one.look()
+    assert "on b, pid 7 by now; this process only keeps the cluster's first machine in it" in line
+    assert one.look() == QUIET
+
+
+@pytest.mark.parametrize(
+    ("lead", "dissolved"), [(None, 1), (ray.exceptions.ActorUnavailableError("gone", None), 1), ("another", 0)]
+)
+@pytest.mark.usefixtures("answered")
+def test_who_stops_ends_the_cluster_unless_it_is_another_ones(
+    lead: Any, dissolved: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended: list[None] = []
+    monkeypatch.setattr(cluster, "_dissolve", lambda: ended.append(None))
+    cluster._end(HeadStandIn(lead=(lead,)))
+    assert len(ended) == dissolved
+    assert ("the cluster is left to another" in capsys.readouterr().out) == (not dissolved)
