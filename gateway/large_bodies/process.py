@@ -192,11 +192,12 @@ class ReaderProcess:
         return delay
 
     def _end(self, delay: float) -> None:
-        """Close the line, end the process behind it, and tell everybody that waits."""
+        """Close the line, end the process behind it, and have everybody that waits told: not from here, where somebody may just be asking."""
+        loop = asyncio.get_running_loop()
         line, self._line = self._line, None
         process, self._process = self._process, None
         if line is not None:
-            asyncio.get_running_loop().remove_reader(line.fileno())
+            loop.remove_reader(line.fileno())
             line.close()
         if process is not None:
             process.kill()
@@ -204,7 +205,7 @@ class ReaderProcess:
         queues, self._queues = self._queues, {}
         running = self._over()
         for ticket in (*((running,) if running else ()), *(ticket for queue in queues.values() for ticket in queue)):
-            ticket.done(_gone(delay))
+            loop.call_soon(ticket.done, _gone(delay))
 
     async def close(self) -> None:
         """End the reader, and see it ended. Who waits for it is told."""

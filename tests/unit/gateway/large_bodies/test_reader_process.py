@@ -23,6 +23,7 @@ class Reader:
     def __init__(self) -> None:
         self.line: socket.socket | None = None
         self.fails = False
+        self.hangs_up = False
         self.starts = 0
 
     def start(self, _: int) -> tuple[socket.socket, Reader]:
@@ -31,6 +32,8 @@ class Reader:
         self.starts += 1
         ours, self.line = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
+        if self.hangs_up:
+            self.line.close()
         return ours, self
 
     def asked(self) -> str:
@@ -165,6 +168,16 @@ async def test_a_machine_that_starts_no_process_refuses_the_body_and_nothing_els
     desk.far.fails = False
     desk.clock.turn(60)
     desk.ask("a", "2")
+    await desk.close()
+
+
+async def test_who_asks_one_that_takes_no_job_has_the_ticket_before_it_is_told() -> None:
+    desk = Desk()
+    desk.far.hangs_up = True
+    ticket = desk.ask("a", "1")
+    assert desk.done == []
+    await desk.next_done(1)
+    assert isinstance(ticket.answer, BodyReaderGone)
     await desk.close()
 
 
