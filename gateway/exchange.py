@@ -414,16 +414,21 @@ class Exchange(Struct, eq=False):
     def prepare_large_body(self, replica: ReplicaRow, on_ready: Callable[[], None]) -> bool:
         """Make the large body ready for this replica: True if it is so at once, else `on_ready` is called once. Raises BodyReaderGone."""
         assert self._large is not None
-        return self._large.prepare(
+        ready = self._large.prepare(
             replica.engine_model,
             self._sets(replica) if self.route.body == "json" else {},
             ask_usage=self.route.stream == "chunks",
             on_done=on_ready,
         )
+        if not ready:
+            self._wait("reading", self._desk.policy.limits.body_timeout_seconds)
+        return ready
 
     def outgoing_pieces(self) -> Pieces:
         """The large body for the replica that it was made ready for. Raises BodyReaderGone, BodyTooLarge."""
         assert self._large is not None
+        if self._stage == "reading":
+            self._wait("first byte", self._desk.policy.limits.first_byte_timeout_seconds)
         return self._large.pieces()
 
     def _sets(self, replica: ReplicaRow) -> dict[str, object]:

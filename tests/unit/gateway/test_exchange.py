@@ -15,6 +15,7 @@ from gateway.admission import Admission, CacheSalts, Loads
 from gateway.config import Config
 from gateway.digests import METRICS, LatencyBook
 from gateway.errors import (
+    BodyReaderGone,
     Draining,
     EngineDied,
     EngineTimeout,
@@ -26,6 +27,8 @@ from gateway.errors import (
 )
 from gateway.exchange import ClientLeft, Exchange, Exchanges, Policy
 from gateway.keys import Keyring
+from gateway.large_bodies import LargeBodies
+from gateway.large_bodies.testing import InlineReader
 from gateway.request import ROUTES
 from gateway.router import Router
 from gateway.routes import build_routes
@@ -355,3 +358,21 @@ async def test_a_prompt_of_sixty_thousand_tokens_is_no_more_work_than_a_short_on
     assert len(long) > 50 * len(short) > 50_000
     assert abs(more_calls - calls) < 10, "but for what only large bodies are looked at for"
     assert more_made - made < 1000
+
+
+async def test_a_long_body_that_waits_to_be_written_anew_is_not_told_as_the_engines_silence(desk: Desk) -> None:
+    reader = InlineReader(at_once=False)
+    desk.exchanges.large_bodies = LargeBodies(reader)
+    with desk.open() as exchange:
+        exchange.admit({})
+        exchange.large_body().append(b'{"model": "m", "stream": true, "stream_options": {"more": 1}}')
+        exchange.read_large_body(lambda: None)
+        reader.work()
+        exchange.take_large_body()
+        assert not exchange.prepare_large_body(placed_at_once(exchange), lambda: None)
+        assert isinstance(exchange.timeout_error(), BodyReaderGone)
+        assert exchange.deadline == desk.clock() + 10
+        reader.work()
+        exchange.outgoing_pieces()
+        assert isinstance(exchange.timeout_error(), EngineTimeout)
+        assert exchange.deadline == desk.clock() + 20
