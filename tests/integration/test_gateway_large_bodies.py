@@ -206,7 +206,7 @@ def test_the_end_of_its_reader_is_a_503_and_the_next_one_is_served(made: Bench) 
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b'"code":"body_reader_gone"' in answer
     assert b"retry-after: 1\r\n" in answer
-    assert httpx2.get(made.url + "/healthz").status_code == 200
+    assert httpx2.get(made.url + "/healthz", timeout=60).status_code == 200
     wait_until(lambda: httpx2.post(made.url + CHAT, content=body(), timeout=60).status_code == 200, what="it serves on")
     assert reader_pid(made) != pid
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -129,6 +129,7 @@ def refusal(ask: Callable[[], object]) -> tuple[str, str | None] | None:
     return None
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32))
 def test_json_of_any_kind(seed: int) -> None:
     chance = random.Random(seed)
@@ -153,6 +154,7 @@ def test_json_of_any_kind(seed: int) -> None:
     large.close()
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32))
 def test_forms(seed: int) -> None:
     chance = random.Random(seed)
@@ -174,6 +176,7 @@ def test_forms(seed: int) -> None:
     large.close()
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=3000), st.sampled_from([b'"messages"', b'"prompt"', b'"input"', b""]), st.text(max_size=3))
 def test_affinity_goes_by_the_same_beginning(noise: bytes, word: bytes, tenant: str) -> None:
     raw = noise[: len(noise) // 2] + word + noise[len(noise) // 2 :]
