@@ -26,13 +26,18 @@ STOP_SECONDS = 90.0
 
 @contextlib.contextmanager
 def alone(machine: Machine) -> Iterator[None]:
-    """No other process is this node of a cluster for as long as the block runs. Raises StateLocked."""
+    """No other process is this node of a cluster for as long as the block runs, and none has left its Ray behind. Raises
+    StateLocked.
+    """
+    from placement.cluster.start import end_leftover
+
     lock = exclusive(
         machine.directory / "member.lock",
         what=f"part of a cluster named {machine.name!r}",
         remedy="Stop that one first (kill -INT {pid}), or give this one another --name and --state-dir.",
     )
     with lock:
+        end_leftover(machine)
         yield
 
 

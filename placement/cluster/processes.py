@@ -62,7 +62,7 @@ class LocalProcesses:
         controller = self._found("controller")
         if controller is not None:
             self._signal("controller", signal.SIGKILL)
-            _ends(controller, _KILL_SECONDS)
+            ends(controller, _KILL_SECONDS)
             self.ensure_controller(self._paths.controller_config, self._paths.seats)
 
     def stop(self, *, seconds: float) -> None:
@@ -74,7 +74,7 @@ class LocalProcesses:
             found = self._found(name)
             if found is None:
                 continue
-            if not _ends(found, seconds):
+            if not ends(found, seconds):
                 log.warning("the %s did not end within %g s", name, seconds)
                 self._signal(name, signal.SIGKILL)
             self._record(name).unlink(missing_ok=True)
@@ -132,7 +132,7 @@ def _gateway(config: Path) -> tuple[str, ...]:
     return "gateway", str(config), "--take-over"
 
 
-def _ends(owner: Owner, seconds: float) -> bool:
+def ends(owner: Owner, seconds: float) -> bool:
     """Whether the process ends within the time."""
     try:
         pidfd = os.pidfd_open(owner.pid)

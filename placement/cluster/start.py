@@ -21,12 +21,16 @@ from typing import Any
 
 import ray
 
+from model_registry.atomic import write_atomically
 from placement.cluster.actors import NAMESPACE, start_agent
 from placement.cluster.address import knock
 from placement.cluster.errors import ClusterUnreachable, NodeMismatch, SliceHeld
-from placement.cluster.members import Versions
+from placement.cluster.members import Owner, Versions
 from placement.cluster.node import NodePaths
 from placement.cluster.offers import NODE_UNITS, node_resource, offered
+from placement.cluster.processes import ends
+from placement.cluster.seats import owner_lives
+from placement.replicas.procfs import ProcessIdentity
 from placement.slices import Inventory
 
 START_SECONDS = 60.0
@@ -124,6 +128,10 @@ class Raylet:
                 start_new_session=True,
             )
         self._log = logs / "ray.log"
+        self._record = _record(machine)
+        if (identity := ProcessIdentity.of(self._process.pid)) is not None:
+            owner = Owner(pid=identity.pid, start_ticks=identity.start_ticks, boot_id=identity.boot_id)
+            write_atomically(self._record, owner.model_dump_json().encode(), mode=0o600)
 
     @property
     def ended(self) -> bool:
@@ -172,6 +180,28 @@ class Raylet:
     def stop(self) -> None:
         """End it, and what Ray has started on this machine for it."""
         end_group(self._process)
+        self._record.unlink(missing_ok=True)
+
+
+def _record(machine: Machine) -> Path:
+    return machine.directory / "raylet.json"
+
+
+def end_leftover(machine: Machine) -> None:
+    """End Ray on this machine where it was left behind by a process that was killed: this machine is in the cluster's books with it,
+    and could not join again.
+    """
+    record = _record(machine)
+    try:
+        owner = Owner.model_validate_json(record.read_bytes())
+    except (OSError, ValueError):
+        return
+    if owner_lives(owner):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(owner.pid, signal.SIGTERM)
+            ends(owner, _STOP_SECONDS)
+            os.killpg(owner.pid, signal.SIGKILL)
+    record.unlink(missing_ok=True)
 
 
 def _free_port() -> int:

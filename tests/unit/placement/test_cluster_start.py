@@ -9,10 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from placement.cluster.errors import ClusterUnreachable, NodeMismatch
+from placement.cluster.members import Owner
+from placement.replicas.procfs import ProcessIdentity
 
 start = pytest.importorskip("placement.cluster.start", exc_type=ImportError)
 
@@ -87,6 +90,45 @@ def test_what_does_not_end_in_time_is_killed() -> None:
         process.stdout.readline()
         start.end_group(process, patience_seconds=0.05)
         assert process.returncode == -signal.SIGKILL
+
+
+def a_machine(tmp_path: Path) -> Any:
+    return start.Machine("n1", "127.0.0.1", tmp_path, {}, (), None)
+
+
+def recorded(tmp_path: Path, process: subprocess.Popen[bytes], *, later: int = 0) -> Path:
+    identity = ProcessIdentity.of(process.pid)
+    assert identity is not None
+    path = tmp_path / "raylet.json"
+    owner = Owner(pid=identity.pid, start_ticks=identity.start_ticks + later, boot_id=identity.boot_id)
+    path.write_text(owner.model_dump_json(), encoding="utf-8")
+    return path
+
+
+def test_ray_that_a_killed_process_has_left_is_ended(tmp_path: Path) -> None:
+    with in_a_group("sleep 600 & echo begun; sleep 600") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        record = recorded(tmp_path, process)
+        start.end_leftover(a_machine(tmp_path))
+        assert process.stdout.read() == b""  # nobody of the group is left
+        assert not record.exists()
+
+
+def test_another_process_of_that_pid_is_left_alone(tmp_path: Path) -> None:
+    with in_a_group("echo begun; exec sleep 600") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        recorded(tmp_path, process, later=1)
+        start.end_leftover(a_machine(tmp_path))
+        assert process.poll() is None
+        start.end_group(process)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]"])
+def test_a_record_of_ray_that_makes_no_sense_is_none(content: str, tmp_path: Path) -> None:
+    (tmp_path / "raylet.json").write_text(content, encoding="utf-8")
+    start.end_leftover(a_machine(tmp_path))
 
 
 def test_what_ray_said_last_is_told_without_colours(tmp_path: Path) -> None:
