@@ -168,6 +168,7 @@ def _setting(
         p99_over_p50={m: _spread(getattr(summary, m)) for m in METRICS},
         p99_over_p50_confidence={m: compared[m].p99_over_p50 for m in METRICS},
         round_p50={m: [getattr(summarize(r), m).p50 for r in rounds] for m in METRICS},
+        unfinished=sum(m.run.unfinished for m in phases),
         slo=_slo(victim, pooled, seconds),
         service=_service(everyone, seconds),
         neighbours=_neighbours(everyone, scenario, seconds),
@@ -289,7 +290,11 @@ def _warnings(
     judged: bool,
 ) -> list[str]:
     """What speaks against believing the figures, in words; a verdict's refusals are not said twice."""
-    found = [] if judged else [*overloaded(settings, None, client), *unanswered(client), *drifted(settings, None)]
+    found = (
+        []
+        if judged
+        else [*overloaded(settings, None, client), *unanswered(settings, settings, client), *drifted(settings, None)]
+    )
     found += _failures(measured)
     fewest = min(setting.victim.succeeded for setting in settings.values())
     needed = samples_needed("p99")

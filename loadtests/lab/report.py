@@ -99,6 +99,10 @@ class Setting(Part):
     p99_over_p50: dict[MetricName, float | None]
     p99_over_p50_confidence: dict[MetricName, Interval | None]
     round_p50: dict[MetricName, list[float | None]]
+    unfinished: int | None = Field(
+        default=None,
+        description="Requests of anyone without an answer when the run was given up, in no figure; null where not told.",
+    )
     slo: Slo | None
     service: Service
     neighbours: list[Neighbour]

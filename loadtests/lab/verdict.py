@@ -28,11 +28,12 @@ def judge(settings: Settings, budget: Budget | None, client: Client) -> Verdict:
         return Verdict(status="none", sentence="Measured, with no budget to judge by.", refusals=[], checks=[])
     judged = {key: s for key, s in settings.items() if s.where in budget.settings}
     checks = [check for key, setting in judged.items() for check in _checks(key, setting, budget)]
+    compared = dict(judged) | {s.baseline: settings[s.baseline] for s in judged.values()}
     refusals = [
         *overloaded(settings, budget, client),
-        *unanswered(client),
+        *unanswered(settings, compared, client),
         *drifted(settings, budget),
-        *_few(settings, judged, budget),
+        *_few(compared, budget),
     ]
     if not judged:
         refusals.append(f"no setting was measured that the budget is about ({', '.join(budget.settings)})")
@@ -57,11 +58,14 @@ def overloaded(settings: Settings, budget: Budget | None, client: Client) -> lis
     return found
 
 
-def unanswered(client: Client) -> list[str]:
-    """What was due and is in no figure, as the slowest of all would be."""
-    if not client.unfinished:
-        return []
-    return [f"requests still unanswered when the run was given up: {client.unfinished}; they are in no figure"]
+def unanswered(settings: Settings, compared: Settings, client: Client) -> list[str]:
+    """What was due in `compared` and is in no figure, as the slowest of all would be.
+
+    What `client` counted and no setting did, as in reports whose settings do not tell, may have been anywhere.
+    """
+    nowhere = client.unfinished - sum(setting.unfinished or 0 for setting in settings.values())
+    lost = nowhere + sum(setting.unfinished or 0 for setting in compared.values())
+    return [f"requests still unanswered when the run was given up: {lost}; they are in no figure"] if lost else []
 
 
 def drifted(settings: Settings, budget: Budget | None) -> list[str]:
@@ -79,8 +83,7 @@ def drifted(settings: Settings, budget: Budget | None) -> list[str]:
     return found
 
 
-def _few(settings: Settings, judged: Settings, budget: Budget) -> list[str]:
-    compared = dict(judged) | {s.baseline: settings[s.baseline] for s in judged.values()}
+def _few(compared: Settings, budget: Budget) -> list[str]:
     for name in budget.percentiles:
         needed = samples_needed(name)
         counts = {

@@ -14,7 +14,8 @@ from loadtests.lab import tables
 from loadtests.lab.evaluate import Measured, Surroundings, evaluate, not_isolated
 from loadtests.lab.matrix import Cell, cells_of, phases
 from loadtests.lab.report import Report
-from loadtests.lab.scenario import Context, IsolationScenario
+from loadtests.lab.scenario import Budget, Context, IsolationScenario
+from loadtests.lab.verdict import judge
 from loadtests.problems import LoadTestError
 from loadtests.report.words import tenant_rows
 from loadtests.run_result import Run
@@ -160,6 +161,29 @@ def test_a_ruler_that_is_not_sure_refuses(values: Any, run: dict[str, Any], said
     report = report_of(scenario_of(budget=BUDGET), values, **run)
     assert report.verdict.status == "refused"
     assert said in " ".join(report.verdict.refusals)
+
+
+def test_what_went_unanswered_beside_the_judged_settings_refuses_nothing_of_them() -> None:
+    def values(key: str, number: int) -> list[float]:
+        return steady(1.0, seed=number)
+
+    def lost_in(place: str) -> Report:
+        return report_of(scenario_of(budget=BUDGET), values, unfinished=lambda key: 3 if place in key else 0)
+
+    elsewhere = lost_in("same_slice")
+    assert elsewhere.verdict.status == "pass"
+    assert elsewhere.settings["neighbour_on_same_slice"].unfinished == 6
+    assert elsewhere.client.unfinished == 6
+    for place in ("alone", "other_slice"):
+        verdict = lost_in(place).verdict
+        assert verdict.status == "refused"
+        assert verdict.refusals == ["requests still unanswered when the run was given up: 6; they are in no figure"]
+
+
+def test_unanswered_requests_that_no_setting_counts_refuse_the_verdict() -> None:
+    report = report_of(scenario_of(budget=BUDGET), lambda key, n: steady(1.0, seed=n))
+    client = report.client.model_copy(update={"unfinished": 2})
+    assert judge(report.settings, Budget.model_validate(report.budget), client).status == "refused"
 
 
 def test_without_a_budget_there_are_notes_and_no_verdict() -> None:
