@@ -34,7 +34,7 @@ def report(
     into: ReportDir = None,
     as_json: Json = False,
 ) -> None:
-    """HTML, Markdown and JSON from results; several deployments become one report with one verdict."""
+    """HTML, Markdown and JSON from results, without measuring again; several deployments become one report with one verdict."""
     words = ["render", *map(str, results)]
     words += ["--report", str(into)] if into else []
     raise typer.Exit(loadtests([*words, "--json"] if as_json else words))

@@ -13,12 +13,13 @@ from loadtests.problems import ScenarioError
 def merge(reports: Sequence[Report]) -> Report:
     """One report with every setting, by `deployment: setting`; the client is as good as the worst of them.
 
+    A single report comes back as it is; one of a version that judged no setting by itself gets that from its own figures.
     Raises ScenarioError for none, or two of the same deployment.
     """
     if not reports:
         raise ScenarioError("no report to put together")
     if len(reports) == 1:
-        return reports[0]
+        return _judged(reports[0])
     names = [_deployment(report) for report in reports]
     if len(set(names)) != len(names):
         raise ScenarioError(f"two reports are of the same deployment: {', '.join(map(repr, names))}")
@@ -42,6 +43,13 @@ def merge(reports: Sequence[Report]) -> Report:
             "layout": {name: report.layout for name, report in zip(names, reports, strict=True)},
         }
     )
+
+
+def _judged(report: Report) -> Report:
+    if report.verdict.settings or not report.budget:
+        return report
+    verdict = judge(report.settings, Budget.model_validate(report.budget), report.client)
+    return report.model_copy(update={"verdict": report.verdict.model_copy(update={"settings": verdict.settings})})
 
 
 def _deployment(report: Report) -> str:

@@ -121,13 +121,29 @@ class Check(Part):
     outcome: Literal["pass", "fail", "undecided"]
 
 
+class Outcome(Part):
+    """One setting against the budget, whether or not the verdict depends on it. `status` means what it means there."""
+
+    status: Literal["pass", "fail", "undecided", "refused"]
+    decides: bool = Field(
+        description="Whether the verdict depends on it: whether the budget's `settings` name its place."
+    )
+    sentence: str
+    refusals: list[str]
+    checks: list[Check]
+
+
 class Verdict(Part):
     """`pass`, `fail`, `undecided` (the interval reaches beyond the limit), `refused` (the ruler is not sure), `none` (no budget)."""
 
     status: Status
     sentence: str
     refusals: list[str]
-    checks: list[Check]
+    checks: list[Check] = Field(description="Of the settings that decide.")
+    settings: dict[str, Outcome] = Field(
+        default={},
+        description="Each setting but the victim alone, by itself, against the same budget; empty without one.",
+    )
 
 
 class Client(Part):

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loadtests.lab.report import Percentiles, Report, Setting
+from loadtests.report.words import OUTCOMES, outcome_rows
 from loadtests.reports import milliseconds
 from loadtests.samples import METRICS
 
@@ -20,6 +21,8 @@ def show(report: Report, console: Console) -> None:
     console.print(Text(report.verdict.sentence, style=STYLES[report.verdict.status]))
     for reason in report.verdict.refusals[1:]:
         console.print(f"also: {reason}", markup=False, highlight=False)
+    for status, told in outcome_rows(report):
+        console.print(Text(f"{OUTCOMES[status]} {told}", style=STYLES[status]))
     console.print(table(report))
     for text in report.warnings:
         console.print(f"note: {text}", markup=False, highlight=False)

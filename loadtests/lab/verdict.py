@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
-from loadtests.lab.report import Check, Client, Interval, Row, Setting, Verdict
-from loadtests.lab.scenario import Budget, metric_seconds
+from loadtests.lab.report import Check, Client, Interval, Outcome, Row, Setting, Verdict
+from loadtests.lab.scenario import APART, Budget, metric_seconds
 from loadtests.samples import METRICS, percentile, samples_needed, show_percentile
 
 DRIFT_RATIO = 1.15
@@ -16,10 +17,11 @@ LAG_FLOOR_SECONDS = 0.002
 BUSY_CLIENT_RATIO = 0.9
 
 Settings = Mapping[str, Setting]
+Judgement = Literal["pass", "fail", "undecided", "refused"]
 
 
 def judge(settings: Settings, budget: Budget | None, client: Client) -> Verdict:
-    """The verdict over every setting that the budget is about.
+    """The verdict over every setting that the budget is about, and beside it what each setting alone comes to.
 
     Refused where the client was overloaded, requests were left without an answer, the victim alone drifted, or there are too
     few samples for a percentile that the budget names; those are reasons not to believe the figures, whichever way they point.
@@ -28,17 +30,45 @@ def judge(settings: Settings, budget: Budget | None, client: Client) -> Verdict:
         return Verdict(status="none", sentence="Measured, with no budget to judge by.", refusals=[], checks=[])
     judged = {key: s for key, s in settings.items() if s.where in budget.settings}
     checks = [check for key, setting in judged.items() for check in _checks(key, setting, budget)]
-    compared = dict(judged) | {s.baseline: settings[s.baseline] for s in judged.values()}
-    refusals = [
-        *overloaded(settings, budget, client),
-        *unanswered(settings, compared, client),
-        *drifted(settings, budget),
-        *_few(compared, budget),
-    ]
+    refusals = _refusals(settings, judged, budget, client)
     if not judged:
         refusals.append(f"no setting was measured that the budget is about ({', '.join(budget.settings)})")
-    status, sentence = _sum(checks, refusals)
-    return Verdict(status=status, sentence=sentence, refusals=refusals, checks=checks)
+    status = _status(checks, refusals)
+    return Verdict(
+        status=status,
+        sentence=_sentence(status, checks, refusals),
+        refusals=refusals,
+        checks=checks,
+        settings={k: _outcome(k, settings, budget, client) for k, s in settings.items() if k != s.baseline},
+    )
+
+
+def _outcome(key: str, settings: Settings, budget: Budget, client: Client) -> Outcome:
+    """One setting by itself, by the rules of the verdict."""
+    setting = settings[key]
+    checks = list(_checks(key, setting, budget))
+    refusals = _refusals(settings, {key: setting}, budget, client)
+    status = _status(checks, refusals)
+    decides = setting.where in budget.settings
+    expected = not decides and setting.where not in APART
+    return Outcome(
+        status=status,
+        decides=decides,
+        sentence=_told_of_one(status, checks, refusals, expected=expected),
+        refusals=refusals,
+        checks=checks,
+    )
+
+
+def _refusals(settings: Settings, judged: Settings, budget: Budget, client: Client) -> list[str]:
+    """Why the figures of `judged` are not to be believed, if they are not."""
+    compared = dict(judged) | {s.baseline: settings[s.baseline] for s in judged.values()}
+    return [
+        *overloaded(compared, budget, client),
+        *unanswered(settings, compared, client),
+        *drifted(compared, budget),
+        *_few(compared, budget),
+    ]
 
 
 def overloaded(settings: Settings, budget: Budget | None, client: Client) -> list[str]:
@@ -143,23 +173,55 @@ def _check(
     )
 
 
-def _sum(checks: list[Check], refusals: list[str]) -> tuple[str, str]:
-    failed = [c for c in checks if c.outcome == "fail"]
-    open_ones = [c for c in checks if c.outcome == "undecided"]
+def _status(checks: Sequence[Check], refusals: Sequence[str]) -> Judgement:
+    outcomes = {check.outcome for check in checks}
     if refusals:
-        return "refused", f"No certificate: {refusals[0]}."
-    if failed:
-        worst = max(failed, key=lambda c: (c.measured or 0) / c.limit if c.limit else 0.0)
-        return "fail", f"Not isolated: {_told(worst)}."
-    if open_ones:
-        return "undecided", f"Not certain: {_told(open_ones[0])}; measure longer or more rounds."
-    return "pass", f"Isolated within the budget: {len(checks)} of {len(checks)} figures hold, with their intervals."
+        return "refused"
+    if "fail" in outcomes:
+        return "fail"
+    return "undecided" if "undecided" in outcomes else "pass"
+
+
+def _sentence(status: Judgement, checks: Sequence[Check], refusals: Sequence[str]) -> str:
+    match status:
+        case "refused":
+            return f"No certificate: {refusals[0]}."
+        case "fail":
+            worst = _worst(checks)
+            return f"Not isolated: {worst.setting}: {_told(worst)}."
+        case "undecided":
+            open_one = _first_open(checks)
+            return f"Not certain: {open_one.setting}: {_told(open_one)}; measure longer or more rounds."
+        case "pass":
+            return f"Isolated within the budget: {len(checks)} of {len(checks)} figures hold, with their intervals."
+
+
+def _told_of_one(status: Judgement, checks: Sequence[Check], refusals: Sequence[str], *, expected: bool) -> str:
+    match status:
+        case "refused":
+            return f"not judged: {refusals[0]}"
+        case "fail":
+            what = "not isolated, as expected" if expected else "not isolated"
+            return f"fails the budget ({what}): {_told(_worst(checks))}"
+        case "undecided":
+            return f"not certain: {_told(_first_open(checks))}; measure longer or more rounds"
+        case "pass":
+            return f"holds the budget: {len(checks)} of {len(checks)} figures, with their intervals"
+
+
+def _worst(checks: Sequence[Check]) -> Check:
+    failed = [check for check in checks if check.outcome == "fail"]
+    return max(failed, key=lambda c: (c.measured or 0) / c.limit if c.limit else 0.0)
+
+
+def _first_open(checks: Sequence[Check]) -> Check:
+    return next(check for check in checks if check.outcome == "undecided")
 
 
 def _told(check: Check) -> str:
     shown = "was not measured" if check.measured is None else f"is {check.measured:.3g}"
     reach = f" (95%: {check.interval[0]:.3g} to {check.interval[1]:.3g})" if check.interval else ""
-    return f"{check.setting}: {check.metric} {check.figure} {shown}{reach}, allowed {check.limit:g}"
+    return f"{check.metric} {check.figure} {shown}{reach}, allowed {check.limit:g}"
 
 
 def _baselines(settings: Settings) -> list[Setting]:

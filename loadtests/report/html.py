@@ -42,6 +42,7 @@ def render(report: Report) -> str:
     parts = [
         f"<h1>{escape(report.name)}</h1>",
         _verdict(report),
+        _bullets(f"{words.OUTCOMES[status]} {told}" for status, told in words.outcome_rows(report)),
         _glance(report),
         "<h2>Latency of the victim</h2>",
         _table(
@@ -134,9 +135,9 @@ def _figure(metric: str, alone: Setting, beside: Setting) -> str:
 
 
 def _checks(report: Report) -> Iterator[str]:
-    if report.verdict.checks:
+    if checks := words.checks(report):
         yield "<h2>The budget</h2>"
-        yield _table(words.CHECK_HEADINGS, map(words.check_row, report.verdict.checks), numeric_from=3)
+        yield _table(words.CHECK_HEADINGS, map(words.check_row, checks), numeric_from=3)
 
 
 def _service_caption(report: Report) -> str:

@@ -15,6 +15,7 @@ def render(report: Report) -> str:
         f"**{words.VERDICTS[report.verdict.status]}** {report.verdict.sentence}",
         *(["These engines are **simulated**: what was measured is the gateway."] if report.simulated else []),
         _bullets(report.verdict.refusals[1:]),
+        _bullets(f"**{words.OUTCOMES[status]}** {told}" for status, told in words.outcome_rows(report)),
         "## Latency of the victim, milliseconds",
         _table(words.PERCENTILE_HEADINGS, words.percentile_rows(report)),
         "Times are the client's, from the moment a request was due. `*`: the maximum, for want of samples.",
@@ -36,9 +37,8 @@ def render(report: Report) -> str:
 
 
 def _checks(report: Report) -> list[str]:
-    if not report.verdict.checks:
-        return []
-    return ["## The budget", _table(words.CHECK_HEADINGS, map(words.check_row, report.verdict.checks))]
+    checks = words.checks(report)
+    return ["## The budget", _table(words.CHECK_HEADINGS, map(words.check_row, checks))] if checks else []
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

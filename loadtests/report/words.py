@@ -20,6 +20,7 @@ VERDICTS = {
     "refused": "! NO CERTIFICATE",
     "none": "MEASURED",
 }
+OUTCOMES = VERDICTS | {"refused": "! NOT JUDGED"}
 PERCENTILE_NAMES = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9"}
 
 
@@ -44,6 +45,13 @@ def interval(found: tuple[float, float] | None) -> str:
 def label_of(setting: Setting) -> str:
     """What a setting is called, with its deployment where there are several."""
     return f"{setting.deployment}: {setting.label}" if setting.deployment else setting.label
+
+
+def outcome_rows(report: Report) -> Iterator[tuple[str, str]]:
+    """What the budget says of each setting by itself: status and words. None of a report without a budget."""
+    for key, outcome in report.verdict.settings.items():
+        told = f"{label_of(report.settings[key])}: {outcome.sentence}"
+        yield outcome.status, told if outcome.decides else f"{told} (the verdict does not depend on it)"
 
 
 def percentile_rows(report: Report) -> Iterator[list[str]]:
@@ -168,6 +176,12 @@ def service_rows(report: Report) -> Iterator[list[str]]:
 
 
 CHECK_HEADINGS = ("outcome", "setting", "figure", "measured", "95% interval", "allowed")
+
+
+def checks(report: Report) -> list[Check]:
+    """The budget's lines of all settings: first those that decide, then the others."""
+    others = [one for one in report.verdict.settings.values() if not one.decides]
+    return [*report.verdict.checks, *(check for one in others for check in one.checks)]
 
 
 def check_row(check: Check) -> list[str]:

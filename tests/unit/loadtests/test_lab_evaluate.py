@@ -115,6 +115,31 @@ def test_within_the_budget_with_its_interval_is_a_pass() -> None:
     assert {check.setting for check in report.verdict.checks} == {"neighbour_on_other_slice"}
 
 
+def test_every_setting_is_judged_and_those_that_are_to_be_apart_decide() -> None:
+    report = report_of(scenario_of(budget=BUDGET), lambda key, n: steady(2.0 if "same" in key else 1.0, seed=n))
+    assert report.verdict.status == "pass"
+    apart, together = (report.verdict.settings[f"neighbour_on_{place}_slice"] for place in ("other", "same"))
+    assert (apart.status, apart.decides, apart.checks) == ("pass", True, report.verdict.checks)
+    assert apart.sentence == "holds the budget: 3 of 3 figures, with their intervals"
+    assert (together.status, together.decides) == ("fail", False)
+    assert together.sentence.startswith("fails the budget (not isolated, as expected): ")
+    assert {check.setting for check in together.checks} == {"neighbour_on_same_slice"}
+    assert list(report.verdict.settings) == ["neighbour_on_other_slice", "neighbour_on_same_slice"]
+
+
+def test_a_failure_is_expected_only_where_nobody_asks_for_isolation() -> None:
+    def outcomes(*settings: str) -> list[str]:
+        scenario = scenario_of(budget=BUDGET | {"settings": settings})
+        report = report_of(scenario, lambda key, n: steady(1.0 if key == "alone" else 1.4, seed=n))
+        assert report.verdict.status == "fail"
+        return [one.sentence.partition(":")[0] for one in report.verdict.settings.values()]
+
+    plain, expected = "fails the budget (not isolated)", "fails the budget (not isolated, as expected)"
+    assert outcomes("other_slice") == [plain, expected]
+    assert outcomes("other_slice", "same_slice") == [plain, plain]
+    assert outcomes("same_slice") == [plain, plain]
+
+
 def test_beyond_the_budget_is_a_fail_and_says_where() -> None:
     report = report_of(scenario_of(budget=BUDGET), lambda key, n: steady(1.0 if key == "alone" else 1.4, seed=n))
     assert report.verdict.status == "fail"
@@ -172,6 +197,7 @@ def test_what_went_unanswered_beside_the_judged_settings_refuses_nothing_of_them
 
     elsewhere = lost_in("same_slice")
     assert elsewhere.verdict.status == "pass"
+    assert [one.status for one in elsewhere.verdict.settings.values()] == ["pass", "refused"]
     assert elsewhere.settings["neighbour_on_same_slice"].unfinished == 6
     assert elsewhere.client.unfinished == 6
     for place in ("alone", "other_slice"):
@@ -190,6 +216,7 @@ def test_without_a_budget_there_are_notes_and_no_verdict() -> None:
     report = report_of(scenario_of(), lambda key, n: [1.0 + n], lag=0.02)
     told = " / ".join(report.warnings)
     assert report.verdict.status == "none"
+    assert report.verdict.settings == {}
     assert "late" in told
     assert "between rounds" in told
     assert "raise --duration about 50.0 times" in told
@@ -256,6 +283,9 @@ def test_the_table_shows_the_verdict_and_ratios_beside_the_figures() -> None:
     tables.show(report, Console(width=160, file=shown))
     text = shown.getvalue()
     assert text.startswith("Not isolated:")
+    lines = " ".join(text.split())
+    assert "✗ FAIL neighbour on the other slice: fails the budget (not isolated): " in lines
+    assert "✗ FAIL neighbour on the same slice: fails the budget (not isolated, as expected): " in lines
     assert "victim (chat-a on cpu-0)" in text
     assert "1000 / 1000" in text
     assert "1.50x / 1.50x (1.50-1.50)" in text

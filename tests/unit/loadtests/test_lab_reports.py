@@ -18,6 +18,7 @@ from loadtests.lab.scenario import read_isolation
 from loadtests.problems import ScenarioError
 from loadtests.report import html, markdown, svg
 from loadtests.report.files import write_reports
+from loadtests.report.words import outcome_rows
 from loadtests.yamlfile import load
 from tests.unit.loadtests.made_reports import report_of
 
@@ -122,6 +123,46 @@ def test_several_deployments_become_one_report_with_their_own_baselines() -> Non
     for wrong in ([], [good, good]):
         with pytest.raises(ScenarioError):
             merge(wrong)
+
+
+def test_every_form_says_what_the_budget_makes_of_each_setting() -> None:
+    report = report_of(1.5)
+    (status, told), *_ = outcome_rows(report)
+    assert status == "fail"
+    assert told.startswith("prefill_flood on the other slice: fails the budget (not isolated): TTFT p99 ratio is ")
+    assert f"<li>✗ FAIL {told}</li>" in html.render(report)
+    assert f"- **✗ FAIL** {told}\n" in markdown.render(report)
+
+
+def test_a_report_of_before_is_judged_by_setting_from_its_own_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = report_of(1.5)
+    data = report.as_dict()
+    del data["verdict"]["settings"]
+    for setting in data["settings"].values():
+        del setting["unfinished"]
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(data), encoding="utf-8")
+    assert read_report(old).verdict.settings == {}
+    assert main(["render", str(old), "--report", str(tmp_path / "new")]) == 1
+    again = read_report(tmp_path / "new" / "report.json")
+    assert again.verdict == report.verdict
+    assert again.settings["alone"].unfinished is None, "a figure that nobody took"
+    assert "fails the budget" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_certificate_in_the_documentation_is_its_figures() -> None:
+    folder = ROOT / "docs" / "certificate"
+    report = read_report(folder / "report.json")
+    again = merge([report.model_copy(update={"verdict": report.verdict.model_copy(update={"settings": {}})})])
+    assert again == report
+    for ending, render in (("html", html.render), ("md", markdown.render)):
+        assert (folder / f"report.{ending}").read_text(encoding="utf-8") == render(report), (
+            "write it again: sliceway bench report docs/certificate/report.json --report docs/certificate"
+        )
+    together = report.verdict.settings["neighbour_on_same_slice"]
+    assert (together.status, together.decides) == ("fail", False)
 
 
 def test_before_and_after() -> None:
