@@ -122,6 +122,15 @@ def check_answered(victim: TenantLoad, alone: Sequence[Measured]) -> None:
     )
 
 
+def check_first(victim: TenantLoad, first: Measured) -> None:
+    """Raises LoadTestError if every request of the victim in the `first` phase failed: the rest would not go better.
+
+    Where none was due in it, as at rare rates, later rounds may have some.
+    """
+    if _victims(first.run, victim):
+        check_answered(victim, [first])
+
+
 def not_isolated(kinds: set[str], *, simulated: bool) -> list[str]:
     """What is shared, for each kind of slice in the report."""
     if simulated:

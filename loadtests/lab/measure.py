@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from loadtests import hogs, machine
-from loadtests.lab.evaluate import Measured, Surroundings, check_answered, evaluate
+from loadtests.lab.evaluate import Measured, Surroundings, check_first, evaluate
 from loadtests.lab.matrix import Cell, Phase, cells_of, phases
 from loadtests.lab.report import Report
 from loadtests.lab.scenario import Context, IsolationScenario, keys_from
@@ -55,7 +55,7 @@ def prepare(scenario: IsolationScenario, context: Context) -> Prepared:
 
 
 def carry_out(prepared: Prepared) -> list[Measured]:
-    """Every phase of the matrix, in order; the victim alone comes first. Raises LoadTestError where it gets no answer there."""
+    """Every phase of the matrix, in order; the victim alone comes first. Raises LoadTestError where it is only refused there."""
     scenario = prepared.scenario
     order = list(phases(scenario, prepared.cells, prepared.base_url))
     measured = []
@@ -73,7 +73,7 @@ def carry_out(prepared: Prepared) -> list[Measured]:
                     on_progress=on_progress,
                 )
             measured.append(Measured(phase.round, phase.cell, since, done))
-            check_answered(scenario.victim, measured[:1])
+            check_first(scenario.victim, measured[0])
             _rest(scenario, phase, order)
     return measured
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from loadtests.lab import tables
-from loadtests.lab.evaluate import Measured, Surroundings, evaluate, not_isolated
+from loadtests.lab.evaluate import Measured, Surroundings, check_first, evaluate, not_isolated
 from loadtests.lab.matrix import Cell, cells_of, phases
 from loadtests.lab.report import Report
 from loadtests.lab.scenario import Budget, Context, IsolationScenario
@@ -235,6 +235,20 @@ def test_failures_are_counted_apart_and_make_nothing_faster() -> None:
 def test_a_victim_without_an_answer_is_no_measurement() -> None:
     with pytest.raises(LoadTestError, match=r"no answer even alone.*busy"):
         report_of(scenario_of(rounds=1), lambda key, n: [], failed=2)
+
+
+def test_a_first_phase_without_a_due_request_is_gone_on_from_and_one_of_failures_is_not() -> None:
+    scenario = scenario_of()
+    alone, *_ = cells(scenario)
+    victim = scenario.victim
+    check_first(victim, Measured(0, alone, 0.0, run_of(alone, [])))
+    check_first(victim, Measured(0, alone, 0.0, run_of(alone, [1.0], failed=5)))
+    with pytest.raises(LoadTestError, match=r"no answer even alone.*busy"):
+        check_first(victim, Measured(0, alone, 0.0, run_of(alone, [], failed=1)))
+    report = report_of(scenario, lambda key, number: [1.0] * number)
+    assert report.settings["alone"].victim.requests == 1
+    with pytest.raises(LoadTestError, match="no request was due"):
+        report_of(scenario, lambda key, number: [])
 
 
 def test_goodput_tokens_and_fairness_are_told() -> None:
