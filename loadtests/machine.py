@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,26 @@ def describe(proc: Path = Path("/proc")) -> dict[str, Any]:
         "python": platform.python_version(),
         "load_average": round(os.getloadavg()[0], 2),
     }
+
+
+def usable_cores() -> frozenset[int]:
+    """The cores that a process started here can be put on: the machine's, or those of the container (its cpuset).
+
+    The caller's own affinity, as by `taskset`, is none of it: a child may leave that. The kernel tells by what it grants to a
+    thread that asks for every core, and affinity is a thread's own, so that nothing else moves.
+    """
+    mine = os.sched_getaffinity(0)
+    every = range(max(os.sysconf("SC_NPROCESSORS_CONF"), max(mine) + 1))
+
+    def granted() -> frozenset[int]:
+        try:
+            os.sched_setaffinity(0, every)
+        except OSError:
+            return frozenset(mine)
+        return frozenset(os.sched_getaffinity(0))
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(granted).result()
 
 
 def clicks(proc: Path = Path("/proc")) -> Clicks | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from loadtests.capacity.scenario import read_capacity
 from loadtests.commands.base import add_context, print_json, read_context, read_source
 from loadtests.lab.scenario import check_host, check_tenants, read_isolation
+from loadtests.machine import usable_cores
 from loadtests.problems import Problem, ScenarioError
 from loadtests.scenario import settle
 
@@ -26,7 +26,7 @@ def run(chosen: Namespace) -> int:
     if kind == "isolation":
         scenario = read_isolation(source)
         check_tenants(scenario, read_context(chosen), source)
-        check_host(scenario, source, os.sched_getaffinity(0))
+        check_host(scenario, source, usable_cores())
         models = [
             scenario.victim.model,
             *(o.model for o in scenario.others),

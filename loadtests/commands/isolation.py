@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from loadtests.lab.measure import measure
 from loadtests.lab.report import Report
 from loadtests.lab.scenario import check_host, check_tenants, read_isolation
 from loadtests.lab.tables import show
+from loadtests.machine import usable_cores
 from loadtests.report.files import write_reports
 from loadtests.reports import console
 
@@ -31,7 +31,7 @@ def run(chosen: Namespace) -> int:
     source, context = given(chosen)
     scenario = read_isolation(source)
     check_tenants(scenario, context, source)
-    check_host(scenario, source, os.sched_getaffinity(0))
+    check_host(scenario, source, usable_cores())
     check_writable(samples=chosen.samples, report=chosen.report)
     command = chosen.command_line or f"python -m loadtests isolation {chosen.file}"
     report, measured = measure(scenario, context, command)

@@ -238,7 +238,7 @@ def check_tenants(scenario: IsolationScenario, context: Context, source: Source)
 
 
 def check_host(scenario: IsolationScenario, source: Source, cores: Collection[int]) -> None:
-    """Raises ScenarioError for weights that are not there, and for cores other than `cores`, which this machine has."""
+    """Raises ScenarioError for weights that are not there, and for cores other than `cores`, which can be used here."""
     problems = [
         Problem(
             words, source.where("aggressors", i, "path"), "Name a file of weights, or a directory with *.safetensors."
