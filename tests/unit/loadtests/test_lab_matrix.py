@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from loadtests.commands.base import check_writable
 from loadtests.hogs import command_of, running
 from loadtests.lab.matrix import cells_of, phases
 from loadtests.lab.scenario import Context, IsolationScenario, check_host, check_tenants, keys_from, read_isolation
+from loadtests.machine import usable_cores
 from loadtests.problems import LoadTestError, ScenarioError
 from loadtests.yamlfile import Source, load
 
@@ -264,6 +266,27 @@ def test_weights_and_cores_that_are_not_there_are_told_before_the_run(tmp_path: 
     (weights / "model.safetensors").write_bytes(b"x")
     settings[0]["cores"] = "0-1"
     assert faults() == []
+
+
+def test_weights_that_never_come_are_told_in_time(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.safetensors")
+    (tmp_path / "b.safetensors").write_bytes(b"x")
+    with (
+        pytest.raises(LoadTestError, match=r"weight_loading: a process was not at work within 0\.2 s"),
+        running(WeightLoading(path=tmp_path), None, at_work_seconds=0.2),
+    ):
+        raise AssertionError("nothing is measured")
+
+
+def test_cores_can_be_used_whatever_the_affinity_of_who_asks() -> None:
+    every, before = usable_cores(), os.sched_getaffinity(0)
+    assert every >= before
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert usable_cores() == every
+        assert os.sched_getaffinity(0) == {min(before)}
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def test_a_hog_is_at_work_before_anything_is_measured_beside_it(tmp_path: Path) -> None:
