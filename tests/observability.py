@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ MISSING = "Prometheus is not installed: make prometheus, or Debian's package pro
 
 def program(name: str) -> str | None:
     """Where `promtool` or `prometheus` is: the machine's, else what `make prometheus` unpacked; None where there is none."""
-    unpacked = ROOT / ".venv" / "tools" / "prometheus" / "usr" / "bin"
+    unpacked = Path(sys.prefix) / "tools" / "prometheus" / "usr" / "bin"
     return shutil.which(name) or shutil.which(name, path=unpacked)
 
 

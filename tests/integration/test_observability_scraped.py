@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import signal
@@ -27,6 +28,8 @@ from tests.observability import FILES, MISSING, program, queries
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 PATIENCE_SECONDS = 90.0
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Whatever proxy this machine is told to use."""
 VARIABLES = {"$__rate_interval": "5m", '"$slice"': '".*"', '"$tenant"': '".*"'}
 # Simulated engines count no preemptions, prefixes or latencies, nobody waits here, and there is no hour before.
 EMPTY_HERE = re.compile(r"vllm:(?!kv_cache_usage|num_requests)|sliceway_queue_requests|offset 1h")
@@ -58,14 +61,21 @@ class Prometheus:
     url: str
 
     def get(self, path: str, **asked: str) -> Any:
-        """What its HTTP API answers; None before it does. Raises AssertionError for a query that it refuses."""
+        """What its HTTP API answers, as soon as it does. Raises AssertionError for a query that it refuses."""
+        return until(lambda: self._once(path, asked), f"an answer to {path} {asked}")
+
+    def _once(self, path: str, asked: dict[str, str]) -> Any:
+        """None where there is no answer yet: while it starts, and when a busy machine lets a query run out of time, it says 503."""
         try:
-            with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(asked)}", timeout=30) as got:
+            with DIRECT.open(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(asked)}", timeout=30) as got:
                 answer = json.load(got)
         except urllib.error.HTTPError as refused:
             with refused:
-                raise AssertionError(f"{asked}: {refused.read().decode()}") from None
-        except OSError:
+                told = refused.read().decode()
+            if refused.code != 503:
+                raise AssertionError(f"{asked}: {told}") from None
+            return None
+        except (OSError, http.client.HTTPException):
             return None
         assert answer["status"] == "success", answer
         return answer["data"]
@@ -105,7 +115,7 @@ def prometheus(fleet: Fleet, directory: Path) -> Iterator[Prometheus]:
 
     try:
         server = Prometheus(f"http://127.0.0.1:{until(port, 'Prometheus listens')}")
-        until(lambda: server.get("query", query="up"), "Prometheus answers")
+        server.get("query", query="up")
         yield server
     finally:
         running.send_signal(signal.SIGTERM)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -111,6 +112,30 @@ def test_every_alert_is_tested_both_ways() -> None:
     names = {rule["alert"] for rule in rules()}
     assert fired == names
     assert spared == {rule["alert"] for rule in rules() if "for" in rule}
+
+
+def test_a_mirror_that_never_answers_holds_nothing_up(tmp_path: Path) -> None:
+    """The script goes on, says what it gave up, and leaves nothing behind: nobody's tests wait for Debian's mirrors."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in ("bash", "dirname", "id", "mktemp", "mkdir", "mv", "rm", "sleep", "timeout"):
+        (commands / name).symlink_to(str(shutil.which(name)))
+    for name, does in (("apt-get", "exec sleep 600"), ("dpkg-deb", "exit 1")):
+        (commands / name).write_text(f"#!{commands}/bash\n{does}\n", encoding="utf-8")
+        (commands / name).chmod(0o755)
+    environment = {"PATH": str(commands), "VENV": str(tmp_path / "venv"), "APT_SECONDS": "0.1", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [ROOT / "scripts" / "need-prometheus"],
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "apt-get download was given up: no end after 0.1 seconds" in done.stderr
+    assert "are not held against a Prometheus here" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
 @pytest.mark.parametrize(
