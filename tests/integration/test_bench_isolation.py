@@ -155,7 +155,13 @@ def test_capacity_is_found_kept_and_shown(config: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("slo", "said"), [("ttft=0.5", "has no unit"), ("speed=3s", "is no limit"), (None, "there is none")]
+    ("slo", "said"),
+    [
+        ("ttft=0.5", "has no unit"),
+        ("ttft=3q", "'q' is no unit of time"),
+        ("speed=3s", "is no limit"),
+        (None, "there is none"),
+    ],
 )
 def test_capacity_wants_an_slo_with_units(config: Path, slo: str | None, said: str) -> None:
     words = ["--slo", slo] if slo else []

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from gateway.cli import app, bench_capacity
 from gateway.cli.bench_capacity import _slo, public, share_of_card, whole_card
 from model_registry.errors import ConfigError
 from model_registry.sizing.throughput import Throughput, ThroughputKey
@@ -90,3 +94,26 @@ def test_limits_of_an_slo_are_read_with_their_units() -> None:
     for wrong in (["ttft"], ["speed=3s"], ["ttft=3"], []):
         with pytest.raises(ConfigError):
             _slo(wrong)
+
+
+def test_what_the_load_tests_refuse_is_told_before_anything_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "sliceway.yaml"
+    model = {"name": "chat", "task": "generate", "endpoints": ["http://127.0.0.1:9"]}
+    config.write_text(json.dumps({"version": "v1", "state_dir": str(tmp_path), "models": [model]}), encoding="utf-8")
+    checked = []
+
+    def refuse(words: list[str], made: dict[str, Any]) -> tuple[int, None]:
+        checked.append((words, made["load"]["slo"]))
+        return 2, None
+
+    def serve(*_: object) -> None:
+        raise AssertionError("engines are started for a load that is none")
+
+    monkeypatch.setattr(bench_capacity, "require_locust", lambda: None)
+    monkeypatch.setattr(bench_capacity, "asked", refuse)
+    monkeypatch.setattr(bench_capacity, "serving", serve)
+    result = CliRunner().invoke(app, ["bench", "capacity", str(config), "--slo", "ttft=3q"])
+    assert result.exit_code == 2, result.exception
+    assert checked == [(["check", "-"], {"ttft": "3q", "attainment": 0.99})]
