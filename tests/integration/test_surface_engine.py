@@ -69,7 +69,7 @@ def in_front_of(sock: Path, state: Path, **config: Any) -> Iterator[RunningGatew
     """A gateway in front of the engine, once that answers."""
     known = {"version": "v1", "state_dir": str(state), "models": [{"name": "chat", "endpoints": [f"unix:{sock}"]}]}
     with running_gateway(Config.model_validate(known | config)) as running:
-        wait_until(lambda: running.gateway.readiness()[0], what="the engine answers", seconds=100)
+        wait_until(lambda: running.gateway.readiness()[0], what="the engine answers", seconds=400)
         yield running
 
 
