@@ -58,7 +58,7 @@ lock: $(STAMPS)/dev ## resolve again what pyproject.toml asks for, into requirem
 	@$(call say,resolving (half a minute))
 	$(BIN)/python scripts/lock 2> >(grep -v "is ignored" >&2)
 
-bench-isolation: $(STAMPS)/dev $(STAMPS)/engine $(CHAT) ## a certificate: one tenant alone, beside a flood on the other slice, and on its own (10 to 15 minutes on 2 cores)
+bench-isolation: $(STAMPS)/dev $(STAMPS)/engine $(CHAT) ## a certificate: one tenant alone, beside a flood on the other slice, and on its own (about 10 minutes on 2 cores)
 	$(BIN)/sliceway bench isolation configs/bench/certificate.yaml --report .sliceway/reports/isolation
 
 guidellm: $(STAMPS)/guidellm ## GuideLLM, which our load generator is checked against where it is installed (350 MB)
