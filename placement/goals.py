@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, count, islice
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +19,8 @@ from pydantic import Field
 from model_registry.errors import ConfigError, SlicewayError
 from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig, ReplicaRange, Section
-from placement.assign import Apart, Assignment, Fits, Wanted, assign, natural, seated, stem, stem_of, wanted_replicas
+from placement.assign import Apart, Assignment, Fits, Wanted, assign, natural, seated, wanted_replicas
+from placement.demanded import fits_apart, model_of, more_replicas
 from placement.engines import EngineKind, EngineVersions, find_engine_python
 from placement.errors import PlacementError
 from placement.launch import SizedModel, build_launch, kv_cache_tokens
@@ -98,7 +98,7 @@ class Goals:
 
     def on(self, replica: str, target: Slice, workshop: Workshop) -> Goal:
         """How `replica` would be started on `target`, one of `fitting`. Raises PlacementError where it cannot be."""
-        sized = self.models[_model_of(replica)]
+        sized = self.models[model_of(replica)]
         return _goal(replica, sized, target, self.fits[sized.config.name, target.id], self.config, workshop)
 
     def complete(self) -> Goals:
@@ -143,7 +143,9 @@ def plan_goals(
     held = {current[replica] for replica in unplaced if replica in current}
     free = Inventory(tuple(s for s in inventory.slices if s.id not in held), notes=inventory.notes)
     wanted = tuple(w for w in wanted if w.model in models)
-    more = tuple(w for w in _more_replicas(config, wanted, demanded or {}, current) if w.model in models)
+    more = tuple(
+        w for w in more_replicas(config.models, config.pools, wanted, demanded or {}, current) if w.model in models
+    )
     barred = (set(barred) - {current.get(w.replica) for w in more}) | set(closed)
     sleepers = _sleepers(resting or {}, (*wanted, *more), current, models, free, closed)
     apart = _apart(config, inventory) if config.seats is None else {}
@@ -151,14 +153,14 @@ def plan_goals(
     unplaced |= assignment.unplaced
     goals: dict[str, Goal] = {}
     for replica, slice_id in assignment.slices.items():
-        target, sized = inventory.by_id[slice_id], models[_model_of(replica)]
+        target, sized = inventory.by_id[slice_id], models[model_of(replica)]
         try:
             goals[replica] = _goal(replica, sized, target, fits[sized.config.name, slice_id], config, workshop)
         except PlacementError as error:
             unplaced[replica] = error
     taken = set(assignment.slices.values())
     for replica, slice_id in sleepers.items():
-        sized, target = models[_model_of(replica)], inventory.by_id[slice_id]
+        sized, target = models[model_of(replica)], inventory.by_id[slice_id]
         with contextlib.suppress(PlacementError):
             goal = _goal(replica, sized, target, fits[sized.config.name, slice_id], config, workshop)
             if slice_id not in taken and goal.spec_hash == (resting or {})[replica]:
@@ -167,10 +169,6 @@ def plan_goals(
         goals.pop(replica, None)
         unplaced.pop(replica, None)
     return Goals(config, inventory, goals, models, unplaced, fits)
-
-
-def _model_of(replica: str) -> str:
-    return stem_of(replica).partition("@")[0]
 
 
 def _sleepers(
@@ -189,30 +187,8 @@ def _sleepers(
         if replica not in asked
         and (slice_id := current.get(replica, "")) in free.by_id
         and slice_id not in closed
-        and _model_of(replica) in models
+        and model_of(replica) in models
     }
-
-
-def _more_replicas(
-    config: PlacementConfig, wanted: tuple[Wanted, ...], demanded: Mapping[str, int], current: Mapping[str, str]
-) -> tuple[Wanted, ...]:
-    """The replicas beyond `wanted` that demand asks for, within the models' bounds: those that run, then the lowest numbers
-    that are free.
-    """
-    more: list[Wanted] = []
-    seats = {w.replica for w in wanted}
-    for model in sorted(config.models, key=lambda m: m.name):
-        for tenant in config.pools.get(model.name, (None,)):
-            pool = stem(model.name, tenant)
-            taken = sum(stem_of(replica) == pool for replica in seats)
-            number = min(demanded.get(pool, 0), model.most_replicas or 0)
-            run = sorted((r for r in current if stem_of(r) == pool and r not in seats), key=natural)
-            free = (f"{pool}-{n}" for n in count() if f"{pool}-{n}" not in seats and f"{pool}-{n}" not in run)
-            more += [
-                Wanted(name, model.name, int(name.rpartition("-")[2]), profiles=model.accepted_profiles)
-                for name in islice(chain(run, free), max(0, number - taken))
-            ]
-    return tuple(more)
 
 
 def _seat_all(
@@ -238,7 +214,7 @@ def _seat_all(
     if not more:
         return first
     taken = {*first.slices.values(), *barred}
-    fits = _fits_apart(fits, first.slices, apart)
+    fits = fits_apart(fits, first.slices, apart)
     for kept in (set(asleep), set[str]()):
         open_to = _only(inventory, lambda s, kept=kept: s.id not in taken | kept)  # type: ignore[misc]
         then = assign(more, fits, open_to, current=current, may_move=False, apart=apart)
@@ -254,17 +230,6 @@ def _apart(config: PlacementConfig, inventory: Inventory) -> dict[str, Apart]:
         "gpus": Apart("GPU", {s.id: s.gpu.uuid for s in inventory.slices if s.gpu}),
     }
     return {m.name: limits[m.spread] for m in config.models if m.spread != "none"}
-
-
-def _fits_apart(fits: Fits, seated: Mapping[str, str], apart: Mapping[str, Apart]) -> Fits:
-    """`fits` without the slices that share what those who are `seated` must not share."""
-    held = {(_model_of(r), apart[_model_of(r)].group_of.get(s)) for r, s in seated.items() if _model_of(r) in apart}
-    return {
-        (model, there): replace(fit, fits=False, reason=f"a replica of {model!r} is too near ({apart[model].setting})")
-        if model in apart and (model, apart[model].group_of.get(there, there)) in held
-        else fit
-        for (model, there), fit in fits.items()
-    }
 
 
 def _may_sleep(config: PlacementConfig, model: ModelConfig, target: Slice) -> bool:
