@@ -13,11 +13,18 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from placement.simulator import MachineOptions, Simulation
 from placement.simulator.build import libraries
 
 Simulate = Callable[..., Simulation]
+
+# How long an example takes says something about the machine, and nothing about the law.
+settings.register_profile(
+    "any machine", parent=settings(), deadline=None, suppress_health_check=(HealthCheck.too_slow,)
+)
+settings.load_profile("any machine")
 
 
 @pytest.fixture
