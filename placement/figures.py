@@ -13,9 +13,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from placement.autoscale import Signals
+from placement.policy import AutoscalePolicy
 
 FRESH_SECONDS = 5.0
 """Or three times the interval at which they are written, where that is longer."""
+_INTERVALS = 3
 _FORGOTTEN_SECONDS = 60.0
 
 
@@ -83,28 +85,48 @@ def read_figures(directory: Path, now: float, *, fresh_seconds: float = FRESH_SE
         elif age > max(_FORGOTTEN_SECONDS, fresh_seconds):
             with contextlib.suppress(OSError):
                 path.unlink()
-    return _together(fresh) if fresh else None
+    return add_up(map(_signals, fresh)) if fresh else None
 
 
-def _together(gateways: Iterable[GatewayFigures]) -> dict[str, Signals]:
-    by_model: dict[str, list[ModelFigures]] = {}
-    for gateway in gateways:
-        for row in gateway.models:
-            by_model.setdefault(row.model, []).append(row)
-    return {model: _sum(rows) for model, rows in by_model.items()}
+def fresh_for(policy: AutoscalePolicy) -> float:
+    """For how many seconds a gateway's figures count under `policy`."""
+    return max(FRESH_SECONDS, _INTERVALS * policy.look_every)
 
 
-def _sum(rows: list[ModelFigures]) -> Signals:
+def add_up(told: Iterable[Mapping[str, Signals]]) -> dict[str, Signals]:
+    """The demand by model, of all who tell of it together."""
+    by_model: dict[str, list[Signals]] = {}
+    for one in told:
+        for model, signals in one.items():
+            by_model.setdefault(model, []).append(signals)
+    return {model: _sum(all_of_it) for model, all_of_it in by_model.items()}
+
+
+def _signals(gateway: GatewayFigures) -> dict[str, Signals]:
+    return {
+        row.model: Signals(
+            arrivals_per_second=row.arrivals_per_second,
+            queued=row.waiting,
+            running=row.in_flight,
+            ttft_seconds=row.ttft_seconds,
+            itl_seconds=row.itl_seconds,
+            idle_seconds=row.idle_seconds,
+        )
+        for row in gateway.models
+    }
+
+
+def _sum(told: list[Signals]) -> Signals:
     """Loads add up; of latencies the worst counts, of idleness the least."""
     return Signals(
-        arrivals_per_second=sum(row.arrivals_per_second for row in rows),
-        queued=sum(row.waiting for row in rows),
-        running=sum(row.in_flight for row in rows),
-        ttft_seconds=_worst(rows, lambda row: row.ttft_seconds),
-        itl_seconds=_worst(rows, lambda row: row.itl_seconds),
-        idle_seconds=min(row.idle_seconds for row in rows),
+        arrivals_per_second=sum(one.arrivals_per_second for one in told),
+        queued=sum(one.queued for one in told),
+        running=sum(one.running for one in told),
+        ttft_seconds=_worst(told, lambda one: one.ttft_seconds),
+        itl_seconds=_worst(told, lambda one: one.itl_seconds),
+        idle_seconds=min(one.idle_seconds for one in told),
     )
 
 
-def _worst(rows: list[ModelFigures], of: Callable[[ModelFigures], float | None]) -> float | None:
-    return max((seconds for row in rows if (seconds := of(row)) is not None), default=None)
+def _worst(told: list[Signals], of: Callable[[Signals], float | None]) -> float | None:
+    return max((seconds for one in told if (seconds := of(one)) is not None), default=None)

@@ -16,7 +16,7 @@ from placement.assign import stem_of
 from placement.autoscale import Choice, ScaledModel, Scaler, Signals
 from placement.autoscale.capacity import UNKNOWN, Capacity, capacity_on, together
 from placement.autoscale.scaler import scaled_models
-from placement.figures import FRESH_SECONDS, read_figures
+from placement.figures import fresh_for, read_figures
 from placement.goals import Goals, PlacementConfig
 from placement.launch import SizedModel
 from placement.repartitioning import Wish
@@ -27,9 +27,6 @@ from placement.transition.journal import JOURNAL_FILE, TransitionJournal
 from placement.workload.measured import Measured
 
 log = logging.getLogger(__name__)
-
-_INTERVALS = 3
-
 
 Stamp = tuple[int, int] | None
 """Which state of a file it is: when it was changed, and its size; None where there is none."""
@@ -118,8 +115,7 @@ class Scaling:
             self._measure(stamp=stamp)
             self._models = self._scaled(config)
         policy = config.fleet.autoscale
-        fresh_seconds = max(FRESH_SECONDS, _INTERVALS * policy.look_every)
-        signals = read_figures(self._paths.figures, wall_seconds, fresh_seconds=fresh_seconds)
+        signals = read_figures(self._paths.figures, wall_seconds, fresh_seconds=fresh_for(policy))
         if signals is None:
             return False
         self._signals = signals

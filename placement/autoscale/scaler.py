@@ -76,6 +76,11 @@ class Scaler:
             scaled[model.name] = last
         self._scaled = scaled
 
+    def begin(self, numbers: Mapping[str, int]) -> None:
+        """Models that nothing was decided about yet have these numbers."""
+        for name, number in numbers.items():
+            self._scaled.setdefault(name, Scaled(number))
+
     def look(
         self,
         policy: AutoscalePolicy,

@@ -30,6 +30,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
+from placement.assign import Pools
 from placement.clock import SystemClock
 from placement.cluster.errors import NodeLost
 from placement.cluster.goal import read_goal
@@ -239,10 +240,12 @@ class HeadActor:
         """As `Lead.claim`."""
         return self._lead.claim(who, time.monotonic())
 
-    async def aim(self, config: str, files: Mapping[str, str]) -> None:
-        """Work towards this configuration. Raises ConfigError for one that makes no sense; the last one stays."""
+    async def aim(self, config: str, files: Mapping[str, str], pools: Pools | None = None) -> None:
+        """Work towards this configuration; `pools` are the tenants with replicas of their own. Raises ConfigError for one that makes
+        no sense; the last one stays.
+        """
         await self._begun()
-        self._head.aim(await asyncio.to_thread(read_goal, config, self._created))
+        self._head.aim(await asyncio.to_thread(read_goal, config, self._created, pools))
         await self._head.share(files)
 
     async def share(self, files: Mapping[str, str]) -> None:
@@ -270,9 +273,9 @@ class HeadActor:
         """Rounds begin with the first word from anybody: Ray restarts this actor without telling it anything."""
         async with self._begin:
             if self._rounds is None:
-                config = await self._head.restore()
-                if config:
-                    self._head.aim(await asyncio.to_thread(read_goal, config, self._created))
+                kept = await self._head.restore()
+                if kept.config:
+                    self._head.aim(await asyncio.to_thread(read_goal, kept.config, self._created, kept.pools))
                 self._rounds = asyncio.create_task(self._head.run())
 
 

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
 from model_registry.errors import ConfigError, SlicewayError
 from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig
+from placement.assign import Pools
+from placement.autoscale.capacity import Capacity, capacity_on
 from placement.cluster.head import ClusterGoal
 from placement.goals import PlacementConfig, Registry
 from placement.launch import SizedModel
 from placement.registry import ModelRegistry, unsized
 from placement.slices import Slice, SliceKind
 from placement.table import ModelRow
+from placement.workload.measured import Measured
 
 
-def read_goal(text: str, created: int) -> ClusterGoal:
-    """The goal of a configuration that a command has checked before. `created` is the Unix time shown for its models.
+def read_goal(text: str, created: int, pools: Pools | None = None) -> ClusterGoal:
+    """The goal of a configuration that a command has checked before. `created` is the Unix time shown for its models, `pools` are
+    the tenants that have replicas of their own.
 
     A model that cannot be read at the moment fits nowhere, with that as its reason. Raises ConfigError for a text that is no
     configuration.
@@ -41,7 +46,15 @@ def read_goal(text: str, created: int) -> ClusterGoal:
             if sized is not None:
                 task, longest = sized.task, sized.max_model_len
         rows.append(ModelRow(name=model.name, task=task, max_model_len=longest, created=created))
-    return ClusterGoal(text, config.models, tuple(rows), known.fit)
+    return ClusterGoal(
+        text,
+        config.models,
+        tuple(rows),
+        known.fit,
+        policy=config.fleet.autoscale,
+        pools=pools or {},
+        capacity_on=known.capacity,
+    )
 
 
 @dataclass(slots=True)
@@ -51,6 +64,7 @@ class _Known:
     registries: dict[str, Registry]
     sized: dict[tuple[str, str], SizedModel] = field(default_factory=dict)
     problems: dict[str, SlicewayError] = field(default_factory=dict)
+    capacities: dict[object, Capacity | None] = field(default_factory=dict)
 
     def describe(self, name: str, model: ModelConfig) -> SizedModel | None:
         for device, registry in self.registries.items():
@@ -66,3 +80,27 @@ class _Known:
         if sized is None:
             return unsized(target, fits=False, reason=str(self.problems.get(name, "the model is not known")))
         return self.registries[device].fit(sized, target)
+
+    def capacity(self, name: str, target: Slice) -> Capacity | None:
+        """What a replica bears there by the estimate: what load tests have measured lies on single machines."""
+        shape = (
+            name,
+            target.kind,
+            target.profile,
+            target.memory_bytes,
+            len(target.cores),
+            target.gpu and target.gpu.product,
+        )
+        if shape not in self.capacities:
+            self.capacities[shape] = self._capacity(name, target)
+        return self.capacities[shape]
+
+    def _capacity(self, name: str, target: Slice) -> Capacity | None:
+        sized = self.sized.get((name, "cpu" if target.kind is SliceKind.CPU else "cuda"))
+        fit = self.fit(name, target)
+        if sized is None or not fit.fits:
+            return None
+        accepted = sized.config.accepted_profiles
+        if accepted and target.profile not in accepted:
+            return None
+        return capacity_on(sized, target, fit, Measured(throughput=(), engine_version=None, now=datetime.now(UTC)))

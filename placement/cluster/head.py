@@ -17,12 +17,17 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model_registry.schema import ModelConfig
+from placement.assign import Pools
 from placement.clock import Clock
 from placement.cluster.errors import NodeMismatch, SliceHeld
 from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions
 from placement.cluster.merge import merge_tables, reasons
+from placement.cluster.numbers import CapacityOn, ClusterNumbers, nobody_knows
+from placement.cluster.retiring import Retiring
 from placement.cluster.rollout import Rollout
 from placement.cluster.seating import FitOn, SeatingBook
+from placement.demanded import model_of
+from placement.policy import AutoscalePolicy
 from placement.table import ModelRow, ReplicaState, RoutingTable
 
 log = logging.getLogger(__name__)
@@ -83,6 +88,8 @@ class HeadJournal(BaseModel):
     config: str = ""
     seats: Mapping[str, Seat] = {}
     secret: str = ""
+    pools: Pools = {}
+    numbers: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,9 @@ class ClusterGoal:
     models: Sequence[ModelConfig]
     rows: tuple[ModelRow, ...]
     fit_on: FitOn
+    policy: AutoscalePolicy = field(default_factory=AutoscalePolicy)
+    pools: Pools = field(default_factory=dict)
+    capacity_on: CapacityOn = nobody_knows
 
 
 @dataclass(slots=True)
@@ -124,12 +134,14 @@ class Head:
         self._broadcast = Broadcast(table=self._table, head=uuid4().hex)
         self._rollout = Rollout()
         self._seating = SeatingBook()
+        self._numbers = ClusterNumbers()
+        self._retiring = Retiring()
         self._news = asyncio.Condition()
 
     # ---- what it is told
 
-    async def restore(self) -> str:
-        """Take over from the head before. Returns the configuration that it worked by; empty if there was none."""
+    async def restore(self) -> HeadJournal:
+        """Take over from the head before. Returns what it has left, whose `config` is empty if there was none."""
         kept = await self._store.load()
         if kept is not None:
             try:
@@ -137,11 +149,13 @@ class Head:
             except ValidationError as error:
                 log.error("the head's journal makes no sense and is not used: %s", error)
         self._table = RoutingTable(generation=self._journal.generation)
-        return self._journal.config
+        self._numbers.restore(self._journal.numbers)
+        return self._journal
 
     def aim(self, goal: ClusterGoal) -> None:
         """Work towards this configuration from the next round on."""
         self._goal = goal
+        self._numbers.aim(goal.models, goal.pools, goal.policy, goal.capacity_on)
 
     async def share(self, files: Mapping[str, str]) -> None:
         """Have every gateway hold these files; with the first table, if there is none yet."""
@@ -170,14 +184,41 @@ class Head:
             return
         reports = self._reports()
         held = await self._nodes.held()
-        current = self._current(reports, held)
-        seating = self._seating.seat(self._goal.models, reports, self._goal.fit_on, current)
+        seats = self._choose(reports, self._current(reports, held))
+        await self._remember(seats)
+        owners, waiting = await self._hold(seats, held)
+        self._rollout.look(self._obedient(reports), seats)
+        await self._order(seats, owners)
+        await self._publish(reports, seats, waiting)
+
+    def _choose(self, reports: Mapping[str, NodeReport], current: Mapping[str, Seat]) -> Mapping[str, Seat]:
+        """Who sits where from here on: as many as demand asks for, and for a moment those who are to go."""
+        assert self._goal is not None
+        now = self._clock.monotonic()
+        demand = [member.report.demand for member in self._members.values()]
+        self._numbers.look(reports, demand, current, now)
+        seating = self._seating.seat(
+            self._goal.models,
+            reports,
+            self._goal.fit_on,
+            current,
+            pools=self._goal.pools,
+            numbers=self._numbers.replicas,
+        )
         self._unplaced = reasons(seating.unplaced)
-        await self._remember(seating.seats)
-        owners, waiting = await self._hold(seating.seats, held)
-        frozen = {node for node, member in self._members.items() if member.frozen}
-        self._rollout.look({n: r for n, r in reports.items() if n not in frozen}, seating.seats)
-        await self._order(seating.seats, owners)
+        known = {m.name for m in self._goal.models}
+        leaving = self._retiring.keep(seating.seats, self._journal.seats, known, self._obedient(reports), now)
+        return {**seating.seats, **leaving}
+
+    def _obedient(self, reports: Mapping[str, NodeReport]) -> Mapping[str, NodeReport]:
+        """Of the nodes that take orders."""
+        return {node: report for node, report in reports.items() if not self._members[node].frozen}
+
+    async def _publish(
+        self, reports: Mapping[str, NodeReport], seats: Mapping[str, Seat], waiting: Mapping[str, str]
+    ) -> None:
+        """Tell every gateway, where something is another than before."""
+        assert self._goal is not None
         # Gateways take no table that is older than theirs; a journal that was lost may have been of any generation.
         newest = max((report.generation for report in reports.values()), default=0)
         if newest > self._table.generation:
@@ -185,16 +226,17 @@ class Head:
         table = merge_tables(
             self._goal.rows,
             reports,
-            seating.seats,
+            seats,
             waiting,
             self._table,
             secret=self._journal.secret,
-            leaving=self._rollout.leaving,
+            leaving=self._rollout.leaving | self._retiring.leaving,
             unplaced=self._unplaced,
         )
         self._rollout.told(table.generation)
+        self._retiring.told(table.generation)
         if table != self._table:
-            await self._remember(seating.seats, generation=table.generation)
+            await self._remember(seats, generation=table.generation)
             await self._tell(table)
 
     async def _look(self) -> None:
@@ -278,7 +320,7 @@ class Head:
         models = {m.name for m in self._goal.models} if self._goal else set()
         for node, report in sorted(reports.items()):
             for replica, slice_id in report.running.items():
-                model = replica.rpartition("-")[0]
+                model = model_of(replica)
                 if model in models:
                     current.setdefault(replica, Seat(replica=replica, model=model, node=node, slice_id=slice_id))
         return current
@@ -376,6 +418,10 @@ class Head:
                 for replica, seat in sorted(self._journal.seats.items())
             ],
             "unplaced": dict(self._unplaced),
+            "scaling": {
+                pool: row.model_dump() | {"short": row.short}
+                for pool, row in self._numbers.rows(set(self._journal.seats) - self._retiring.leaving).items()
+            },
         }
 
     async def _tell(self, table: RoutingTable, *, files: Mapping[str, str] | None = None) -> None:
@@ -398,6 +444,8 @@ class Head:
                 "generation": self._journal.generation if generation is None else generation,
                 "config": self._goal.config,
                 "seats": dict(seats),
+                "pools": dict(self._goal.pools),
+                "numbers": dict(self._numbers.replicas),
             }
         )
         if journal != self._journal:

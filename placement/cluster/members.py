@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from placement.autoscale import Signals
 from placement.slices import Slice
 from placement.table import RoutingTable
 
@@ -61,6 +62,10 @@ class NodeReport(_Row):
     notes: tuple[str, ...] = ()
     simulated: bool = False
     generation: int = Field(default=0, description="Of the newest table that its gateways have seen.")
+    demand: Mapping[str, Signals] | None = Field(
+        default=None, description="What its gateways see of models that follow demand; None where none tells anything."
+    )
+    cordoned: tuple[str, ...] = Field(default=(), description="Slices that demand gets nothing of.")
 
 
 class NodeOrder(_Row):

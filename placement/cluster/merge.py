@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 
 from model_registry.errors import SlicewayError
-from placement.assign import stem_of
 from placement.cluster.members import NodeReport, Seat, slice_key
+from placement.demanded import model_of
 from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow
 
 _NOWHERE = "unix:/dev/null"
@@ -57,7 +57,7 @@ def merge_tables(
 def _with_unplaced(models: tuple[ModelRow, ...], unplaced: Mapping[str, str]) -> tuple[ModelRow, ...]:
     by_model: dict[str, dict[str, str]] = {}
     for replica, why in unplaced.items():
-        by_model.setdefault(stem_of(replica), {})[replica] = why
+        by_model.setdefault(model_of(replica), {})[replica] = why
     return tuple(row.model_copy(update={"unplaced": by_model.get(row.name, {})}) for row in models)
 
 

@@ -13,14 +13,20 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
 from model_registry.atomic import write_atomically
+from placement.autoscale import Signals
 from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Versions
 from placement.cluster.seats import SeatRow, SeatsFile, read_seats, write_seats
+from placement.demand_slices import barred
 from placement.errors import TableUnreadable
+from placement.figures import FRESH_SECONDS, fresh_for, read_figures
+from placement.goals import PlacementConfig
+from placement.policy import AutoscalePolicy
 from placement.replicas.journal import Journal
 from placement.slices import Inventory
 from placement.state import StatePaths
@@ -110,13 +116,23 @@ class NodeSettings:
 class NodeAgent:
     """See the module. All of it is idempotent, so that an agent that was killed goes on where it was."""
 
-    def __init__(self, settings: NodeSettings, processes: Processes, observe: Callable[[], Inventory]) -> None:
+    def __init__(
+        self,
+        settings: NodeSettings,
+        processes: Processes,
+        observe: Callable[[], Inventory],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self.settings = settings
+        self._now = now
+        self._fresh_seconds = FRESH_SECONDS
         self._paths = settings.paths
         self._processes = processes
         self._observe = observe
         self._inventory: Inventory | None = None
         self._observed_at = 0.0
+        self._own = PlacementConfig.model_validate({"fleet": settings.fleet})
+        self._cordoned: tuple[str, ...] = ()
         self._paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     # ---- what the head asks
@@ -126,6 +142,7 @@ class NodeAgent:
         self._ensure()
         if self._inventory is None or time.monotonic() - self._observed_at > OBSERVE_SECONDS:
             self._inventory = await asyncio.to_thread(self._observe)
+            self._cordoned = tuple(sorted(barred(self._own, self._inventory, self._paths.engines)))
             self._observed_at = time.monotonic()
         status = read_status(self._paths.engines.controller_status)
         running = self._running()
@@ -142,6 +159,8 @@ class NodeAgent:
             notes=self._inventory.notes,
             simulated=self.settings.simulated,
             generation=max(0, self._known_generation()),
+            demand=self._demand(),
+            cordoned=self._cordoned,
         )
 
     async def order(self, order: NodeOrder) -> None:
@@ -153,6 +172,10 @@ class NodeAgent:
         if _replace(paths.controller_config, self._controller_config(order)):
             self._processes.reload_controller()
         self._processes.ensure_controller(paths.controller_config, paths.seats)
+
+    def _demand(self) -> Mapping[str, Signals] | None:
+        now = self._now().timestamp()
+        return read_figures(self._paths.gateway.figures, now, fresh_seconds=self._fresh_seconds)
 
     def _ensure(self) -> None:
         paths = self._paths
@@ -208,6 +231,7 @@ class NodeAgent:
         if news.table.generation > self._known_generation():
             publish(news.table, paths.routing_table)
         if self.settings.listen is not None and news.config:
+            self._fresh_seconds = fresh_for(AutoscalePolicy.model_validate(_autoscale(news.config)))
             if _replace(self._paths.gateway_config, self._gateway_config(news.config)):
                 self._processes.reload_gateway()
             self._processes.ensure_gateway(self._paths.gateway_config)
@@ -221,9 +245,15 @@ class NodeAgent:
     def _gateway_config(self, text: str) -> bytes:
         config = json.loads(text)
         config["state_dir"] = str(self._paths.gateway.root)
-        config["fleet"] = {"discover": "none"}
+        config["fleet"] = {"discover": "none", "autoscale": _autoscale(text)}
         config.setdefault("gateway", {})["listen"] = self.settings.listen
         return json.dumps(config, indent=1).encode()
+
+
+def _autoscale(text: str) -> Mapping[str, Any]:
+    """The part of `fleet` that is the whole cluster's: gateways go by it too."""
+    found: Mapping[str, Any] = json.loads(text).get("fleet", {}).get("autoscale", {})
+    return found
 
 
 def _waiting(status: ControllerStatus, seats: SeatsFile | None) -> Mapping[str, str]:

@@ -5,11 +5,13 @@ not room for all, those of the highest priority are seated, and of equal priorit
 only to what is more important. The sets of replicas that can be seated together are the independent sets of a matroid, so taking
 them greedily in that order, as long as those before keep a place, loses nothing that a cleverer choice would keep (Edmonds and
 Fulkerson 1965).
+
+Replicas that are there for demand take what these leave, those of the highest priority first, and nothing that runs moves for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from model_registry.errors import SlicewayError
@@ -19,6 +21,7 @@ from placement.assign import (
     Apart,
     Assignment,
     Fits,
+    Pools,
     Wanted,
     assign,
     ground_of,
@@ -27,8 +30,9 @@ from placement.assign import (
     wanted_replicas,
     why_not,
 )
-from placement.cluster.members import NodeReport, Seat, in_cluster
-from placement.errors import PlacementError
+from placement.cluster.members import NodeReport, Seat, in_cluster, slice_key
+from placement.demanded import fits_apart, more_replicas
+from placement.errors import NoFreeSlice, PlacementError
 from placement.matching import can_all_sit
 from placement.slices import Inventory, Slice
 
@@ -47,10 +51,18 @@ class Seating:
 
 
 def seat_replicas(
-    models: Sequence[ModelConfig], reports: Mapping[str, NodeReport], fit_on: FitOn, current: Mapping[str, Seat]
+    models: Sequence[ModelConfig],
+    reports: Mapping[str, NodeReport],
+    fit_on: FitOn,
+    current: Mapping[str, Seat],
+    *,
+    pools: Pools | None = None,
+    numbers: Mapping[str, int] | None = None,
 ) -> Seating:
     """Seat every replica of `models` on the nodes of `reports`, keeping the seats of `current` that are still there.
 
+    `pools` are the tenants that have replicas of their own, and `numbers` how many replicas demand asks for, by pool: those beyond
+    what is configured take free slices that no node has cordoned, and give way to whoever is configured.
     Models that something else runs (`endpoints`) have no replicas. A model's `spread` keeps its replicas on different nodes, or
     on different GPUs as far as slices say which GPU they are of. Equal inputs give equal seats, in whatever order they come.
     """
@@ -62,13 +74,16 @@ def seat_replicas(
             homes[slices[-1].id] = node, one
     inventory = Inventory(tuple(slices))
     here = {replica: seat.key for replica, seat in current.items() if seat.key in homes}
-    wanted = _by_importance(models, here)
-    fits = _fits({w.model for w in wanted}, inventory, fit_on)
-    apart = _apart(models, homes)
-    found = assign(wanted, fits, inventory, current=here, apart=apart)
-    if found.unplaced:
-        found = _most_important(wanted, fits, inventory, here, apart)
-    by_replica = {w.replica: w for w in wanted}
+    configured = wanted_replicas(models, pools)
+    wanted = _by_importance(configured, models, here)
+    more = _by_importance(more_replicas(models, pools or {}, configured, numbers or {}, here), models, here)
+    fits = _fits({w.model for w in (*wanted, *more)}, inventory, fit_on)
+    ground = _Ground(fits, inventory, here, _apart(models, homes))
+    found = _seat_configured(wanted, ground, {here[w.replica] for w in more if w.replica in here})
+    if more:
+        closed = {slice_key(node, one) for node in reports for one in reports[node].cordoned}
+        found = _seat_more(more, ground, found, closed, {m.name: m.priority for m in models})
+    by_replica = {w.replica: w for w in (*wanted, *more)}
     seats = {
         replica: Seat(replica=replica, model=by_replica[replica].model, node=homes[key][0], slice_id=homes[key][1].id)
         for replica, key in sorted(found.slices.items())
@@ -89,20 +104,90 @@ class SeatingBook:
         reports: Mapping[str, NodeReport],
         fit_on: FitOn,
         current: Mapping[str, Seat],
+        *,
+        pools: Pools | None = None,
+        numbers: Mapping[str, int] | None = None,
     ) -> Seating:
         """As `seat_replicas`. `fit_on` is taken for another one only where it is another object."""
-        asked = (models, {node: report.slices for node, report in reports.items()}, fit_on, dict(current))
+        offers = {node: (report.slices, report.cordoned) for node, report in reports.items()}
+        asked = (models, offers, fit_on, dict(current), dict(pools or {}), dict(numbers or {}))
         if asked != self._asked:
-            self._found = seat_replicas(models, reports, fit_on, current)
+            self._found = seat_replicas(models, reports, fit_on, current, pools=pools, numbers=numbers)
             self._asked = asked
         return self._found
 
 
-def _by_importance(models: Sequence[ModelConfig], here: Mapping[str, str]) -> tuple[Wanted, ...]:
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What all replicas have in common: who fits where, the slices, the slice ids of those that run, and what is kept apart."""
+
+    fits: Fits
+    inventory: Inventory
+    here: Mapping[str, str]
+    apart: Mapping[str, Apart]
+
+    def without(self, slice_ids: Collection[str]) -> Inventory:
+        return Inventory(tuple(s for s in self.inventory.slices if s.id not in slice_ids))
+
+
+def _seat_configured(wanted: Sequence[Wanted], ground: _Ground, lent: Collection[str]) -> Assignment:
+    """Seats on any slice; on those that are `lent` to replicas for demand only where as many would not find one otherwise."""
+    everywhere = _seat(wanted, ground, ground.inventory)
+    if not lent:
+        return everywhere
+    spared = _seat(wanted, ground, ground.without(lent))
+    same = spared.unplaced.keys() == everywhere.unplaced.keys()
+    return Assignment(spared.slices, everywhere.unplaced) if same else everywhere
+
+
+def _seat(wanted: Sequence[Wanted], ground: _Ground, inventory: Inventory) -> Assignment:
+    found = assign(wanted, ground.fits, inventory, current=ground.here, apart=ground.apart)
+    if found.unplaced:
+        found = _most_important(wanted, ground.fits, inventory, ground.here, ground.apart)
+    return found
+
+
+def _seat_more(
+    more: Sequence[Wanted],
+    ground: _Ground,
+    configured: Assignment,
+    closed: Collection[str],
+    priority: Mapping[str, int],
+) -> Assignment:
+    """Seats for replicas that are there for demand, where those before them leave room. One priority after the other, the
+    highest first: each spares the slices of those after it for as long as there are others.
+    """
+    seats, unplaced = dict(configured.slices), dict(configured.unplaced)
+    closed = set(closed) - {ground.here.get(w.replica) for w in more}
+    for level in sorted({priority[w.model] for w in more}, reverse=True):
+        mine = [w for w in more if priority[w.model] == level]
+        after = {ground.here[w.replica] for w in more if priority[w.model] < level and w.replica in ground.here}
+        fits, taken = fits_apart(ground.fits, seats, ground.apart), {*seats.values(), *closed}
+        for spared in (after, set[str]()):
+            open_to = ground.without(taken | spared)
+            found = assign(mine, fits, open_to, current=ground.here, may_move=False, apart=ground.apart)
+            if not found.unplaced:
+                break
+        seats |= found.slices
+        unplaced |= {w.replica: _no_room(w) for w in mine if w.replica in found.unplaced}
+    return Assignment(seats, unplaced)
+
+
+def _no_room(wanted: Wanted) -> PlacementError:
+    return NoFreeSlice(
+        f"demand asks for {wanted.replica!r}, and no slice that it fits is free",
+        where=f"models.{wanted.model}.replicas",
+        remedy="It starts as soon as one is; add a node, or lower `max`.",
+    )
+
+
+def _by_importance(
+    replicas: Sequence[Wanted], models: Sequence[ModelConfig], here: Mapping[str, str]
+) -> tuple[Wanted, ...]:
     """The highest priority first; among equals who sits already, then every model's first replica, its second one, and so on."""
     priority = {model.name: model.priority for model in models}
     return tuple(
-        sorted(wanted_replicas(models), key=lambda w: (-priority[w.model], w.replica not in here, w.ordinal, w.model))
+        sorted(replicas, key=lambda w: (-priority[w.model], w.replica not in here, w.ordinal, w.model, w.replica))
     )
 
 

@@ -1,0 +1,134 @@
+"""How many replicas each model has in the whole cluster, where demand decides: the rule of one machine on all gateways' figures.
+
+Pure but for its memory of what was decided. Time and reports are handed in.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+
+from model_registry.schema import ModelConfig
+from placement.assign import Pools, stem_of
+from placement.autoscale import ScaledModel, Scaler, Signals
+from placement.autoscale.capacity import UNKNOWN, Capacity, together
+from placement.autoscale.scaler import scaled_models
+from placement.cluster.members import NodeReport, Seat
+from placement.demanded import model_of
+from placement.figures import add_up
+from placement.policy import AutoscalePolicy
+from placement.slices import Slice
+from placement.status import ScalingRow
+
+log = logging.getLogger(__name__)
+
+CapacityOn = Callable[[str, Slice], Capacity | None]
+"""Model name and slice -> what a replica of it bears there; None where it does not fit."""
+
+
+def nobody_knows(_model: str, _slice: Slice) -> Capacity | None:
+    """Without estimates requests at once and latencies decide alone."""
+    return UNKNOWN
+
+
+class ClusterNumbers:
+    """The numbers that demand asks for, by pool (a model, or `model@tenant`). `aim` says by what, `look` decides."""
+
+    def __init__(self) -> None:
+        self._scaler = Scaler()
+        self._models: tuple[ModelConfig, ...] = ()
+        self._pools: Pools = {}
+        self._policy = AutoscalePolicy()
+        self._capacity_on: CapacityOn = nobody_knows
+        self._scaled: tuple[ScaledModel, ...] = ()
+        self._capacities: Mapping[str, Capacity] = {}
+        self._signals: Mapping[str, Signals] = {}
+        self._looked_at: float | None = None
+
+    def restore(self, known: Mapping[str, int]) -> None:
+        """Go on with what a head before this one has decided."""
+        self._scaler = Scaler(known)
+
+    def aim(
+        self, models: Iterable[ModelConfig], pools: Pools, policy: AutoscalePolicy, capacity_on: CapacityOn
+    ) -> None:
+        """These models and rules count from the next look on."""
+        self._models, self._pools, self._policy, self._capacity_on = tuple(models), pools, policy, capacity_on
+        self._looked_at = None
+
+    @property
+    def replicas(self) -> Mapping[str, int]:
+        """What was decided last, by pool."""
+        return {model.name: self._scaler.replicas.get(model.name, model.least) for model in self._scaled}
+
+    def look(
+        self,
+        reports: Mapping[str, NodeReport],
+        demand: Iterable[Mapping[str, Signals] | None],
+        current: Mapping[str, Seat],
+        now_seconds: float,
+    ) -> None:
+        """Decide, if it is time to. `now_seconds` is monotonic; `demand` is what each node's gateways see.
+
+        Where no gateway tells anything, nothing changes. A pool that is new here begins with the replicas that it has, within
+        its bounds: a head that has lost its journal stops nothing that may be needed.
+        """
+        if self._looked_at is not None and now_seconds - self._looked_at < self._policy.look_every:
+            return
+        self._looked_at = now_seconds
+        if not (unsized := scaled_models(self._models, None, self._pools)):
+            self._scaled, self._capacities = (), {}
+            return
+        self._capacities = {m.name: self._capacity(m.name, reports, current) for m in unsized}
+        rates = {name: capacity.requests_per_second for name, capacity in self._capacities.items()}
+        self._scaled = scaled_models(self._models, None, self._pools, rates)
+        self._follow(current)
+        told = [one for one in demand if one is not None]
+        if not told:
+            return
+        self._signals = add_up(told)
+        for change in self._scaler.look(self._policy, self._scaled, self._signals, now_seconds):
+            log.info("%s", change)
+
+    def _follow(self, current: Mapping[str, Seat]) -> None:
+        there = Counter(map(stem_of, current))
+        self._scaler.begin({m.name: m.bounded(there[m.name]) for m in self._scaled})
+        self._scaler.follow(self._scaled)
+
+    def _capacity(self, pool: str, reports: Mapping[str, NodeReport], current: Mapping[str, Seat]) -> Capacity:
+        """On average over the slices that it has, or on one that it could have."""
+        model = model_of(f"{pool}-0")
+        mine = (_slice_of(seat, reports) for replica, seat in current.items() if stem_of(replica) == pool)
+        if has := [bears for one in mine if one is not None and (bears := self._capacity_on(model, one))]:
+            return together(has)
+        everywhere = (one for node in sorted(reports) for one in reports[node].slices)
+        could = (self._capacity_on(model, one) for one in sorted(everywhere, key=lambda one: one.memory_bytes))
+        return together(list(islice(filter(None, could), 1)))
+
+    def rows(self, seats: Iterable[str]) -> dict[str, ScalingRow]:
+        """What was decided, pool by pool, and how much of it the replicas in `seats` are."""
+        placed, asked = Counter(map(stem_of, seats)), self.replicas
+        rows: dict[str, ScalingRow] = {}
+        for model in self._scaled:
+            capacity = self._capacities.get(model.name, UNKNOWN)
+            seen = self._signals.get(model.name, Signals())
+            rows[model.name] = ScalingRow(
+                replicas=asked[model.name],
+                placed=placed[model.name],
+                least=model.least,
+                most=model.most,
+                reason=self._scaler.reason(model.name),
+                arrivals_per_second=seen.arrivals_per_second + seen.queued / self._policy.window,
+                running=seen.running,
+                requests_per_replica=capacity.requests_per_second,
+                capacity_source=capacity.origin,
+                capacity_reason=capacity.reason,
+            )
+        return rows
+
+
+def _slice_of(seat: Seat, reports: Mapping[str, NodeReport]) -> Slice | None:
+    report = reports.get(seat.node)
+    return next((one for one in report.slices if one.id == seat.slice_id), None) if report else None
