@@ -107,9 +107,13 @@ class Simulation:
     def environment(
         self, *, privilege: Privilege | None = None, environ: Mapping[str, str] = os.environ
     ) -> dict[str, str]:
-        """What a process needs in its environment to see this machine instead of a driver; add it to the rest."""
-        paths = [str(self.libraries.directory), environ.get("LD_LIBRARY_PATH", "")]
-        added = {STATE_VARIABLE: str(self.state), "LD_LIBRARY_PATH": ":".join(filter(None, paths))}
+        """What a process needs in its environment to see this machine instead of a driver; add it to the rest.
+
+        The same for a process and for the children that inherit it: engines are known again by their environment.
+        """
+        own = str(self.libraries.directory)
+        others = [p for p in environ.get("LD_LIBRARY_PATH", "").split(":") if p not in ("", own)]
+        added = {STATE_VARIABLE: str(self.state), "LD_LIBRARY_PATH": ":".join([own, *others])}
         return added | ({PRIVILEGE_VARIABLE: privilege} if privilege else {})
 
     def activate(self, *, privilege: Privilege | None = None) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from model_registry.catalogue import load_catalogue
@@ -7,6 +9,8 @@ from model_registry.errors import UnknownProduct
 from model_registry.geometry import Geometry
 from placement.errors import SimulatorError
 from placement.simulator.machine import MachineOptions, PlainGpu, describe, drivers_order, parse_fleet, supports_mig
+from placement.simulator.build import Libraries
+from placement.simulator.simulation import Simulation
 
 CATALOGUE = load_catalogue()
 
@@ -68,3 +72,13 @@ def test_a_driver_from_before_the_product_has_no_mig() -> None:
     h200 = CATALOGUE.product("h200")
     assert [supports_mig(h200, d) for d in ("550.54.14", "550.90.07", "1000.1")] == [False, True, True]
     assert supports_mig(CATALOGUE.product("gh200-144gb"), "1.0")
+
+
+@pytest.mark.parametrize(
+    ("inherited", "expected"), [("", "/sim"), ("/cuda:/other", "/sim:/cuda:/other"), ("/cuda::/sim", "/sim:/cuda")]
+)
+def test_a_child_that_enters_again_has_the_same_environment(inherited: str, expected: str) -> None:
+    machine = Simulation(Path("/machine"), Libraries(Path("/sim")))
+    once = machine.environment(environ={"LD_LIBRARY_PATH": inherited})
+    assert once["LD_LIBRARY_PATH"] == expected
+    assert machine.environment(environ=once) == once
