@@ -8,8 +8,8 @@ from model_registry.catalogue import load_catalogue
 from model_registry.errors import UnknownProduct
 from model_registry.geometry import Geometry
 from placement.errors import SimulatorError
-from placement.simulator.machine import MachineOptions, PlainGpu, describe, drivers_order, parse_fleet, supports_mig
 from placement.simulator.build import Libraries
+from placement.simulator.machine import MachineOptions, PlainGpu, describe, drivers_order, parse_fleet, supports_mig
 from placement.simulator.simulation import Simulation
 
 CATALOGUE = load_catalogue()
