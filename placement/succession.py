@@ -1,0 +1,106 @@
+"""How a replica of an earlier configuration is replaced: by another one that starts beside it, or in its place where none can.
+
+Whose turn it is says `placement.turns`; what is under way, and where a successor may be, `placement.renewals`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from placement.accepted import AcceptedConfig
+from placement.crew import Crew
+from placement.demand_slices import for_demand
+from placement.errors import PlacementError
+from placement.goals import Goals, Workshop
+from placement.renewals import Renewals, Successor, fresh_name, place_beside
+from placement.replicas.parts import Goal
+from placement.spare_slices import SpareSlices
+
+log = logging.getLogger(__name__)
+
+
+class Succession:
+    """Replaces replicas of one machine's crew, each step under goals that nobody else changes meanwhile.
+
+    `adopt` is given goals that are in force from then on, and `postpone` has all of this looked at again later.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        renewals: Renewals,
+        spare: SpareSlices,
+        workshop: Workshop,
+        *,
+        accepted: AcceptedConfig,
+        adopt: Callable[[Goals], None],
+        postpone: Callable[[], None],
+    ) -> None:
+        self._crew = crew
+        self._renewals = renewals
+        self._spare = spare
+        self._workshop = workshop
+        self._accepted = accepted
+        self._adopt = adopt
+        self._postpone = postpone
+
+    def renew(self, name: str, goals: Goals) -> Goals:
+        """Replace it: beside it where a slice is free, so that nothing is missing meanwhile; in its place else.
+
+        Gives `goals` with its successor, where one starts. Raises OSError.
+        """
+        if any(goal.in_place_of == name for goal in goals.replicas.values()):
+            return goals
+        elsewhere = self._may_be_elsewhere(name, goals)
+        successor = self._successor(name, goals) if elsewhere else None
+        if successor is not None:
+            log.info("%s: %s starts beside it, to take its place", name, successor.replica)
+            self._renewals.begin(Successor(successor.replica, name, successor.slice.id))
+            self._crew.launch(successor)
+            return replace(goals, replicas={**goals.replicas, successor.replica: successor})
+        if self._spare.busy or (elsewhere and self._spare.seek(name, goals)):
+            return goals
+        log.info("%s: its turn to be replaced by what the configuration asks for", name)
+        self._crew.restart(goals.replicas[name])
+        return goals
+
+    async def hand_over(self, one: Successor) -> None:
+        """A successor that serves has the place, and the other one ends. Raises OSError."""
+        goals, new, old = self._crew.goals, self._crew.replicas.get(one.replica), self._crew.replicas.get(one.of)
+        if goals is None or new is None or new.goal.in_place_of is None or not new.serves:
+            return
+        config = await asyncio.to_thread(self._renewals.finish, one, goals.config)
+        if config is None:
+            self._postpone()
+            return
+        log.info("%s: %s has its place", one.of, one.replica)
+        goal = replace(new.goal, in_place_of=None)
+        new.reconfigure(goal, config.engine)
+        others = {name: g for name, g in goals.replicas.items() if name != one.of}
+        self._adopt(replace(goals, config=config, replicas=others | {one.replica: goal}))
+        if old is not None and one.of not in self._crew.leaving:
+            self._crew.dismiss(old, gone=True)
+        self._accepted.remember(config)
+
+    def _may_be_elsewhere(self, name: str, goals: Goals) -> bool:
+        """Whether something that serves may be replaced beside itself: not by somebody else's turns, orders or pins."""
+        orders, model = self._crew.orders, goals.models[goals.replicas[name].model].config
+        if name in {*orders.drained, *orders.stopped, *orders.seats} or not self._renewals.stands(name, goals.config):
+            return False
+        return goals.config.turns is None and self._crew.replicas[name].serves and not model.slices
+
+    def _successor(self, name: str, goals: Goals) -> Goal | None:
+        """What could start beside `name`; None where no slice that will do is free."""
+        open_to_all = for_demand(goals.config, goals.inventory, self._workshop.paths)
+        target = place_beside(goals, name, self._crew.occupied | open_to_all.barred)
+        if target is None:
+            return None
+        stopped, seats = self._crew.orders.stopped, goals.config.seats or ()
+        used = {*goals.replicas, *goals.unplaced, *self._crew.replicas, *stopped, *seats}
+        try:
+            return replace(goals.on(fresh_name(name, used), target, self._workshop), in_place_of=name)
+        except PlacementError:
+            return None
