@@ -15,6 +15,8 @@ from loadtests.yamlfile import Section
 
 CONTEXT_GUESS_TOKENS = 2048
 """Taken where the gateway does not tell a model's context."""
+MOST_CORES = 65_536
+"""More than any Linux machine has; a longer list is a slip of the pen, and costs memory."""
 
 
 def _cores(value: str) -> str:
@@ -212,5 +214,7 @@ def parse_cores(text: str) -> tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
             raise ValueError(f"{text!r} is no list of cores || Write it like 0-3,8.")
+        if int(last or first) >= MOST_CORES:
+            raise ValueError(f"no machine has a core {last or first} || Write it like 0-3,8.")
         found.update(range(int(first), int(last or first) + 1))
     return tuple(sorted(found))

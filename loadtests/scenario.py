@@ -111,6 +111,10 @@ class Slo(Section):
         return f"{limits} for {self.attainment:.6g} of requests"
 
 
+STREAMED = ("ttft", "tpot", "itl")
+"""What only an answer that comes in events has."""
+
+
 class TenantLoad(Section):
     """What one tenant sends. Prompts are made-up words, no two alike, so that no prefix cache answers for the model."""
 
@@ -152,6 +156,15 @@ class TenantLoad(Section):
             raise ValueError("shared_prefix counts tokens, so prompt_tokens has to be set || Add prompt_tokens: N.")
         return self
 
+    @model_validator(mode="after")
+    def _promises_what_can_be_seen(self) -> TenantLoad:
+        unseen = [name for name in STREAMED if self.slo is not None and name in self.slo.limits]
+        if unseen and not self.streams:
+            raise ValueError(
+                f"an answer in one piece has no {unseen[0]}, so any would do || Promise e2e: slo: {{e2e: 1s}}."
+            )
+        return self
+
     @property
     def streams(self) -> bool:
         """Whether answers come as events; an embedding never does."""
@@ -182,14 +195,21 @@ def _is_fixed(value: Any) -> bool:
 
 
 def _plain_http(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme != "http" or not parts.hostname or parts.path.strip("/"):
-        raise ValueError(f"{value!r} is not of the form http://host:port")
+    try:
+        parts = urlsplit(value)
+        is_plain = parts.scheme == "http" and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number or too high, or half an IPv6 address
+        is_plain = False
+    # `rest` has credentials, path, query and fragment: none of them would be sent, and reports show the address.
+    rest = value.partition("//")[2].rstrip("/")
+    if not is_plain or any(sign in rest for sign in "/?#@"):
+        raise ValueError("this is not of the form http://host:port || Keys have a field of their own: api_key_env.")
     return value.rstrip("/")
 
 
 BaseUrl = Annotated[str, AfterValidator(_plain_http)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Seed = Annotated[int, Field(ge=0, description="The same seed asks the same, at the same times.")]
 
 
 class Scenario(Section):
@@ -207,7 +227,7 @@ class Scenario(Section):
     timeout_seconds: float = Field(
         default=120.0, gt=0, description="A connection on which nothing happens for so long has failed."
     )
-    seed: int = 1
+    seed: Seed = 1
     wording: int = Field(
         default=0,
         description="Another number asks at the same times, in the same lengths, with other words: nothing of it is in a prefix cache.",

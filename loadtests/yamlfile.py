@@ -49,9 +49,9 @@ SHOWN_CHARACTERS = 80
 
 
 class Section(BaseModel):
-    """A part of a scenario: closed and frozen."""
+    """A part of a scenario: closed and frozen, and every number in it finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Section)
@@ -110,7 +110,7 @@ class Source:
         if detail["type"] == "union_tag_invalid":
             return _unknown_kind(detail["ctx"], where)
         if detail["type"] == "union_tag_not_found":
-            return _no_kind(_kinds_at(model, path, self.data), where)
+            return _no_kind(_kinds_at(model, path, self.data), where, detail["input"])
         context = {name: _plain(value) for name, value in detail.get("ctx", {}).items()}
         if (expected := _EXPECTED.get(detail["type"])) is not None:
             near = get_close_matches(str(detail["input"]), str(context.get("expected", "")).split("'")[1::2], 1)
@@ -130,8 +130,12 @@ def _unknown_kind(context: Mapping[str, Any], where: str) -> Problem:
     return Problem(f"there is no kind {context['tag']!r}", where, f"{meant}There are {', '.join(known)}.")
 
 
-def _no_kind(known: Sequence[str], where: str) -> Problem:
-    return Problem("'kind' is missing", where, f"There are {', '.join(known)}.")
+def _no_kind(known: Sequence[str], where: str, given: Any) -> Problem:
+    there_are = f"There are {', '.join(known)}."
+    if isinstance(given, dict):
+        return Problem("'kind' is missing", where, there_are)
+    number = "a whole number, or " if "fixed" in known else ""
+    return Problem(f"must be {number}a mapping with a 'kind', not {_shown(given)}", where, there_are)
 
 
 def _plain(value: Any) -> Any:

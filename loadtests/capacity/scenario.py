@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from loadtests.arrivals import Closed
 from loadtests.problems import Problem, ScenarioError
-from loadtests.scenario import BaseUrl, Seconds, Slo, TenantLoad
+from loadtests.scenario import BaseUrl, Seconds, Seed, Slo, TenantLoad
 from loadtests.yamlfile import Section, Source
 
 
@@ -37,7 +37,7 @@ class CapacityScenario(Section):
     most_probes: int = Field(default=12, ge=2, le=100)
     timeout_seconds: float = Field(default=120.0, gt=0)
     processes: int = Field(default=1, ge=1, le=64)
-    seed: int = 1
+    seed: Seed = 1
 
     @model_validator(mode="after")
     def _makes_sense(self) -> CapacityScenario:

@@ -35,7 +35,7 @@ def run(chosen: Namespace) -> int:
         print_json(found.as_dict())
     else:
         _show(found)
-    return 1 if found.worse else 0
+    return 1 if found.is_worse else 0
 
 
 def _show(found: Comparison) -> None:
@@ -51,6 +51,10 @@ def _show(found: Comparison) -> None:
             f"{line.ratio:.2f}x",
             Text(line.change, style=STYLES[line.change]),
         )
+    for one in found.failed:
+        if one.before[0] or one.after[0]:
+            counted = ("{} of {}".format(*one.before), "{} of {}".format(*one.after))
+            shown.add_row(one.setting, "failed", *counted, "", Text(one.change, style=STYLES[one.change]))
     out = console()
     out.print(shown)
     for text in found.notes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from math import sqrt
 from typing import Any, Literal
 
 from loadtests.lab.report import Interval, Report, Setting
@@ -31,20 +32,50 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """The victim's failed requests of one setting, [failed, all of them] before and after.
+
+    They are in no latency, so an endpoint that answers errors would look no slower. `worse` and `better` where the 95%
+    intervals of the two shares lie apart.
+    """
+
+    setting: str
+    before: tuple[int, int]
+    after: tuple[int, int]
+    change: Change
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Every figure that both have. `notes` say where the two were not made alike."""
 
     lines: tuple[Line, ...]
+    failed: tuple[Failed, ...]
     notes: tuple[str, ...]
 
     @property
     def worse(self) -> tuple[Line, ...]:
-        """What got worse."""
+        """The latencies that got worse."""
         return tuple(line for line in self.lines if line.change == "worse")
+
+    @property
+    def fails_more(self) -> tuple[Failed, ...]:
+        """The settings in which more requests fail."""
+        return tuple(one for one in self.failed if one.change == "worse")
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether anything got worse."""
+        return bool(self.worse or self.fails_more)
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON shape."""
-        return {"worse": len(self.worse), "notes": list(self.notes), "lines": [asdict(line) for line in self.lines]}
+        return {
+            "worse": len(self.worse) + len(self.fails_more),
+            "notes": list(self.notes),
+            "lines": [asdict(line) for line in self.lines],
+            "failed": [asdict(one) for one in self.failed],
+        }
 
 
 def compare(before: Report, after: Report, *, tolerance_ratio: float = TOLERANCE_RATIO) -> Comparison:
@@ -63,7 +94,8 @@ def compare(before: Report, after: Report, *, tolerance_ratio: float = TOLERANCE
             )
         )
     lines = [line for key in shared for line in _lines(key, before.settings[key], after.settings[key], tolerance_ratio)]
-    return Comparison(tuple(lines), tuple(_notes(before, after)))
+    failed = tuple(_failed(key, before.settings[key], after.settings[key]) for key in shared)
+    return Comparison(tuple(lines), failed, tuple(_notes(before, after)))
 
 
 def _lines(key: str, before: Setting, after: Setting, tolerance: float) -> Iterator[Line]:
@@ -94,6 +126,23 @@ def _change(ratio: float, before: Interval | None, after: Interval | None, toler
     return "better" if apart and ratio < 1 / tolerance else "same"
 
 
+def _failed(key: str, before: Setting, after: Setting) -> Failed:
+    first, second = ((sum(s.victim.failures.values()), s.victim.requests) for s in (before, after))
+    one, other = share_interval(*first), share_interval(*second)
+    change: Change = "worse" if one[1] < other[0] else "better" if other[1] < one[0] else "same"
+    return Failed(key, first, second, change)
+
+
+def share_interval(count: int, of: int) -> Interval:
+    """The 95% interval of a share by E. B. Wilson (1927); (0, 1) of nothing, which tells nothing."""
+    if not of:
+        return 0.0, 1.0
+    z = 1.96
+    middle = (count + z * z / 2) / (of + z * z)
+    reach = z * sqrt(count * (of - count) / of + z * z / 4) / (of + z * z)
+    return middle - reach, middle + reach
+
+
 def _different_questions(before: Report, after: Report) -> Problem | None:
     """The first thing that the victims did not have in common; the slice that it ran on may differ."""
     one, other = ({k: v for k, v in r.victim.items() if k not in ("slice", "slo", "name")} for r in (before, after))
@@ -111,6 +160,9 @@ def _notes(before: Report, after: Report) -> Iterator[str]:
         one, other = getattr(before, name), getattr(after, name)
         if one != other:
             yield f"{name} was {one} before and is {other}"
+    for one_has, other_has, when in ((before, after, "before"), (after, before, "after")):
+        if only := [key for key in one_has.settings if key not in other_has.settings]:
+            yield f"measured {when} only: {', '.join(only)}"
     for name in ("cores", "processor"):
         if before.machine.get(name) != after.machine.get(name):
             yield f"another machine: {name} was {before.machine.get(name)} and is {after.machine.get(name)}"

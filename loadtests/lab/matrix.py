@@ -109,15 +109,6 @@ def _slice_cell(
     victim = scenario.victim
     model = setting.model or _model_at(setting.where, victim.model, rows)
     load = load_of(aggressor, victim, model, context_of(model, aggressor.tenant))
-    names = {victim.name, *(other.name for other in scenario.others)}
-    if load.name in names:
-        raise ScenarioError(
-            Problem(
-                f"{load.name!r} cannot be its own neighbour",
-                f"aggressor {aggressor.label}",
-                "Name a tenant that is neither the victim nor among the others.",
-            )
-        )
     return Cell(
         key=f"{aggressor.label}_on_{setting.where}",
         label=f"{aggressor.label} on {PLACES[setting.where]}",

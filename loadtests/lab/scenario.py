@@ -25,7 +25,7 @@ from loadtests.aggressors import Aggressor, Cores, Flood, OnHost, Requesting, We
 from loadtests.arrivals import Closed, Trace, mean_rate
 from loadtests.problems import Problem, ScenarioError
 from loadtests.samples import METRICS, samples_needed, show_percentile
-from loadtests.scenario import BaseUrl, Seconds, TenantLoad, settled
+from loadtests.scenario import STREAMED, BaseUrl, Seconds, Seed, TenantLoad, settled
 from loadtests.traces import read_trace
 from loadtests.units import Duration
 from loadtests.yamlfile import Section, Source
@@ -83,6 +83,11 @@ class Budget(Section):
         return {name: limit for name, limit in named.items() if limit is not None}
 
     @property
+    def streamed_metrics(self) -> list[str]:
+        """Of the metrics that are named those that only answers in events have; unnamed ones are judged where there are any."""
+        return [metric for metric in self.metrics if metric in STREAMED] if "metrics" in self.model_fields_set else []
+
+    @property
     def percentiles(self) -> tuple[str, ...]:
         """The percentiles that have to be known for a verdict."""
         return (
@@ -131,7 +136,7 @@ class IsolationScenario(Section):
     )
     rounds: int = Field(default=3, ge=1, le=1000, description="How often all settings are run, in mirrored order.")
     timeout_seconds: float = Field(default=120.0, gt=0)
-    seed: int = 1
+    seed: Seed = 1
     processes: int = Field(
         default=1, ge=1, le=64, description="Sending processes for the victim, and as many for the rest."
     )
@@ -158,6 +163,24 @@ class IsolationScenario(Section):
             raise ValueError("two aggressors share a name || Give one of them a `name`.")
         if self.victim.background or any(other.background for other in self.others):
             raise ValueError("`background` is for load files; aggressors are in the background by themselves")
+        self._check_names()
+        self._check_budget()
+        return self
+
+    def _check_names(self) -> None:
+        """One name, one row of the report: nobody is there twice, and nobody is disturbed by itself."""
+        names = [self.victim.name, *(other.name for other in self.others)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"{twice!r} is there twice among the victim and the others || Name each tenant once.")
+        for aggressor in self.aggressors:
+            if isinstance(aggressor, Requesting) and aggressor.tenant in names:
+                raise ValueError(
+                    f"{aggressor.tenant!r} cannot be its own neighbour (aggressor {aggressor.label!r}) || "
+                    "Name a tenant that is neither the victim nor among the others."
+                )
+
+    def _check_budget(self) -> None:
+        """Every aggressor has a setting to work from, and the budget something to judge."""
         places = {setting.where for setting in self.settings}
         for aggressor in self.aggressors:
             fitting = ON_HOST if aggressor.on_host else ON_SLICES
@@ -168,7 +191,11 @@ class IsolationScenario(Section):
                 f"the budget is about {', '.join(self.budget.settings)}, and no setting is one of these || "
                 f"Add such a setting, or write budget.settings: [{', '.join(sorted(places))}]."
             )
-        return self
+        unseen = [] if self.victim.streams or self.budget is None else self.budget.streamed_metrics
+        if unseen:
+            raise ValueError(
+                f"the victim's answers come in one piece and have no {unseen[0]} || Write budget.metrics: [e2e]."
+            )
 
     @property
     def tenants(self) -> tuple[str, ...]:

@@ -67,6 +67,7 @@ def _refusals(settings: Settings, judged: Settings, budget: Budget, client: Clie
         *overloaded(compared, budget, client),
         *unanswered(settings, compared, client),
         *drifted(compared, budget),
+        *_unseen(judged, budget),
         *_few(compared, budget),
     ]
 
@@ -111,6 +112,18 @@ def drifted(settings: Settings, budget: Budget | None) -> list[str]:
                     f"(middle: {_ms(percentile(medians, 0.5))}): something else used this machine; ratios closer to 1 than that mean nothing"
                 )
     return found
+
+
+def _unseen(judged: Settings, budget: Budget) -> list[str]:
+    """Settings of which not one figure of the budget was measured, though requests were answered: they hold any limit."""
+    if not budget.percentiles:
+        return []
+    return [
+        f"of {', '.join(m.upper() for m in budget.metrics)} nothing was measured in {setting.label!r}: its answers have none"
+        for setting in judged.values()
+        if setting.victim.succeeded
+        and not any(getattr(setting.victim, metric_seconds(m)).count for m in budget.metrics)
+    ]
 
 
 def _few(compared: Settings, budget: Budget) -> list[str]:

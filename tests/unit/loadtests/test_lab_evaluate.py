@@ -188,6 +188,17 @@ def test_a_ruler_that_is_not_sure_refuses(values: Any, run: dict[str, Any], said
     assert said in " ".join(report.verdict.refusals)
 
 
+def test_a_budget_on_what_was_not_measured_certifies_nothing() -> None:
+    scenario = scenario_of(budget={"p99_ratio": 1.10, "metrics": ["itl"]})
+    report = report_of(scenario, lambda key, number: steady(1.0))
+    assert (report.verdict.status, report.verdict.refusals[0]) == (
+        "refused",
+        "of ITL nothing was measured in 'neighbour on the other slice': its answers have none",
+    )
+    only_failures = scenario_of(budget={"failed_ratio": 0.01, "metrics": ["itl"]})
+    assert report_of(only_failures, lambda key, number: steady(1.0)).verdict.status == "pass"
+
+
 def test_what_went_unanswered_beside_the_judged_settings_refuses_nothing_of_them() -> None:
     def values(key: str, number: int) -> list[float]:
         return steady(1.0, seed=number)

@@ -30,6 +30,7 @@ ROWS = [
 ]
 HOG = {"kind": "cpu_hog"}
 NOISY = {"kind": "prefill_flood", "tenant": "noisy"}
+EMBEDS = {"name": "quiet", "model": "embed", "task": "embedding"}
 ALL = [{"where": "same_slice"}, {"where": "other_slice"}, {"where": "other_gpu"}]
 
 
@@ -132,11 +133,6 @@ def test_what_is_not_to_be_had_is_told_with_what_is() -> None:
     assert "chat on g0/1; near on g0/2. Serve a second model" in str(caught.value)
 
 
-def test_the_victim_is_not_its_own_neighbour() -> None:
-    with pytest.raises(ScenarioError, match="own neighbour"):
-        cells(scenario_of(aggressors=[NOISY | {"tenant": "quiet"}]))
-
-
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -156,6 +152,17 @@ def test_the_victim_is_not_its_own_neighbour() -> None:
         ({"victim": {"name": "quiet", "model": "chat", "background": True}}, "background"),
         ({"budget": {"p99_ratios": 1.1}}, "Did you mean 'p99_ratio'?"),
         ({"round": 3}, "Did you mean 'rounds'?"),
+        ({"aggressors": [NOISY | {"tenant": "quiet"}]}, "'quiet' cannot be its own neighbour"),
+        ({"others": [{"name": "noisy", "model": "chat"}]}, "'noisy' cannot be its own neighbour"),
+        ({"others": [{"name": "quiet", "model": "near"}]}, "'quiet' is there twice"),
+        ({"seed": -1}, "seed: must be at least 0"),
+        ({"timeout_seconds": float("inf")}, "timeout_seconds: must be a finite number"),
+        ({"budget": {"p99_ratio": float("inf")}}, "budget.p99_ratio: must be a finite number"),
+        ({"settings": [{"where": "same_cores", "cores": "0-99999999999"}]}, "no machine has a core 99999999999"),
+        (
+            {"victim": EMBEDS, "budget": {"p99_ratio": 1.1, "metrics": ["e2e", "ttft"]}},
+            "the victim's answers come in one piece and have no ttft",
+        ),
     ],
 )
 def test_a_scenario_that_makes_no_sense_is_refused(fields: dict[str, Any], said: str) -> None:
@@ -227,6 +234,7 @@ def test_a_budget_that_could_judge_nothing_is_refused_before_the_run(budget: dic
     with pytest.raises(ScenarioError, match=said):
         scenario_of(budget=budget, settings=[{"where": "same_slice"}])
     assert scenario_of(budget={"failed_ratio": 0.01}).budget is not None
+    assert scenario_of(victim=EMBEDS, budget={"p99_ratio": 1.1}).budget is not None, "unnamed: judged by what there is"
 
 
 def test_results_that_could_not_be_written_are_told_before_the_run(tmp_path: Path) -> None:

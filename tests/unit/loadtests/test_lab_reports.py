@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from loadtests.__main__ import main
-from loadtests.lab.compare import compare
+from loadtests.lab.compare import compare, share_interval
 from loadtests.lab.merge import merge
 from loadtests.lab.report import Report, read_report
 from loadtests.lab.scenario import read_isolation
@@ -189,6 +189,51 @@ def test_the_exit_code_says_whether_something_got_worse(tmp_path: Path, capsys: 
     assert main(["compare", before, after, "--tolerance", "0.5"]) == 2
     assert main(["compare", before, str(tmp_path / "none.json")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def failing(report: Report, failed: int) -> Report:
+    """The same figures, with so many more requests that failed beside the aggressor."""
+    key = "prefill_flood_on_other_slice"
+    setting = report.settings[key]
+    row = setting.victim.model_copy(
+        update={"requests": setting.victim.requests + failed, "failures": {"http_503": failed}}
+    )
+    changed = setting.model_copy(update={"victim": row})
+    return report.model_copy(update={"settings": dict(report.settings) | {key: changed}})
+
+
+def test_requests_that_fail_more_often_are_worse_though_no_latency_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after, few = report_of(1.5), failing(report_of(1.5), 60), failing(report_of(1.5), 1)
+    found = compare(before, after)
+    assert found.worse == ()
+    assert [(one.setting, one.before, one.after) for one in found.fails_more] == [
+        ("prefill_flood_on_other_slice", (0, 240), (60, 300))
+    ]
+    assert (compare(after, before).is_worse, compare(before, few).is_worse) == (False, False)
+    write_reports(before, tmp_path, "before")
+    write_reports(after, tmp_path, "after")
+    paths = [str(tmp_path / "before.json"), str(tmp_path / "after.json")]
+    assert main(["compare", *paths]) == 1
+    assert "60 of 300" in capsys.readouterr().out
+    assert main(["compare", *paths, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["worse"] == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "of", "low", "high"),
+    [(0, 0, 0.0, 1.0), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634)],
+)
+def test_shares_have_wilsons_interval(count: int, of: int, low: float, high: float) -> None:
+    assert share_interval(count, of) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_settings_of_one_report_only_are_told() -> None:
+    both, key = report_of(), "prefill_flood_on_other_slice"
+    alone = both.model_copy(update={"settings": {k: s for k, s in both.settings.items() if k != key}})
+    assert compare(both, alone).notes == (f"measured before only: {key}",)
+    assert compare(alone, both).notes == (f"measured after only: {key}",)
 
 
 def test_reports_of_different_questions_are_not_compared() -> None:

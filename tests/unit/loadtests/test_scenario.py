@@ -49,6 +49,15 @@ def test_a_scenario_from_yaml(tmp_path: Path) -> None:
         ({"duration_seconds": "20 minutes"}, "duration_seconds"),
         ({"base_url": "https://host"}, "http://host:port"),
         ({"base_url": "http://host/v1"}, "http://host:port"),
+        ({"base_url": "http://host:port"}, "http://host:port"),
+        ({"base_url": "http://host:99999"}, "http://host:port"),
+        ({"base_url": "http://[::1"}, "http://host:port"),
+        ({"base_url": "http://user:secret@host:1"}, "http://host:port"),
+        ({"base_url": "http://host:1?key=1"}, "http://host:port"),
+        ({"tenants": [TENANT | {"slo": {"ttft": "9" * 400 + "h"}}]}, "must be a finite number"),
+        ({"tenants": [TENANT | {"task": "embedding", "slo": {"ttft": "1s"}}]}, "in one piece has no ttft"),
+        ({"tenants": [TENANT | {"stream": False, "slo": {"e2e": "1s", "itl": "1s"}}]}, "in one piece has no itl"),
+        ({"tenants": [TENANT | {"prompt_tokens": {"kind": "exponential", "mean": float("inf")}}]}, "finite number"),
         ({"tenants": []}, "tenants"),
         ({"tenants": [TENANT, TENANT]}, "share a name"),
         ({"tenants": [TENANT | {"arrival": {"kind": "burst"}}]}, "tenants[0].arrival"),
@@ -61,6 +70,7 @@ def test_faults_name_the_field(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ScenarioError, match=r"test\.yaml: ") as caught:
         parse(**fields)
     assert said in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_every_fault_is_told_at_once() -> None:
@@ -134,6 +144,11 @@ def test_an_embedding_never_streams() -> None:
             {"tenants": [TENANT | {"task": "embeding"}]},
             "must be 'chat', 'completion' or 'embedding', not 'embeding'",
             "Did you mean 'embedding'?",
+        ),
+        (
+            {"tenants": [TENANT | {"prompt_tokens": "many"}]},
+            "must be a whole number, or a mapping with a 'kind', not 'many'",
+            "There are fixed, uniform,",
         ),
         (
             {"tenants": [TENANT | {"arrival": {"users": 3}}]},
