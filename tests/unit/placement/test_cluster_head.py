@@ -9,10 +9,13 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from model_registry.model import SliceFit
-from model_registry.schema import ModelConfig
+from model_registry.schema import ModelConfig, ReplicaRange
+from placement.autoscale import Signals
 from placement.cluster.errors import NodeLost
 from placement.cluster.head import LOST_AFTER_SECONDS, ClusterGoal, Head, Hold
 from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions
+from placement.demanded import model_of
+from placement.policy import AutoscalePolicy
 from placement.slices import Slice, SliceKind
 from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow
 from placement.testing import FakeClock
@@ -43,6 +46,7 @@ class FakeNode:
     starting: set[str] = field(default_factory=set)
     broken: frozenset[str] = frozenset()  # configurations by which nothing starts
     replaced: list[str] = field(default_factory=list)
+    demand: dict[str, Signals] | None = None
 
     def obey(self) -> None:
         """As a controller does: run the seats, end the rest."""
@@ -74,7 +78,7 @@ class FakeNode:
             replicas=tuple(
                 ReplicaRow(
                     replica=replica,
-                    model=replica.rpartition("-")[0],
+                    model=model_of(replica),
                     engine_model="m",
                     endpoint="http://10.0.0.1:1",
                     slice=SliceRow(id=slice_id, kind="cpu"),
@@ -109,6 +113,7 @@ class FakeNodes:
             running=known.running,
             outdated=known.outdated(),
             generation=known.generation,
+            demand=known.demand,
         )
 
     async def order(self, node: str, order: NodeOrder) -> None:
@@ -527,3 +532,156 @@ async def test_a_replica_that_would_be_too_close_to_another_waits_with_that_reas
     before = table.generation
     await cluster.rounds()
     assert (await cluster.table()).generation == before
+
+
+# ---- as demand asks
+
+QUICK = AutoscalePolicy.model_validate(
+    {"look_every": "500ms", "scale_up_after": "2s", "scale_down_after": "4s", "cool_down": "2s", "sleep_after": "1s"}
+)
+
+
+def following(least: int = 1, most: int = 3, **others: int) -> ClusterGoal:
+    """One model whose replicas, of 16 requests each, follow demand, beside others that do not."""
+    aimed = goal(chat=1, **others)
+    asked = ReplicaRange(min=least, max=most)
+    return replace(
+        aimed, models=[m.model_copy(update={"replicas": asked}) if m.name == "chat" else m for m in aimed.models]
+    )
+
+
+def seen(running: int = 0, queued: int = 0, pool: str = "chat") -> dict[str, Signals]:
+    idle = 0.0 if running or queued else 60.0
+    return {pool: Signals(running=running, queued=queued, idle_seconds=idle)}
+
+
+async def scaled_to_three(cluster: Cluster) -> None:
+    cluster.head.aim(replace(following(), policy=QUICK))
+    cluster.nodes.nodes["a"].demand = seen(running=14)
+    cluster.nodes.nodes["b"].demand = seen(running=14)
+    await upgraded(cluster, 20)
+    assert await cluster.states() == {"chat-0": "ready", "chat-1": "ready", "chat-2": "ready"}
+
+
+async def test_replicas_come_when_the_gateways_of_all_nodes_together_see_enough() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(replace(following(), policy=QUICK))
+    cluster.nodes.nodes["a"].demand = seen(running=9)
+    await upgraded(cluster, 20)
+    assert set(await cluster.states()) == {"chat-0"}, "nine requests are for one replica"
+    cluster.nodes.nodes["b"].demand = seen(running=9)
+    await upgraded(cluster, 20)
+    assert set(await cluster.states()) == {"chat-0", "chat-1"}, "eighteen are for two"
+    row = cluster.head.status()["scaling"]["chat"]  # type: ignore[index]
+    assert (row["replicas"], row["placed"], row["least"], row["most"], row["short"]) == (2, 2, 1, 3, 0)
+
+
+async def test_without_a_gateway_that_tells_anything_nothing_changes() -> None:
+    cluster = two_nodes()
+    await scaled_to_three(cluster)
+    for node in cluster.nodes.nodes.values():
+        node.demand = None
+    await upgraded(cluster, 40)
+    assert len(await cluster.states()) == 3
+
+
+async def test_a_replica_that_goes_is_left_by_every_gateway_before_its_node_ends_it() -> None:
+    cluster = two_nodes()
+    await scaled_to_three(cluster)
+    for node in cluster.nodes.nodes.values():
+        node.demand = seen()
+    tables = await upgraded(cluster, 60)
+    drained = [t for t in tables if any(r.state is ReplicaState.DRAINING for r in t.replicas)]
+    assert {r.replica for t in drained for r in t.replicas if r.state is ReplicaState.DRAINING} == {"chat-1", "chat-2"}
+    assert await cluster.states() == {"chat-0": "ready"}
+    assert sorted(r for node in cluster.nodes.nodes.values() for r in node.ended) == ["chat-1", "chat-2"]
+    assert set(cluster.nodes.holders) == {"chat-0"}, "their slices are given back"
+
+
+async def test_a_gateway_that_does_not_hear_of_it_keeps_nobody_for_ever() -> None:
+    cluster = two_nodes()
+    await scaled_to_three(cluster)
+    for node in cluster.nodes.nodes.values():
+        node.demand = seen()
+    tables = await upgraded(cluster, 60, deaf="a")
+    assert any(row.state is ReplicaState.DRAINING for table in tables for row in table.replicas)
+    assert await cluster.states() == {"chat-0": "ready"}
+
+
+async def test_the_next_head_goes_on_with_the_number_that_was_decided_on() -> None:
+    cluster = two_nodes()
+    await scaled_to_three(cluster)
+    ended = [list(node.ended) for node in cluster.nodes.nodes.values()]
+    for node in cluster.nodes.nodes.values():
+        node.demand = None  # its gateways have not told it anything yet
+    cluster.new_head()
+    assert (await cluster.head.restore()).numbers == {"chat": 3}
+    cluster.head.aim(replace(following(), policy=QUICK))
+    await upgraded(cluster, 10)
+    assert len(await cluster.states()) == 3
+    assert [node.ended for node in cluster.nodes.nodes.values()] == ended
+
+
+async def test_a_head_that_has_lost_its_journal_stops_nothing_that_demand_brought() -> None:
+    cluster = two_nodes()
+    await scaled_to_three(cluster)
+    cluster.store.journal = None
+    cluster.nodes.holders.clear()
+    cluster.new_head()
+    await cluster.head.restore()
+    cluster.head.aim(replace(following(), policy=QUICK))
+    for node in cluster.nodes.nodes.values():
+        node.demand = None
+    await upgraded(cluster, 10)
+    assert len(await cluster.states()) == 3
+
+
+async def test_a_model_sleeps_without_requests_and_the_first_one_wakes_it() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(replace(following(least=0), policy=QUICK))
+    await upgraded(cluster, 3)
+    assert await cluster.states() == {}
+    cluster.nodes.nodes["b"].demand = seen(queued=1)
+    await upgraded(cluster, 4)
+    assert await cluster.states() == {"chat-0": "ready"}
+    cluster.nodes.nodes["b"].demand = seen()
+    await upgraded(cluster, 60)
+    assert await cluster.states() == {}
+    assert cluster.nodes.holders == {}
+
+
+async def test_who_is_configured_takes_the_slice_of_who_is_there_for_demand() -> None:
+    cluster = two_nodes()
+    aimed = replace(following(most=4, code=1), policy=QUICK)
+    cluster.head.aim(aimed)
+    cluster.nodes.nodes["a"].demand = seen(running=40)
+    await upgraded(cluster, 20)
+    assert len(await cluster.states()) == 4, "one of code and three for demand"
+    unplaced = cluster.head.status()["unplaced"]
+    assert "no slice that it fits is free" in unplaced["chat-3"]  # type: ignore[index]
+    cluster.lose("b")
+    await cluster.pass_seconds(LOST_AFTER_SECONDS + 1)
+    await upgraded(cluster, 10)
+    assert await cluster.states() == {"chat-0": "ready", "code-0": "ready"}
+
+
+async def test_a_dedicated_tenant_has_replicas_by_its_own_demand() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(replace(following(), policy=QUICK, pools={"chat": (None, "acme")}))
+    cluster.nodes.nodes["a"].demand = seen() | seen(running=18, pool="chat@acme")
+    await upgraded(cluster, 20)
+    assert await cluster.states() == {"chat-0": "ready", "chat@acme-0": "ready", "chat@acme-1": "ready"}
+    cluster.new_head()
+    assert (await cluster.head.restore()).pools == {"chat": (None, "acme")}
+
+
+async def test_numbers_keep_within_a_new_configuration() -> None:
+    cluster = two_nodes()
+    await scaled_to_three(cluster)
+    cluster.head.aim(replace(following(most=2), policy=QUICK))
+    await upgraded(cluster, 10)
+    assert set(await cluster.states()) == {"chat-0", "chat-1"}
+    cluster.head.aim(goal(chat=1))
+    await upgraded(cluster, 10)
+    assert set(await cluster.states()) == {"chat-0"}
+    assert cluster.head.status()["scaling"] == {}

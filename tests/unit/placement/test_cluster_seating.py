@@ -167,3 +167,90 @@ def test_a_fleet_of_thousands_is_seated_from_nothing_and_told_what_is_missing() 
     assert len(found.seats) == 2000
     assert len({s.node for s in found.seats.values() if s.model == "edge"}) == 250
     assert sum(isinstance(why, NoSliceApart) for why in found.unplaced.values()) == 50
+
+
+# ---- there for demand
+
+
+def following(name: str = "chat", least: int = 1, most: int = 9, **more: object) -> ModelConfig:
+    return ModelConfig.model_validate({"name": name, "source": "org/x", "replicas": {"min": least, "max": most}} | more)
+
+
+def with_demand(
+    models: list[ModelConfig], numbers: dict[str, int], *reports: NodeReport, current: dict[str, Seat] | None = None
+) -> Seating:
+    known = {r.node: r for r in reports}
+    return seat_replicas(models, known, lambda _, s: fit("a", s), current or {}, numbers=numbers)
+
+
+def test_demand_brings_replicas_beyond_the_least_onto_any_node() -> None:
+    found = with_demand([following()], {"chat": 3}, node("n0", 2), node("n1", 2))
+    assert set(found.seats) == {"chat-0", "chat-1", "chat-2"}
+    assert {s.node for s in found.seats.values()} == {"n0", "n1"}
+    assert found.unplaced == {}
+
+
+def test_demand_without_a_free_slice_is_told() -> None:
+    found = with_demand([following()], {"chat": 3}, node("n0", 2))
+    assert set(found.seats) == {"chat-0", "chat-1"}
+    told = found.unplaced["chat-2"]
+    assert told.code == "no_free_slice"
+    assert told.remedy == "It starts as soon as one is; add a node, or lower `max`."
+    assert told.where == "models.chat.replicas"
+
+
+def test_of_two_models_that_demand_asks_for_the_more_important_one_has_the_slice() -> None:
+    models = [following("batch"), following("chat", priority=5)]
+    before = with_demand(models, {"batch": 2}, node("n0", 3)).seats
+    assert set(before) == {"batch-0", "batch-1", "chat-0"}
+    found = with_demand(models, {"batch": 2, "chat": 2}, node("n0", 3), current=dict(before))
+    assert set(found.seats) == {"batch-0", "chat-0", "chat-1"}
+    assert set(found.unplaced) == {"batch-1"}
+    assert {r: found.seats[r] for r in ("batch-0", "chat-0")} == {r: before[r] for r in ("batch-0", "chat-0")}
+
+
+def test_nobody_who_runs_gives_way_to_demand_that_is_as_important() -> None:
+    models = [following("batch"), following("chat")]
+    before = with_demand(models, {"batch": 2}, node("n0", 3)).seats
+    found = with_demand(models, {"batch": 2, "chat": 2}, node("n0", 3), current=dict(before))
+    assert found.seats == before
+    assert set(found.unplaced) == {"chat-1"}
+
+
+def test_a_new_model_takes_free_slices_before_those_of_replicas_for_demand() -> None:
+    models = [following()]
+    before = with_demand(models, {"chat": 2}, node("n0", 3)).seats
+    fixed = ModelConfig(name="code", source="org/x", replicas=1)
+    found = with_demand([*models, fixed], {"chat": 2}, node("n0", 3), current=dict(before))
+    assert {r: s for r, s in found.seats.items() if r != "code-0"} == before
+    crowded = with_demand([*models, fixed], {"chat": 2}, node("n0", 2), current=dict(before))
+    assert set(crowded.seats) == {"chat-0", "code-0"}
+    assert set(crowded.unplaced) == {"chat-1"}
+
+
+def test_demand_gets_nothing_of_what_is_cordoned_but_keeps_what_it_has() -> None:
+    closed = node("n0", 3)
+    closed = closed.model_copy(update={"cordoned": tuple(s.id for s in closed.slices)})
+    found = with_demand([following()], {"chat": 2}, closed)
+    assert set(found.seats) == {"chat-0"}, "what is configured starts there"
+    before = with_demand([following()], {"chat": 2}, node("n0", 3)).seats
+    assert with_demand([following()], {"chat": 2}, closed, current=dict(before)).seats == before
+
+
+def test_replicas_for_demand_are_kept_apart_from_the_configured_ones() -> None:
+    found = with_demand([following(spread="nodes")], {"chat": 3}, node("n0", 3), node("n1", 3))
+    assert {s.node for s in found.seats.values()} == {"n0", "n1"}
+    assert set(found.unplaced) == {"chat-2"}
+
+
+def test_each_tenant_with_replicas_of_its_own_has_its_least_and_what_its_demand_asks_for() -> None:
+    found = seat_replicas(
+        [following()],
+        {"n0": node("n0", 6)},
+        lambda _, s: fit("a", s),
+        {},
+        pools={"chat": (None, "acme")},
+        numbers={"chat@acme": 3, "chat": 1},
+    )
+    assert set(found.seats) == {"chat-0", "chat@acme-0", "chat@acme-1", "chat@acme-2"}
+    assert {s.model for s in found.seats.values()} == {"chat"}
