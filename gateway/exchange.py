@@ -408,28 +408,57 @@ class Exchange(Struct, eq=False):
 
     @property
     def large(self) -> bool:
-        """Whether the body is a large one, which `prepare_large_body` and `outgoing_pieces` make ready for an engine."""
+        """Whether the body is a large one, of which an engine gets `outgoing_pieces`."""
         return self._large is not None
 
-    def prepare_large_body(self, replica: ReplicaRow, on_ready: Callable[[], None]) -> bool:
-        """Make the large body ready for this replica: True if it is so at once, else `on_ready` is called once. Raises BodyReaderGone."""
-        assert self._large is not None
-        ready = self._large.prepare(
-            replica.engine_model,
-            self._sets(replica) if self.route.body == "json" else {},
-            ask_usage=self.route.stream == "chunks",
-            on_done=on_ready,
-        )
-        if not ready:
-            self._wait("reading", self._desk.policy.limits.body_timeout_seconds)
-        return ready
+    def make_way(self, on_ready: Callable[[], None], replica: ReplicaRow | None = None) -> bool:
+        """Have a large body ready for whichever engine gets it, before it takes a place at one: True if it is so at once.
 
-    def outgoing_pieces(self) -> Pieces:
-        """The large body for the replica that it was made ready for. Raises BodyReaderGone, BodyTooLarge."""
+        Else `on_ready` is called once, unless the exchange ends before; then `way_made`. `replica` is one that it does not fit (`fits`): its
+        place is given back meanwhile. Raises BodyReaderGone.
+        """
         assert self._large is not None
-        if self._stage == "reading":
-            self._wait("first byte", self._desk.policy.limits.first_byte_timeout_seconds)
-        return self._large.pieces()
+        names, ask_usage = self._may_set(), self.route.stream == "chunks"
+        if replica is None:
+            known = {row.engine_model for row in self._desk.router.model(self.model).replicas} or {self.model}
+            if all(self._large.fits(engine_model, names, ask_usage=ask_usage) for engine_model in known):
+                return True
+        elif self._claim is not None:
+            self._claim.leave(self._desk.clock())
+        self._wait("reading", self._desk.policy.limits.body_timeout_seconds)
+        self._large.make_way(names, ask_usage=ask_usage, on_done=on_ready)
+        return False
+
+    def way_made(self) -> None:
+        """The large body is ready. Raises MalformedRequest, BodyReaderGone, BodyTooLarge."""
+        assert self._large is not None
+        self._large.way_made()
+
+    def fits(self, replica: ReplicaRow) -> bool:
+        """Whether this replica can have the large body as it is. If not, `make_way` for it."""
+        assert self._large is not None
+        return self._large.fits(replica.engine_model, self._may_set(), ask_usage=self.route.stream == "chunks")
+
+    def outgoing_pieces(self, replica: ReplicaRow) -> Pieces:
+        """The large body for this replica, which it `fits`."""
+        assert self._large is not None
+        sets = self._sets(replica) if self.route.body == "json" else {}
+        return self._large.pieces(replica.engine_model, sets, ask_usage=self.route.stream == "chunks")
+
+    def _may_set(self) -> tuple[str, ...]:
+        """The names that `_sets` may have for some replica, told before there is one."""
+        route = self.route
+        if route.body != "json":
+            return ()
+        open_ended = (
+            route.task == "generate" and route.path != "/v1/completions" and self._body.most_output(route.path) is None
+        )
+        names = ("cache_salt" if route.salted else "", self._cap_name if open_ended else "")
+        return tuple(name for name in (*names, "request_id" if route.stored else "") if name)
+
+    @property
+    def _cap_name(self) -> str:
+        return "max_output_tokens" if self.route.path == "/v1/responses" else "max_tokens"
 
     def _sets(self, replica: ReplicaRow) -> dict[str, object]:
         """What the gateway says in the body, whatever the client said."""
@@ -437,8 +466,7 @@ class Exchange(Struct, eq=False):
         if self._desk.salts is not None and self.tenant is not None and self.route.salted:
             sets["cache_salt"] = self._desk.salts.of(self.tenant.name)
         if self._claim is not None and self._claim.output_cap is not None:
-            name = "max_output_tokens" if self.route.path == "/v1/responses" else "max_tokens"
-            sets[name] = self._claim.output_cap
+            sets[self._cap_name] = self._claim.output_cap
         if self.route.stored and self.tenant is not None and self._desk.response_ids is not None:
             sets["request_id"] = self._response_id = self._desk.response_ids.make(self.tenant.name, replica.replica)
         return sets
@@ -637,6 +665,7 @@ class Exchange(Struct, eq=False):
             self._large.close()
         if self._claim is not None:
             self._end_claim(self._claim)
+        self.meter = None  # it calls us: parted, both are freed without a garbage collection
 
     @property
     def _goes_on(self) -> bool:

@@ -55,6 +55,11 @@ def read_form(raw: bytes, content_type: bytes | None) -> tuple[Part, ...]:
 
 def write_form(parts: tuple[Part, ...], boundary: bytes) -> bytes:
     """`parts` as a body under `boundary`."""
+    return b"".join([write_parts(parts, boundary), b"--", boundary, b"--\r\n"])
+
+
+def write_parts(parts: tuple[Part, ...], boundary: bytes) -> bytes:
+    """As `write_form`, without the end: more may follow."""
     pieces: list[bytes] = []
     for part in parts:
         head = f'content-disposition: form-data; name="{_quoted(part.name)}"'
@@ -63,7 +68,7 @@ def write_form(parts: tuple[Part, ...], boundary: bytes) -> bytes:
         if part.content_type is not None:
             head += f"\r\ncontent-type: {_quoted(part.content_type)}"
         pieces += [b"--", boundary, b"\r\n", head.encode("utf-8"), b"\r\n\r\n", part.value, b"\r\n"]
-    return b"".join([*pieces, b"--", boundary, b"--\r\n"])
+    return b"".join(pieces)
 
 
 def new_boundary() -> bytes:

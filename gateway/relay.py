@@ -22,7 +22,7 @@ from gateway.dialects import answer_to, last_words, proper_end
 from gateway.error_map import ERROR_BODY_BYTES, Headers, engine_refusal, unexpected
 from gateway.errors import EngineDied, EngineUnreachable, GatewayError
 from gateway.exchange import ClientLeft, Exchange, Exchanges
-from gateway.large_bodies import LargeBody, Pieces
+from gateway.large_bodies import LargeBody
 from gateway.request import PASSED_ON, ROUTES, request_id
 from gateway.sse import USAGE_TAIL_BYTES, StreamMeter, usage_of_body
 from gateway.surface import CALL, Call
@@ -121,7 +121,10 @@ class AsgiRelay:
         """Send the request to one replica after another until one accepts the connection."""
         while True:
             replica = await _place(exchange)
-            body = await _outgoing(exchange, replica)
+            if exchange.large and not exchange.fits(replica):
+                await _make_way(exchange, replica)
+                continue
+            body = exchange.outgoing_pieces(replica) if exchange.large else exchange.outgoing(replica)
             sent_at = self._exchanges.clock()
             try:
                 response = await self._engines.post(
@@ -188,16 +191,15 @@ async def _take_body(exchange: Exchange, whole: bytes | LargeBody) -> None:
     exchange.read_large_body(read.set)
     await read.wait()
     exchange.take_large_body()
+    await _make_way(exchange)
 
 
-async def _outgoing(exchange: Exchange, replica: ReplicaRow) -> bytes | Pieces:
-    """What this engine gets."""
-    if not exchange.large:
-        return exchange.outgoing(replica)
+async def _make_way(exchange: Exchange, replica: ReplicaRow | None = None) -> None:
+    """Have a large body ready for the engines, or for `replica`."""
     ready = asyncio.Event()
-    if not exchange.prepare_large_body(replica, ready.set):
+    if not exchange.make_way(ready.set, replica):
         await ready.wait()
-    return exchange.outgoing_pieces()
+        exchange.way_made()
 
 
 def _watch(exchange: Exchange, connection: Watchable | None, receive: Receive) -> Callable[[], object]:

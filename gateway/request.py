@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from gateway.errors import BodyTooLarge, MalformedRequest
-from gateway.forms import Part, field, new_boundary, read_form, write_form
+from gateway.forms import Part, field, new_boundary, read_form, write_form, write_parts
 from gateway.surface import ROUTES, Route, Task
 
 __all__ = [
@@ -28,10 +28,12 @@ __all__ = [
     "beginning_for",
     "check_head",
     "credentials",
+    "front_of",
     "outgoing_body",
     "parse_body",
     "read_request",
     "request_id",
+    "rest_of",
     "too_large",
     "wrong_value",
 ]
@@ -50,9 +52,9 @@ class Body(msgspec.Struct, frozen=True):
     stream: bool | None = None
     stream_options: dict[str, Any] | UnsetType | None = UNSET
     n: Any = 1
-    max_tokens: Any = None
-    max_completion_tokens: Any = None
-    max_output_tokens: Any = None
+    max_tokens: Any = UNSET
+    max_completion_tokens: Any = UNSET
+    max_output_tokens: Any = UNSET
     prompt: msgspec.Raw = msgspec.Raw(b"")
     previous_response_id: Any = None
     background: Any = None
@@ -72,11 +74,10 @@ class Body(msgspec.Struct, frozen=True):
 
     def most_output(self, path: str) -> Any:
         """How long the client lets an answer be, by the name that the API at `path` has for it; None where it does not say."""
-        if path == "/v1/responses":
-            return self.max_output_tokens
-        if path == "/v1/chat/completions" and self.max_completion_tokens is not None:
-            return self.max_completion_tokens
-        return self.max_tokens
+        told = self.max_output_tokens if path == "/v1/responses" else self.max_tokens
+        if path == "/v1/chat/completions" and self.max_completion_tokens not in (None, UNSET):
+            told = self.max_completion_tokens
+        return None if told is UNSET else told
 
     @property
     def sequences(self) -> int:
@@ -210,25 +211,60 @@ def beginning_for(
     return front + _encode(sets)[1:-1] + b"," if sets else front
 
 
-def _rewritten(raw: bytes, body: Body, engine_model: str, sets: Mapping[str, Any], *, ask_usage: bool) -> bytes:
-    """The body as an object anew: something that the client sent has to give way. Raises MalformedRequest for names that are not UTF-8."""
+def rest_of(raw: bytes, body: Body, *, without: Collection[str], ask_usage: bool = True) -> bytes:
+    """A body that stands behind `front_of`: all but the model and the fields `without`, which the gateway will say itself.
+
+    With `front_of` it says what `outgoing_body` does; the order of members may be another. Raises MalformedRequest for names that are not UTF-8.
+    """
+    if isinstance(body, Form):
+        return write_form(_passed(body), body.boundary)
+    fields = {name: value for name, value in _fields(raw).items() if name != "model" and name not in without}
+    _ask_usage(fields, body, ask_usage=ask_usage)
+    return b"," + _encode(fields)[1:] if fields else b"}"
+
+
+def front_of(body: Body, *, engine_model: str, sets: Mapping[str, Any] = _NOTHING) -> bytes:
+    """What stands before `rest_of`. The names of `sets` have to be among those that it is without."""
+    if isinstance(body, Form):
+        return write_parts(_own(body, engine_model), body.boundary)
+    return _encode({"model": engine_model} | dict(sets))[:-1]
+
+
+def _fields(raw: bytes) -> dict[str, Any]:
     try:
-        fields: dict[str, Any] = dict(_decode_fields(raw))
+        return dict(_decode_fields(raw))
     except UnicodeDecodeError as error:  # names that nobody asked for were skipped until here
         raise MalformedRequest("The body is not valid JSON: the name of a field is not UTF-8.") from error
-    fields["model"] = engine_model
+
+
+def _ask_usage(fields: dict[str, Any], body: Body, *, ask_usage: bool) -> None:
     if ask_usage and body.stream and not body.wants_usage:
         fields["stream_options"] = (body.stream_options or {}) | {"include_usage": True}
+
+
+def _rewritten(raw: bytes, body: Body, engine_model: str, sets: Mapping[str, Any], *, ask_usage: bool) -> bytes:
+    """The body as an object anew: something that the client sent has to give way. Raises MalformedRequest for names that are not UTF-8."""
+    fields = _fields(raw)
+    fields["model"] = engine_model
+    _ask_usage(fields, body, ask_usage=ask_usage)
     return _encode(fields | dict(sets))
 
 
 def _outgoing_form(form: Form, engine_model: str) -> bytes:
     """The form anew, with the engine's name for the model."""
-    own = [Part("model", engine_model.encode())]
-    if form.stream:
-        own.append(Part(_FORM_USAGE, b"true"))
-    written = {part.name for part in own}
-    return write_form((*own, *(part for part in form.parts if part.name not in written)), form.boundary)
+    return write_form((*_own(form, engine_model), *_passed(form)), form.boundary)
+
+
+def _own(form: Form, engine_model: str) -> tuple[Part, ...]:
+    """The parts that the gateway writes."""
+    usage = (Part(_FORM_USAGE, b"true"),) if form.stream else ()
+    return (Part("model", engine_model.encode()), *usage)
+
+
+def _passed(form: Form) -> tuple[Part, ...]:
+    """The parts that the client wrote, as far as they stay."""
+    own = {part.name for part in _own(form, "")}
+    return tuple(part for part in form.parts if part.name not in own)
 
 
 def credentials(headers: Mapping[bytes, bytes]) -> bytes | None:

@@ -165,6 +165,14 @@ class HotRequest:
 
     def _body_read(self) -> None:
         self._exchange.take_large_body()
+        self._make_way()
+
+    def _make_way(self, replica: ReplicaRow | None = None) -> None:
+        if self._exchange.make_way(partial(self._guarded, self._way_made), replica):
+            self._place()
+
+    def _way_made(self) -> None:
+        self._exchange.way_made()
         self._place()
 
     def client_lost(self) -> None:
@@ -202,10 +210,10 @@ class HotRequest:
             self._ask(self._exchange.placed())
 
     def _ask(self, replica: ReplicaRow) -> None:
-        if self._large_body is None or self._exchange.prepare_large_body(
-            replica, partial(self._guarded, self._connection_to, replica)
-        ):
+        if self._large_body is None or self._exchange.fits(replica):
             self._connection_to(replica)
+        else:
+            self._make_way(replica)
 
     def _connection_to(self, replica: ReplicaRow) -> None:
         connection = self._engines.take(replica.endpoint)
@@ -244,7 +252,7 @@ class HotRequest:
 
     def _send_large(self, replica: ReplicaRow, connection: EngineConnection) -> None:
         exchange = self._exchange
-        pieces = exchange.outgoing_pieces()
+        pieces = exchange.outgoing_pieces(replica)
         prefix = request_prefix(self._engines.host(replica.endpoint), exchange.route.path, replica.secret)
         sent_at = self._clock()
         head = request_head(prefix, exchange.request_id, self._further, pieces.length)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from gateway.config import GatewayConfig
@@ -11,7 +11,7 @@ from gateway.errors import BodyTooLarge, GatewayError, InternalError, MalformedR
 from gateway.large_bodies.jobs import Job, Read, ReadJob, Refused, TooMuch, WriteJob, Written
 from gateway.large_bodies.process import ReaderProcess, Ticket, close_later
 from gateway.large_bodies.room import Room
-from gateway.request import Body, Form, Route, beginning_for, too_large
+from gateway.request import Body, Form, Route, beginning_for, front_of, too_large
 
 LARGE_BYTES = 256 * 2**10
 """Longer bodies are held here. One of this length is read in a millisecond or two, and no read from a client is longer."""
@@ -47,7 +47,8 @@ class LargeBodies:
 class LargeBody:
     """See the module. `close` gives everything back, at any time and more than once.
 
-    The order of calls is: `append` for each part, `read` and then `result`, and for each engine that is asked `prepare` and then `pieces`.
+    The order of calls is: `append` for each part, `read` and then `result`, `make_way` and, where that took its time, `way_made`; then for each
+    engine that is asked `fits`, and `pieces`.
     `largest_step` is the most bytes that one call of this or of its pieces has handled.
     """
 
@@ -62,10 +63,7 @@ class LargeBody:
         self._content_type: str | None = None
         self._read: Read | None = None
         self._body = Body()
-        self._front: tuple[bytes, int] | None = (
-            None  # what the engine gets before the file, and where in the file it goes on
-        )
-        self._written: int | None = None  # the body anew, where it had to be
+        self._without: tuple[str, ...] | None = None  # what the file is without, where it was written anew
         self.size = 0
         self.sent = False  # an engine has all of it
         self.closed = False
@@ -116,36 +114,47 @@ class LargeBody:
 
     # ---- to an engine
 
-    def prepare(
-        self, engine_model: str, sets: Mapping[str, Any], *, ask_usage: bool, on_done: Callable[[], None]
-    ) -> bool:
-        """Make it what an engine is to have: True if `pieces` has it at once, else `on_done` is called once. Raises BodyReaderGone."""
-        self._drop_written()
-        form = isinstance(self._body, Form)
-        begin = beginning_for(self._body, engine_model=engine_model, sets=sets, ask_usage=ask_usage)
-        if begin is not None and not form:
-            assert self._read is not None
-            self._front = (b"", 0) if begin == b"{" else (begin, self._read.first + 1)
-            return True
-        boundary = self._body.boundary if isinstance(self._body, Form) else b""
-        self._front = None
-        self._ask(
-            WriteJob(self._route.path, self._content_type, boundary, engine_model, dict(sets), ask_usage), on_done
-        )
-        return False
+    def fits(self, engine_model: str, names: Iterable[str], *, ask_usage: bool) -> bool:
+        """Whether an engine can have it at once under its name for the model, with the gateway's fields of these `names`."""
+        if self._without is not None:
+            return set(names) <= set(self._without)
+        if isinstance(self._body, Form):
+            return False
+        return self._beginning(engine_model, dict.fromkeys(names), ask_usage=ask_usage) is not None
 
-    def pieces(self) -> Pieces:
-        """What the engine gets. Raises BodyReaderGone, BodyTooLarge where it could not be written."""
-        if self._front is not None:
-            assert self._file is not None
-            begin, at = self._front
-            return Pieces(self, begin, self._file, at, self.size)
-        if self._written is None:
-            self._answer(Written)
-            assert self._ticket is not None
-            self._written, self._ticket = self._ticket.written, None
-        assert self._written is not None
-        return Pieces(self, b"", self._written, 0, os.fstat(self._written).st_size)
+    def make_way(self, names: Iterable[str], *, ask_usage: bool, on_done: Callable[[], None]) -> None:
+        """Have it written without what the gateway says itself: the model, and the fields of these `names`. It `fits` every engine then.
+
+        `on_done` is called once, and then `way_made` has to be. Raises BodyReaderGone.
+        """
+        boundary = self._body.boundary if isinstance(self._body, Form) else b""
+        self._ask(WriteJob(self._route.path, self._content_type, boundary, tuple(names), ask_usage), on_done)
+
+    def way_made(self) -> None:
+        """It lies there, in the place of what came. Raises MalformedRequest, BodyTooLarge, BodyReaderGone where it could not be written."""
+        self._answer(Written)
+        assert self._ticket is not None
+        assert isinstance(self._ticket.job, WriteJob)
+        came, self._file = self._file, self._ticket.written
+        self._without, self._ticket = self._ticket.job.without, None
+        if came is not None:
+            close_later(came)
+
+    def pieces(self, engine_model: str, sets: Mapping[str, Any], *, ask_usage: bool) -> Pieces:
+        """What an engine gets that it `fits`, with `sets` said by the gateway."""
+        assert self._file is not None
+        self.sent = False
+        if self._without is not None:
+            begin = front_of(self._body, engine_model=engine_model, sets=sets)
+            return Pieces(self, begin, self._file, 0, os.fstat(self._file).st_size)
+        plain = self._beginning(engine_model, sets, ask_usage=ask_usage)
+        assert plain is not None, "asked for an engine that it does not fit"
+        assert self._read is not None
+        begin, at = (b"", 0) if plain == b"{" else (plain, self._read.first + 1)
+        return Pieces(self, begin, self._file, at, self.size)
+
+    def _beginning(self, engine_model: str, sets: Mapping[str, Any], *, ask_usage: bool) -> bytes | None:
+        return beginning_for(self._body, engine_model=engine_model, sets=sets, ask_usage=ask_usage)
 
     # ---- the reader
 
@@ -176,23 +185,14 @@ class LargeBody:
         self.closed = True
         if self._ticket is not None:
             self._ticket.cancel()
-        self._drop_written()
+            if self._ticket.written is not None:
+                close_later(self._ticket.written)
+                self._ticket.written = None
         if self._file is not None:
             close_later(self._file)
             self._file = None
         self._all.room.give_back(self._tenant, self._reserved)
         self._reserved = 0
-
-    def _drop_written(self) -> None:
-        """Close what was written for an engine, also where that was never asked for it: it accepted no connection."""
-        files = [self._written]
-        self._written = None
-        if self._ticket is not None:
-            files.append(self._ticket.written)
-            self._ticket.written = None
-        for file in files:
-            if file is not None:
-                close_later(file)
 
 
 class Pieces:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from gateway.admission.affinity import beginning_of
 from gateway.errors import MalformedRequest
-from gateway.request import Body, Form, outgoing_body, read_request
+from gateway.request import Body, Form, read_request, rest_of
 from gateway.surface import ROUTES
 
 _WORD_CHARS = 4096  # of a name or an id: longer ones are nobody's
@@ -47,13 +47,15 @@ class ReadJob(msgspec.Struct, frozen=True, tag="read"):
 
 
 class WriteJob(msgspec.Struct, frozen=True, tag="write"):
-    """Write the body anew, as the engine is to have it. `boundary` is what the reading of a form has told."""
+    """Write the body without its model and the fields `without`, which the gateway says in front of it (`gateway.request.rest_of`).
+
+    `boundary` is what the reading of a form has told.
+    """
 
     path: str
     content_type: str | None
     boundary: bytes
-    engine_model: str
-    sets: dict[str, Any]
+    without: tuple[str, ...]
     ask_usage: bool
 
 
@@ -108,8 +110,7 @@ def carry_out(job: Job, raw: bytes) -> tuple[Answer, bytes]:
             return Read(msgspec.Raw(encode(summary(body))), raw.find(b"{"), beginning_of(raw)), b""
         if isinstance(body, Form):
             body = replace(body, boundary=job.boundary)
-        written = outgoing_body(raw, body, engine_model=job.engine_model, sets=job.sets, ask_usage=job.ask_usage)
-        return Written(), written
+        return Written(), rest_of(raw, body, without=job.without, ask_usage=job.ask_usage)
     except MalformedRequest as error:
         return Refused(error.message[:_WORD_CHARS], _bounded(error.param)), b""
     except MemoryError:
@@ -144,8 +145,8 @@ def _bounded(word: str | None) -> str | None:
 
 def _amount(value: Any) -> Any:
     """Admission goes by whether it is there, whether it is a number, and how large that is."""
-    if value is None:
-        return None
+    if value is None or value is UNSET:
+        return value
     return max(-1, min(int(value), _MOST_TOKENS)) if isinstance(value, int) else ""
 
 

@@ -17,6 +17,7 @@ import httpx2
 import pytest
 
 from gateway.large_bodies import LARGE_BYTES, LargeBodies, LargeBody
+from gateway.large_bodies.testing import InlineReader
 from gateway.request import outgoing_body, parse_body
 from gateway.testing import RELAYS, FakeFleet, wait_until
 from placement.table import ReplicaState
@@ -105,7 +106,9 @@ def test_an_engine_gets_what_it_would_of_a_small_body(made: Bench, fields: dict[
     assert answer.status_code == 200
     got = json.loads(engine.bodies[0])
     salt = got["cache_salt"]
-    assert engine.bodies[0] == outgoing_body(raw, parse_body(raw), engine_model="m", sets={"cache_salt": salt})
+    small = outgoing_body(raw, parse_body(raw), engine_model="m", sets={"cache_salt": salt})
+    assert got == json.loads(small)
+    assert len(engine.bodies[0]) == len(small), "nothing stands there twice"
     assert salt != fields.get("cache_salt")
     engine.close()
 
@@ -257,3 +260,23 @@ def test_no_step_of_the_gateway_handles_more_than_a_part(made: Bench, monkeypatc
     (one,) = opened
     assert one.size == len(raw)
     assert 0 < one.largest_step <= 2 * LARGE_BYTES
+
+
+def test_a_body_that_is_written_anew_takes_no_place_at_an_engine_meanwhile(
+    made: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(made.fleet, "m-0")
+    made.know()
+    loads, reader = made.gateway.gateway.admission.loads, InlineReader(at_once=False)
+    monkeypatch.setattr(large(made), "reader", reader)
+    with made.connect() as sock:
+        sock.sendall(raw_request(body(cache_salt="mine"), head=b"connection: close\r\n"))
+        wait_until(lambda: reader.tickets, what="the body is to be read")
+        made.gateway.on_loop(reader.work)
+        wait_until(lambda: reader.tickets, what="and to be written")
+        assert not loads.total()
+        assert httpx2.post(made.url + CHAT, content=body(100), timeout=60).status_code == 200
+        made.gateway.on_loop(reader.work)
+        assert read_all(sock).startswith(b"HTTP/1.1 200 ")
+    assert len(engine.bodies) == 2
+    engine.close()

@@ -360,19 +360,59 @@ async def test_a_prompt_of_sixty_thousand_tokens_is_no_more_work_than_a_short_on
     assert more_made - made < 1000
 
 
-async def test_a_long_body_that_waits_to_be_written_anew_is_not_told_as_the_engines_silence(desk: Desk) -> None:
+LONG = b'{"model": "m", "stream": true, "stream_options": {"more": 1}, "max_tokens": 1}'
+
+
+def read_long(desk: Desk, exchange: Exchange, raw: bytes = LONG) -> InlineReader:
+    """A long body as far as the gateway has decided on it; what the reader is asked next waits for `work`."""
     reader = InlineReader(at_once=False)
     desk.exchanges.large_bodies = LargeBodies(reader)
+    exchange.admit({})
+    exchange.large_body().append(raw)
+    exchange.read_large_body(lambda: None)
+    reader.work()
+    exchange.take_large_body()
+    return reader
+
+
+async def test_a_long_body_that_waits_to_be_written_anew_is_not_told_as_the_engines_silence(desk: Desk) -> None:
     with desk.open() as exchange:
-        exchange.admit({})
-        exchange.large_body().append(b'{"model": "m", "stream": true, "stream_options": {"more": 1}}')
-        exchange.read_large_body(lambda: None)
-        reader.work()
-        exchange.take_large_body()
-        assert not exchange.prepare_large_body(placed_at_once(exchange), lambda: None)
+        reader = read_long(desk, exchange)
+        assert not exchange.make_way(lambda: None)
         assert isinstance(exchange.timeout_error(), BodyReaderGone)
         assert exchange.deadline == desk.clock() + 10
         reader.work()
-        exchange.outgoing_pieces()
+        exchange.way_made()
+        exchange.outgoing_pieces(placed_at_once(exchange))
         assert isinstance(exchange.timeout_error(), EngineTimeout)
         assert exchange.deadline == desk.clock() + 20
+
+
+async def test_a_long_body_has_no_place_at_an_engine_while_it_is_written_anew(desk: Desk) -> None:
+    loads = desk.exchanges.admission.loads
+    with desk.open() as exchange:
+        reader = read_long(desk, exchange)
+        assert not exchange.make_way(lambda: None)
+        assert not loads.total()
+        reader.work()
+        exchange.way_made()
+        replica = placed_at_once(exchange)
+        assert exchange.fits(replica)
+        assert loads.total()
+    assert not loads.total()
+
+
+async def test_a_place_at_an_engine_of_another_name_is_given_back_while_the_body_is_written_for_it(desk: Desk) -> None:
+    loads = desk.exchanges.admission.loads
+    with desk.open() as exchange:
+        reader = read_long(desk, exchange, b'{"model": "m", "max_tokens": 1}')
+        assert exchange.make_way(never)
+        other = placed_at_once(exchange).model_copy(update={"engine_model": "another"})
+        assert not exchange.fits(other)
+        assert not exchange.make_way(lambda: None, other)
+        assert not loads.total()
+        reader.work()
+        exchange.way_made()
+        placed_at_once(exchange)
+        assert exchange.fits(other)
+        assert exchange.outgoing_pieces(other).take() == b'{"model":"another","max_tokens":1}'

@@ -36,7 +36,6 @@ def ready_body() -> LargeBody:
     body.append(b'{"model":"m","messages":[]}' + b" " * 300_000)
     body.read(None, lambda: None)
     body.result()
-    body.prepare("m", {}, ask_usage=True, on_done=lambda: None)
     return body
 
 
@@ -45,7 +44,7 @@ async def test_an_answer_takes_the_connection_along_only_before_the_end_of_the_b
     body, transport = ready_body(), Transport()
     connection = EngineConnection(cast(Any, None))
     connection.transport = cast(Any, transport)
-    pieces = body.pieces()
+    pieces = body.pieces("m", {}, ask_usage=True)
     connection.ask_in_pieces(cast(Any, None), "m-0", b"", pieces)
     while whole and not body.sent:  # noqa: ASYNC110  # what is sent is sent by the loop
         await asyncio.sleep(0)

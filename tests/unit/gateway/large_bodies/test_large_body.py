@@ -86,8 +86,10 @@ def test_no_step_handles_more_than_a_part_however_large_the_body(engine_model: s
         {"model": "m", "stream": True, "messages": [{"role": "user", "content": "x" * 3_000_000}]}
     ).encode()
     body = read_body(raw)
-    body.prepare(engine_model, {"cache_salt": "s"}, ask_usage=True, on_done=lambda: None)
-    pieces = body.pieces()
+    if not body.fits(engine_model, ("cache_salt",), ask_usage=True):
+        body.make_way(("cache_salt",), ask_usage=True, on_done=lambda: None)
+        body.way_made()
+    pieces = body.pieces(engine_model, {"cache_salt": "s"}, ask_usage=True)
     told, sent = pieces.length, []
     while piece := pieces.take():
         sent.append(piece)
@@ -102,8 +104,7 @@ def test_no_step_handles_more_than_a_part_however_large_the_body(engine_model: s
 
 def test_what_was_given_back_is_not_sent() -> None:
     body = read_body(b'{"model":"m"}' + b" " * 300_000)
-    body.prepare("m", {}, ask_usage=True, on_done=lambda: None)
-    pieces = body.pieces()
+    pieces = body.pieces("m", {}, ask_usage=True)
     assert pieces.take()
     body.close()
     assert pieces.take() is None
@@ -111,8 +112,7 @@ def test_what_was_given_back_is_not_sent() -> None:
 
 def test_what_was_sent_to_its_end_is_at_its_end_also_when_it_is_given_back() -> None:
     body = read_body(b'{"model":"m"}' + b" " * 300_000)
-    body.prepare("m", {}, ask_usage=True, on_done=lambda: None)
-    pieces = body.pieces()
+    pieces = body.pieces("m", {}, ask_usage=True)
     while not body.sent:
         assert pieces.take()
     body.close()
@@ -131,9 +131,12 @@ def test_one_that_is_closed_while_it_is_read_is_told_nothing() -> None:
 
 def test_another_engine_gets_the_body_from_its_beginning_and_under_its_own_name() -> None:
     body = read_body(b'{"model":"m","messages":[]}')
+    assert not body.fits("first", (), ask_usage=True)
+    body.make_way((), ask_usage=True, on_done=lambda: None)
+    body.way_made()
     for name in ("first", "second", "m"):
-        body.prepare(name, {}, ask_usage=True, on_done=lambda: None)
-        first = body.pieces().take()
+        assert body.fits(name, (), ask_usage=True), "written once, for all of them"
+        first = body.pieces(name, {}, ask_usage=True).take()
         assert first is not None
         assert json.loads(first) == {"model": name, "messages": []}
     body.close()
@@ -148,20 +151,33 @@ def open_files() -> set[int]:
     return inodes
 
 
-def test_what_was_written_for_an_engine_that_takes_no_connection_is_not_kept() -> None:
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_body_that_was_written_anew_is_held_once_and_not_kept(taken: bool) -> None:
     reader = InlineReader(at_once=False)
     body = LargeBodies(reader).open("a", CHAT, GatewayConfig())
     body.append(b'{"model":"m","messages":[]}')
     body.read(None, lambda: None)
+    (ticket,) = reader.tickets
+    came = os.fstat(ticket.file).st_ino
     reader.work()
     body.result()
-    written = []
-    for name in ("first", "second", "third"):
-        assert not body.prepare(name, {}, ask_usage=True, on_done=lambda: None)
-        (ticket,) = reader.tickets
-        reader.work()
-        assert ticket.written is not None
-        written.append(os.fstat(ticket.written).st_ino)
-        assert open_files().intersection(written) == {written[-1]}
+    body.make_way((), ask_usage=True, on_done=lambda: None)
+    (ticket,) = reader.tickets
+    reader.work()
+    assert ticket.written is not None
+    written = os.fstat(ticket.written).st_ino
+    if taken:
+        body.way_made()
+        assert open_files() & {came, written} == {written}
     body.close()
-    assert not open_files().intersection(written)
+    assert not open_files() & {came, written}
+
+
+def test_a_body_without_other_fields_is_an_object_still() -> None:
+    body = read_body(b'{"model":"m","cache_salt":"mine"}')
+    body.make_way(("cache_salt",), ask_usage=True, on_done=lambda: None)
+    body.way_made()
+    whole = body.pieces("m", {}, ask_usage=True).take()
+    assert whole is not None
+    assert json.loads(whole) == {"model": "m"}
+    body.close()
