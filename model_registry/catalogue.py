@@ -211,7 +211,8 @@ class Catalogue:
 
     def _unknown(self, name: str, wanted: str) -> UnknownProduct:
         short = {p.name: p.short_names[0] for p in self.products}
-        if several := self._beginning_with(wanted):
+        several = self._beginning_with(wanted)
+        if len(several) > 1:
             return UnknownProduct(
                 f"{name!r} could be any of {len(several)} products", remedy=f"Say which: {', '.join(several)}."
             )

@@ -107,8 +107,9 @@ class OverlayStore:
         except FileNotFoundError:
             return Overlay()
         except (OSError, msgspec.MsgspecError, RecursionError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
             raise OverlayError(
-                f"what operators changed cannot be read: {error}",
+                f"what operators changed cannot be read: {why}",
                 where=str(self.path),
                 remedy="Restore the file from a copy, or move it away to go by the configuration alone.",
             ) from error

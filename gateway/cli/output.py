@@ -1,6 +1,6 @@
 """How every command talks: tables on a terminal, JSON with `--json`, errors that say what to do, and exit codes.
 
-0 done · 1 it could not be done · 2 the input (arguments or configuration) is wrong · 130 interrupted.
+0 done · 1 it could not be done · 2 the input (arguments or configuration) is wrong · 130 interrupted (Ctrl-C) · 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from textwrap import indent
 from typing import Annotated, Any, NoReturn
 
@@ -61,6 +62,16 @@ def print_json(value: object) -> None:
 def exit_code(error: SlicewayError) -> int:
     """2 for wrong input, 1 for everything else."""
     return 2 if isinstance(error, _WRONG_INPUT) else 1
+
+
+@contextmanager
+def found_at(where: str) -> Iterator[None]:
+    """Errors from inside that name no place get this one: an option (`--gpu`), or a part of a file."""
+    try:
+        yield
+    except SlicewayError as error:
+        error.where = error.where or where
+        raise
 
 
 def show_error(error: SlicewayError, *, as_json: bool) -> None:

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from gateway.cli.output import Json, out, print_json
+from gateway.cli.output import Json, found_at, out, print_json
 from gateway.cli.profiles import drawn
 from model_registry.catalogue import Product, load_catalogue
-from model_registry.errors import ConfigError, SlicewayError
-from model_registry.geometry import Layout
+from model_registry.errors import ConfigError
+from model_registry.geometry import Layout, Placement
 from model_registry.words import counted
 from placement.planner.pack import Packing
 from placement.planner.pack import pack as fewest_gpus
@@ -45,7 +45,8 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Find the fewest GPUs that hold these slices, with proof, and the memory slice at which each starts."""
-    product = load_catalogue().product(gpu)
+    with found_at("--gpu"):
+        product = load_catalogue().product(gpu)
     wanted = _demand(product, demand)
     in_use = _occupied(product, occupied) if occupied else ()
     began = time.perf_counter()
@@ -61,7 +62,8 @@ def _demand(product: Product, entries: Iterable[str]) -> Counter[str]:
     wanted: Counter[str] = Counter()
     for entry in entries:
         name, equals, number = entry.partition("=")
-        profile = product.profile(name.strip())
+        with found_at("--demand"):
+            profile = product.profile(name.strip())
         try:
             count = int(number) if equals else -1
         except ValueError:
@@ -104,11 +106,8 @@ def _layout(product: Product, entry: object, where: str) -> Layout:
     for number, text in enumerate(entry):
         if not isinstance(text, str):
             raise _malformed(f"profile@start is expected, and this is {_kind(text)}", f"{where}[{number}]")
-    try:
+    with found_at(where):
         return Layout.parse(product, entry)
-    except SlicewayError as error:
-        error.where = where
-        raise
 
 
 def _malformed(message: str, where: str) -> ConfigError:
@@ -143,21 +142,21 @@ def _show(packing: Packing, took: float) -> None:
     if not packing.gpus:
         return
     groups = _alike(packing)
-    margin = max(len(label) for label, _ in groups) + 2
-    ruler, *bars = drawn(packing.product, [layout for _, layout in groups], width=out.width - margin)
+    margin = max(len(label) for label, _, _ in groups) + 2
+    ruler, *bars = drawn(packing.product, [layout for _, _, layout in groups], width=out.width - margin)
     out.print(Text(" " * margin) + ruler, no_wrap=True)
-    for (label, _), bar in zip(groups, bars, strict=True):
+    for (label, stays, _), bar in zip(groups, bars, strict=True):
         out.print(Text(label.ljust(margin)) + bar, no_wrap=True)
-    if packing.occupied:
-        out.print("[dim]in use: the first of each such row's slices stay; `--json` lists only what is created.[/]")
+        if stays:
+            out.print(f"[dim]{' ' * margin}stays: {', '.join(map(str, stays))}[/]", highlight=False)
 
 
-def _alike(packing: Packing) -> Sequence[tuple[str, Layout]]:
-    """GPUs that end up the same, in order of the first: how many, and what they hold."""
+def _alike(packing: Packing) -> Sequence[tuple[str, tuple[Placement, ...], Layout]]:
+    """GPUs that end up the same, in order of the first: how many, what stays there, and what they hold."""
     fresh = len(packing.created) - len(packing.occupied)
     kept = (*(o.placements for o in packing.occupied), *((),) * fresh)
     counts = Counter(zip(kept, packing.created, strict=True))
     return [
-        (f"{count:,}x{' in use' if before else ''}", Layout(packing.product, (*before, *added)))
+        (f"{count:,}x{' in use' if before else ''}", before, Layout(packing.product, (*before, *added)))
         for (before, added), count in counts.items()
     ]

@@ -80,7 +80,14 @@ def expected(kind: str, context: Mapping[str, Any]) -> str | None:
     `context` is the `ctx` of the error.
     """
     template = _EXPECTED.get(kind)
-    return template.format(**context) if template is not None else None
+    if template is None:
+        return None
+    return template.format(**{name: _number(value) for name, value in context.items()})
+
+
+def _number(value: object) -> object:
+    """0 for 0.0: a field that takes fractions has bounds such as nobody writes them."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def show(at: Sequence[Step]) -> str:

@@ -44,6 +44,12 @@ def test_a_name_that_several_products_begin_with_is_refused_with_all_of_them(cat
     assert refused.value.remedy == "Say which: a100-40gb, a100-80gb."
 
 
+def test_a_name_that_one_product_begins_with_is_taken_for_a_misspelt_one(catalogue: Catalogue) -> None:
+    with pytest.raises(UnknownProduct, match="there is no GPU product 'a100-80g'") as refused:
+        catalogue.product("a100-80g")
+    assert str(refused.value.remedy).startswith("Did you mean a100-80gb?")
+
+
 def test_a_misspelt_product_gets_the_nearest_name(catalogue: Catalogue) -> None:
     with pytest.raises(UnknownProduct) as refused:
         catalogue.product("rtx-pro-600O")

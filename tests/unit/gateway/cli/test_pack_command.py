@@ -82,11 +82,24 @@ def test_it_is_drawn_to_scale_with_like_gpus_together() -> None:
     assert lines[2].count("2g.20gb") == 3
 
 
+def test_what_stays_is_told_apart_from_what_is_created(in_use: Path) -> None:
+    in_use.write_text('[["3g.40gb@4"]]', encoding="utf-8")
+    words = ("pack", "--gpu", "a100-80gb", "--demand", "2g.20gb=3", "--occupied", str(in_use))
+    lines = CliRunner().invoke(application(), words, env={"COLUMNS": "100"}).stdout.splitlines()
+    assert [line.split()[:3] for line in lines[2:4]] == [["1x", "in", "use"], ["stays:", "3g.40gb@4"]]
+    assert lines[2].count("2g.20gb") == 2
+    assert lines[4].split()[0] == "1x"
+    assert len(lines) == 5
+
+
 def test_an_unknown_product_or_profile_is_told_with_what_was_meant() -> None:
     error = refused("--gpu", "a100-80gb", "--demand", "2g.20=1")
     assert isinstance(error, UnknownProfile)
+    assert error.where == "--demand"
     assert "2g.20gb" in str(error.remedy)
-    assert isinstance(refused("--gpu", "a100-90gb", "--demand", "2g.20gb=1"), UnknownProduct)
+    unknown = refused("--gpu", "a100-90gb", "--demand", "2g.20gb=1")
+    assert isinstance(unknown, UnknownProduct)
+    assert unknown.where == "--gpu"
 
 
 @pytest.mark.parametrize("demand", ["2g.20gb", "2g.20gb=", "2g.20gb=-1", "2g.20gb=x", "2g.20gb=1.5", "2g.20gb=1000001"])
