@@ -158,11 +158,11 @@ def _seat_more(
     highest first: each spares the slices of those after it for as long as there are others.
     """
     seats, unplaced = dict(configured.slices), dict(configured.unplaced)
-    closed = set(closed) - {ground.here.get(w.replica) for w in more}
     for level in sorted({priority[w.model] for w in more}, reverse=True):
         mine = [w for w in more if priority[w.model] == level]
         after = {ground.here[w.replica] for w in more if priority[w.model] < level and w.replica in ground.here}
-        fits, taken = fits_apart(ground.fits, seats, ground.apart), {*seats.values(), *closed}
+        fits = fits_apart(ground.fits, seats, ground.apart)
+        taken = {*seats.values(), *(set(closed) - {ground.here.get(w.replica) for w in mine})}
         for spared in (after, set[str]()):
             open_to = ground.without(taken | spared)
             found = assign(mine, fits, open_to, current=ground.here, may_move=False, apart=ground.apart)

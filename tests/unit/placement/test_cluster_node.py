@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from placement.autoscale import Signals
 from placement.cluster.members import Broadcast, NodeOrder, Owner, Versions
 from placement.cluster.node import NodeAgent, NodePaths, NodeSettings
 from placement.cluster.seats import SeatKeeper, read_seats, this_process
+from placement.figures import FRESH_SECONDS, FiguresFile, GatewayFigures, ModelFigures
+from placement.gpus import GpuState
 from placement.replicas.journal import Journal, JournalEntry
-from placement.slices import Inventory, Slice, SliceKind
+from placement.slices import Gpu, Inventory, Slice, SliceKind
 from placement.status import ControllerStatus, ErrorRow, Refusal, ReplicaStatus, write_status
 from placement.table import ReplicaRow, ReplicaState, RoutingTable, SliceRow, publish, read
+from placement.testing import FakeClock
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 ME = Owner(pid=1, start_ticks=2, boot_id="b")
@@ -45,17 +50,20 @@ def processes() -> NotedProcesses:
     return NotedProcesses()
 
 
-@pytest.fixture
-def agent(tmp_path: Path, processes: NotedProcesses) -> NodeAgent:
-    settings = NodeSettings(
+def settings(paths: NodePaths, fleet: Mapping[str, object]) -> NodeSettings:
+    return NodeSettings(
         name="n",
         address="10.0.0.7",
-        paths=NodePaths(tmp_path),
+        paths=paths,
         versions=Versions(sliceway="1", python="3.11", ray="2"),
-        fleet={"discover": "cpu"},
+        fleet=fleet,
         listen="0.0.0.0:80",
     )
-    return NodeAgent(settings, processes, lambda: Inventory((CPU,)))
+
+
+@pytest.fixture
+def agent(tmp_path: Path, processes: NotedProcesses) -> NodeAgent:
+    return NodeAgent(settings(NodePaths(tmp_path), {"discover": "cpu"}), processes, lambda: Inventory((CPU,)))
 
 
 def order(**changes: object) -> NodeOrder:
@@ -136,6 +144,34 @@ def test_gateways_follow_newer_tables_only(agent: NodeAgent, processes: NotedPro
     config = json.loads(agent.settings.paths.gateway_config.read_bytes())
     assert config["gateway"]["listen"] == "0.0.0.0:80"
     assert processes.said == ["gateway again", "gateway", "gateway"]
+
+
+async def test_what_its_gateways_see_of_demand_is_reported_while_it_is_fresh(tmp_path: Path) -> None:
+    clock = FakeClock(start=NOW)
+    paths = NodePaths(tmp_path)
+    agent = NodeAgent(settings(paths, {"discover": "cpu"}), NotedProcesses(), lambda: Inventory((CPU,)), clock.now)
+    assert (await agent.report()).demand is None
+    for process, waiting in (("1", 2), ("2", 3)):
+        figures = ModelFigures(model="chat", arrivals_per_second=0.5, waiting=waiting)
+        FiguresFile(paths.gateway.figures, process).write(GatewayFigures(at=NOW.timestamp(), models=(figures,)))
+    assert (await agent.report()).demand == {"chat": Signals(arrivals_per_second=1.0, queued=5)}
+    await clock.sleep(FRESH_SECONDS + 1)
+    assert (await agent.report()).demand is None, "a gateway that hangs sees nothing"
+    slowly = json.dumps({"version": "v1", "fleet": {"autoscale": {"look_every": "10s"}}})
+    agent.take_over(Broadcast(head="h", table=RoutingTable(generation=5), config=slowly, sequence=1))
+    assert (await agent.report()).demand is not None, "one that tells so seldom is not stale yet"
+    gateway = json.loads(paths.gateway_config.read_bytes())
+    assert gateway["fleet"] == {"discover": "none", "autoscale": {"look_every": "10s"}}
+
+
+async def test_slices_of_a_cordoned_gpu_are_reported(tmp_path: Path) -> None:
+    gpu = Gpu("GPU-7", 0, "H100-SXM5-80GB", 80 * 2**30)
+    state = GpuState("GPU-7", 0, "NVIDIA H100", "h100-sxm", 80 * 2**30, 80 * 2**30, "580.95.05")
+    there = Slice("GPU-7/1g.10gb@0", SliceKind.MIG, "1g.10gb", 2**30, uuid="MIG-1", gpu=gpu)
+    fleet = {"discover": "auto", "cordon": ["GPU-7"]}
+    inventory = Inventory((CPU, there), gpus=(state,))
+    agent = NodeAgent(settings(NodePaths(tmp_path), fleet), NotedProcesses(), lambda: inventory)
+    assert (await agent.report()).cordoned == (there.id,)
 
 
 async def test_a_table_that_a_dead_controller_has_left_speaks_for_no_engine_that_is_gone(agent: NodeAgent) -> None:
