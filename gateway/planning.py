@@ -60,6 +60,8 @@ class FleetAnswer:
 
     `transition` is None where no order of steps keeps every promise (`blocked` says why). `proposal` is what cutting GPUs
     anew would add where the configuration does not let the plan cut them, or where demand asks for more at this moment.
+    `stranded` names resting demands (`min: 0`) that a request would not wake: no slice that is left free holds them, and
+    the configuration has none cut for them.
     """
 
     workload: Workload
@@ -69,6 +71,7 @@ class FleetAnswer:
     outlook: Forecast | None
     blocked: TransitionBlocked | None = None
     proposal: Repartition | None = None
+    stranded: tuple[str, ...] = ()
 
     @property
     def demands(self) -> Mapping[str, ModelDemand]:
@@ -89,6 +92,7 @@ class FleetAnswer:
             "models": {
                 name: [c.as_public() for c in choices.candidates] for name, choices in self.workload.models.items()
             },
+            "resting": [{"model": d.name, "wakes": d.name not in self.stranded} for d in self.workload.resting],
             "unreadable": {name: error.as_dict() for name, error in self.workload.unreadable.items()},
             "transition": {
                 "steps": steps,
@@ -148,10 +152,26 @@ def answer(
     check_pins(config.models, fleet)
     anew = None if recut else observed(config, gpus, recut=True)
     found = _answered(config, work, fleet, constraints(config.fleet, states), anew=anew, allow_dip=allow_dip)
+    found = replace(found, stranded=_stranded(config, found))
     wish = unmet_wish(config) if desired is None and found.proposal is None else None
     if wish is None:
         return found
     return replace(found, proposal=for_demand(config, gpus, wish, unseated(config)).proposal)
+
+
+def _stranded(config: Config, found: FleetAnswer) -> tuple[str, ...]:
+    if config.fleet.autoscale.repartition == "automatic" or not found.workload.resting:
+        return ()
+    running = set(map(stem_of, unseated(config)))
+    free = {
+        (there.gpu.product, s.placement.profile)
+        for there in found.plan.gpus
+        if not there.gpu.cordoned
+        for s in there.slices
+        if s.change == "idle"
+    }
+    resting = (d for d in found.workload.resting if d.name not in running)
+    return tuple(d.name for d in resting if free.isdisjoint(o.key for o in d.options))
 
 
 def unmet_wish(config: Config) -> Wish | None:

@@ -35,10 +35,10 @@ def show_fleet(answer: FleetAnswer, gpus: Sequence[GpuState], reserved: Sequence
                 out.print(line, highlight=False)
     for there in reserved:
         out.print(f"[dim]reserved[/] {escape(str(there))}", highlight=False)
-    if answer.demands:
+    if answer.demands or answer.workload.resting:
         out.print()
         out.print(_models(answer))
-    for line in (*_unmet(answer), *_transition(answer, labels), *_proposal(answer)):
+    for line in (*_unmet(answer), *_stranded(answer), *_transition(answer, labels), *_proposal(answer)):
         out.print(line, highlight=False)
 
 
@@ -78,9 +78,8 @@ def show_applied(applied: AppliedPlan) -> None:
 
 def show_why(answer: FleetAnswer, name: str, gpus: Sequence[GpuState] = ()) -> None:
     """What was decided about one model or reservation, and every place it could have had. Raises ConfigError for another name."""
-    models = {d.model for d in answer.demands.values() if name in (d.name, d.model)} | (
-        {name} & set(answer.workload.models)
-    )
+    planned = (*answer.demands.values(), *answer.workload.resting)
+    models = {d.model for d in planned if name in (d.name, d.model)} | ({name} & set(answer.workload.models))
     decisions = [d for n in _demands_of(answer, name) for d in answer.plan.why(n)]
     if not models and not decisions and name not in answer.workload.unreadable:
         known = sorted({*answer.workload.models, *answer.workload.unreadable, *answer.demands})
@@ -93,6 +92,9 @@ def show_why(answer: FleetAnswer, name: str, gpus: Sequence[GpuState] = ()) -> N
         out.print(f"[bold]{decision.action}[/] {escape(decision.subject)}{place}: {escape(reason)}", highlight=False)
     if name in answer.workload.unreadable:
         out.print(f"[red]not planned[/]: {escape(str(answer.workload.unreadable[name]))}", highlight=False)
+    for demand in answer.workload.resting:
+        if name in (demand.name, demand.model):
+            out.print(f"[bold]no replica[/] {escape(demand.name)}: min is 0, so one comes with the first request")
     for unmet in answer.plan.unmet:
         if unmet.demand in _demands_of(answer, name):
             out.print(_unmet_line(answer, unmet.demand), highlight=False)
@@ -202,6 +204,9 @@ def _models(answer: FleetAnswer) -> Table:
         table.add_row(
             escape(name), _places(keys) or "[red]none[/]", asked, served, *cost, _meanwhile(meanwhile.get(name))
         )
+    for demand in answer.workload.resting:
+        none = ("0", "0", *(("0.00",) if priced else ()))
+        table.add_row(escape(demand.name), "[dim]none until a request comes[/]", *none, "[dim]rests[/]")
     return table
 
 
@@ -226,6 +231,15 @@ def _unmet(answer: FleetAnswer) -> Iterator[str]:
         yield _unmet_line(answer, unmet.demand)
     for name, error in answer.workload.unreadable.items():
         yield f"[bold red]not planned[/] {escape(name)}: {escape(error.message)}\n  [dim]{escape(error.remedy or '')}[/]"
+
+
+def _stranded(answer: FleetAnswer) -> Iterator[str]:
+    """Models that nothing would wake: said before a client finds out."""
+    if answer.stranded:
+        yield (
+            f"[bold yellow]![/] no slice is left free for {escape(', '.join(answer.stranded))}: a request would wait in vain\n"
+            "  [dim]fleet.autoscale: {repartition: automatic} has one cut when the request comes; or leave a slice free.[/]"
+        )
 
 
 def _unmet_line(answer: FleetAnswer, demand: str) -> str:

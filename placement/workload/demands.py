@@ -55,12 +55,16 @@ class ModelChoices:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Everything that is asked of a fleet. `unreadable` are models whose files cannot be had: nothing is planned for them."""
+    """Everything that is asked of a fleet. `unreadable` are models whose files cannot be had: nothing is planned for them.
+
+    `resting` are demands of no replica at all (`min: 0`): one comes with the first request, on a slice that is free then.
+    """
 
     demands: tuple[ModelDemand, ...]
     models: Mapping[str, ModelChoices]
     shares: Mapping[str, Mapping[str, float]]
     unreadable: Mapping[str, SlicewayError] = field(default_factory=dict)
+    resting: tuple[ModelDemand, ...] = ()
 
     def demand(self, name: str) -> ModelDemand | None:
         """The demand of that name."""
@@ -97,7 +101,8 @@ def workload(
         if not choice.config.slices
         for tenant, share in _parts(shares[name], tenants).items()
     ]
-    return Workload(tuple(d for d in demands if d.ceiling != 0), models, shares, unreadable or {})
+    wanted, resting = (tuple(d for d in demands if (d.ceiling == 0) == rests) for rests in (False, True))
+    return Workload(wanted, models, shares, unreadable or {}, resting)
 
 
 def tenant_shares(model: ModelConfig, tenants: Sequence[Tenant]) -> dict[str, float]:

@@ -80,7 +80,15 @@ def test_staging_is_apart_and_unused_sandboxes_cost_nothing() -> None:
     _, answer = planned("developer-team")
     assert answer.demands["staging@staging"].tenant == "staging"
     assert places(answer, "sandbox-ana") == []
+    assert [d.name for d in answer.workload.resting] == ["sandbox-ana", "sandbox-bo"]
     assert places(answer, "sandbox-shared") == ["1g.10gb"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_sleeps_finds_a_slice_when_a_request_comes(path: Path) -> None:
+    config, answer = planned(path.stem)
+    cut = config.fleet.autoscale.repartition == "automatic"
+    assert cut or not answer.workload.resting, "the plan leaves no slice free"
 
 
 def test_three_medium_ones_and_a_small_one_fill_a_card() -> None:

@@ -144,6 +144,30 @@ def test_an_apply_that_would_break_a_promise_is_refused_unless_allowed(config: W
     assert told("apply", halves, "--allow-dip")["fleet"]["ok"]
 
 
+def test_a_model_that_rests_is_shown_and_told_where_nothing_would_wake_it(config: Write) -> None:
+    rest = CHAT + SMALL.replace("replicas: 2", "replicas: {min: 0, max: 1}")
+    shown = run("plan", config(rest=rest)).stdout
+    assert "none until a request comes" in shown
+    assert "no slice is left free for small" in shown
+    assert "repartition: automatic" in shown
+    assert "no replica small: min is 0" in run("plan", config(rest=rest), "--why", "small").stdout
+    assert told("plan", config(rest=rest))["fleet"]["resting"] == [{"model": "small", "wakes": False}]
+
+
+@pytest.mark.parametrize(
+    "fleet",
+    [
+        "partition: planned\n  autoscale: {repartition: automatic}",
+        "layouts: [{gpus: all, layout: {3g.40gb: 1, 1g.10gb: 1}}]",
+    ],
+)
+def test_a_model_that_rests_can_be_woken_where_a_slice_is_free_or_may_be_cut(config: Write, fleet: str) -> None:
+    path = config(fleet=fleet, rest=CHAT + SMALL.replace("replicas: 2", "replicas: {min: 0, max: 1}"))
+    told("apply", path, "--layouts-only")
+    assert told("plan", path)["fleet"]["resting"] == [{"model": "small", "wakes": True}]
+    assert "no slice is left free" not in run("plan", path).stdout
+
+
 def test_a_configuration_without_demands_is_planned_as_before(config: Write) -> None:
     rest = "models: [{name: chat, source: org/never-read}]"
     assert "fleet" not in told("plan", config(fleet="layouts: []", rest=rest))
