@@ -255,6 +255,7 @@ class EngineConnection(asyncio.Protocol):
         """The engine closed, or we did."""
         self._pool.lost(self)
         self.lost.set()
+        self._parser = None  # type: ignore[assignment]  # it knows us: parted, both are freed without a garbage collection
         receiver, self._receiver = self._receiver, None
         if receiver is None:
             return
