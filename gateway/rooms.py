@@ -72,4 +72,5 @@ def _room(config: Config, machine: Machine, like: Place, not_on: Collection[str]
     gpus = machine.driver.observe()
     cut = {g.uuid for g in gpus if g.mig}
     fleet = observed(config, plan_layouts(gpus, config.fleet.layouts), recut=True)
-    return room_for([g for g in fleet if g.id in cut], like, not_on=not_on)
+    open_to_it = [g for g in fleet if g.id in cut]
+    return room_for(open_to_it, like, not_on=not_on, beyond=True)

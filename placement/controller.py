@@ -147,7 +147,7 @@ class Controller:
             if last is None:
                 raise
             self._teller.refuse(error)
-            return last
+            return self._renewals.seated(last)
 
     # ---- goals
 
@@ -163,7 +163,7 @@ class Controller:
         if resters is None:
             resters = [r for replica in self._crew.replicas.values() if (r := Rester.of(replica))]
         hashes = {n: h for n, r in self._crew.replicas.items() if (h := r.running_hash)} if runs_by is None else runs_by
-        successors, names = self._renewals.under_way, self._renewals.names
+        successors, names, away = self._renewals.under_way, self._renewals.names, self._renewals.away
         resting = self._resting.choose(config.fleet.autoscale, demanded, resters, self._crew.goals)
 
         def plan() -> Goals:
@@ -184,7 +184,7 @@ class Controller:
                 resting=resting,
                 names=names,
             )
-            return with_successors(goals, successors, hashes, open_to_demand.closed, self._workshop)
+            return with_successors(goals, successors, hashes, open_to_demand.closed, self._workshop, away)
 
         return await asyncio.to_thread(plan)
 
@@ -267,6 +267,9 @@ class Controller:
             for name in self._turns.now(self._crew.goals):
                 self._crew.goals = self._succession.renew(name, self._crew.goals)
             unsettled = self._renewals.under_way or self._crew.leaving or self._turns.outdated(self._crew.goals)
+            if self._renewals.away and not unsettled and not self._scaling.held:
+                self._crew.goals = self._succession.come_home(self._crew.goals)
+                unsettled = self._renewals.under_way
             self._spare.tidy_up(lambda: self._crew.in_use, unsettled=bool(unsettled))
 
     def _postpone(self) -> None:

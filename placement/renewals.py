@@ -35,11 +35,14 @@ RENEWALS_FILE = "renewals.json"
 
 @dataclass(frozen=True, slots=True)
 class Successor:
-    """A replica that starts on `slice_id` to take the place of another one, `of`."""
+    """A replica that starts on `slice_id` to take the place of another one, `of`. Where the plan would not have it there, `home` is
+    the slice that another one like it is to be found for, when nothing else is to be replaced; empty where it may stay.
+    """
 
     replica: str
     of: str
     slice_id: str
+    home: str = ""
 
 
 class Rooms(Protocol):
@@ -48,8 +51,8 @@ class Rooms(Protocol):
     """
 
     def find(self, like: str, not_on: Collection[str]) -> str | None:
-        """Where a slice like that one could be made, nothing having to go for it, on none of the GPUs `not_on`; None where there
-        is no room. Changes nothing, so that the id can be written down before there is such a slice.
+        """Where a slice like that one could be made, nothing having to go for it, on none of the GPUs `not_on`, rather on a GPU that
+        the plan uses; None where there is no room. Changes nothing, so that the id can be written down before there is such a slice.
         """
 
     def make(self, slice_id: str) -> None:
@@ -62,12 +65,14 @@ class Rooms(Protocol):
 @dataclass(frozen=True, slots=True)
 class Renewed:
     """What is written down. `names` are replicas of those models where one has taken another's place, `under_way` those that
-    are about to. `spare` are slices beyond the plan, made for such a replica or left by the one before it.
+    are about to. `spare` are slices beyond the plan, made for such a replica or left by the one before it. `away` are slices where
+    replicas are for a while only, each with the one that it had before.
     """
 
     names: tuple[str, ...] = ()
     under_way: tuple[Successor, ...] = ()
     spare: tuple[str, ...] = ()
+    away: tuple[tuple[str, str], ...] = ()
 
     def with_successor(self, one: Successor) -> Renewed:
         """One more is under way."""
@@ -76,6 +81,21 @@ class Renewed:
     def without(self, replica: str) -> Renewed:
         """That successor is given up, or has its place."""
         return replace(self, under_way=tuple(s for s in self.under_way if s.replica != replica))
+
+    def about_to_leave(self, one: Successor, left: str) -> Renewed:
+        """Before the seat goes over: what is there afterwards is known already, whoever is killed in between."""
+        spare = (
+            (*(s for s in self.spare if s != left), left) if one.slice_id in self.spare and not one.home else self.spare
+        )
+        if not one.home:
+            return replace(self, spare=spare)
+        return replace(self, away=(*(a for a in self.away if a[0] != one.slice_id), (one.slice_id, one.home)))
+
+    def having_left(self, one: Successor, left: str) -> Renewed:
+        """After it. A slice that was made for a while is the plan's then, unless its replica is there for a while only."""
+        spare = self.spare if one.home else tuple(s for s in self.spare if s != one.slice_id)
+        away = tuple(a for a in self.away if a[0] != left)
+        return replace(self.without(one.replica), spare=spare, away=away)
 
     def called(self, old: str, new: str, config: PlacementConfig) -> Renewed:
         """The replicas of one pool, with `new` where `old` was."""
@@ -96,9 +116,12 @@ class RenewalsFile:
         """Nothing where there is no file, or one that makes no sense: then what runs under other names is started anew."""
         try:
             raw = json.loads(self.path.read_bytes())
-            under_way = tuple(Successor(str(n), str(of), str(there)) for n, of, there in raw["under_way"])
+            under_way = tuple(
+                Successor(str(n), str(of), str(there), *map(str, home)) for n, of, there, *home in raw["under_way"]
+            )
             names = tuple(str(n) for n in raw["names"] if str(n).rpartition("-")[2].isdigit())
-            return Renewed(names, under_way, tuple(map(str, raw["spare"])))
+            away = tuple((str(there), str(home)) for there, home in raw.get("away", ()))
+            return Renewed(names, under_way, tuple(map(str, raw["spare"])), away)
         except (OSError, ValueError, KeyError, TypeError):
             return Renewed()
 
@@ -107,8 +130,8 @@ class RenewalsFile:
         if renewed == Renewed():
             self.path.unlink(missing_ok=True)
             return
-        under_way = [[s.replica, s.of, s.slice_id] for s in renewed.under_way]
-        raw = {"names": renewed.names, "under_way": under_way, "spare": renewed.spare}
+        under_way = [[s.replica, s.of, s.slice_id, *filter(None, [s.home])] for s in renewed.under_way]
+        raw = {"names": renewed.names, "under_way": under_way, "spare": renewed.spare, "away": renewed.away}
         write_atomically(self.path, json.dumps(raw).encode(), mode=0o600)
 
 
@@ -138,6 +161,11 @@ class Renewals:
         """Slices beyond the plan, to be given back when nothing is to be replaced any more."""
         return self._now.spare
 
+    @property
+    def away(self) -> Mapping[str, str]:
+        """Slices where replicas are for a while only, each with the one that it had before."""
+        return dict(self._now.away)
+
     def find(self, alive: Collection[str], config: PlacementConfig) -> PlacementConfig:
         """Take over what a controller before this one has begun; `alive` are replicas whose engines run.
 
@@ -151,8 +179,17 @@ class Renewals:
             config = told if told is not None else config
         under_way = tuple(s for s in self.under_way if s.replica in alive and s.of in alive)
         called = {stem_of(name) for name in self.names if name in alive}
-        self._keep(Renewed(tuple(n for n in self.names if stem_of(n) in called), under_way, self.spare))
+        names = tuple(n for n in self.names if stem_of(n) in called)
+        self._keep(replace(self._now, names=names, under_way=under_way))
         return config
+
+    def seated(self, config: PlacementConfig) -> PlacementConfig:
+        """`config` with the seats that are written down by now, where it has any: it may be older than the last of them.
+
+        Raises PlacementError for a list of seats that makes no sense.
+        """
+        seats = self._seats.read() if config.seats is not None else None
+        return config if seats is None else config.model_copy(update={"seats": seats})
 
     def stands(self, replica: str, config: PlacementConfig) -> bool:
         """Whether the configuration or the plan asks for that replica by name. One that is there for demand has no name to hand on."""
@@ -173,11 +210,13 @@ class Renewals:
         self._keep(replace(self._now, spare=tuple(s for s in self.spare if s != slice_id)))
 
     def give_up(self, goals: Goals) -> None:
-        """Forget successors that have no goal."""
+        """Forget successors that have no goal, and who was to be back from where nobody is."""
         for one in self.under_way:
             goal = goals.replicas.get(one.replica)
             if goal is None or goal.in_place_of is None:
                 self._keep(self._now.without(one.replica))
+        held = {g.slice.id for g in goals.replicas.values()} | set((goals.config.seats or {}).values())
+        self._keep(replace(self._now, away=tuple(a for a in self._now.away if a[0] in held)))
 
     def finish(self, one: Successor, config: PlacementConfig) -> PlacementConfig | None:
         """It has the place: `config` as it is from here on; None if it has to wait, since a plan is being carried out, or since
@@ -188,17 +227,18 @@ class Renewals:
         if config.seats is None:
             self._keep(self._now.called(one.of, one.replica, config).without(one.replica))
             return config
+        left = config.seats.get(one.of)
         try:
             with self._alone():
+                if left is not None:
+                    self._keep(self._now.about_to_leave(one, left))
                 self._seats.hand_over(one.of, one.replica, one.slice_id)
         except StateLocked:
             return None
         except SlicewayError as error:
             log.warning("%s: %s cannot have its place yet: %s", one.of, one.replica, error)
             return None
-        left = config.seats.get(one.of, one.slice_id)
-        spare = tuple(left if s == one.slice_id else s for s in self.spare)
-        self._keep(replace(self._now.without(one.replica), spare=spare))
+        self._keep(self._now.without(one.replica) if left is None else self._now.having_left(one, left))
         seats = {name: there for name, there in config.seats.items() if name != one.of}
         return config.model_copy(update={"seats": seats | {one.replica: one.slice_id}})
 
@@ -214,23 +254,31 @@ def fresh_name(old: str, used: Collection[str]) -> str:
     return next(name for name in (f"{pool}-{i}" for i in count()) if name not in used)
 
 
-def place_beside(goals: Goals, old: str, taken: Collection[str]) -> Slice | None:
+def place_beside(
+    goals: Goals,
+    old: str,
+    taken: Collection[str],
+    *,
+    like: Slice | None = None,
+    away: Collection[str] = (),
+    beyond: bool = False,
+) -> Slice | None:
     """The slice on which a successor of `old` may start; None if there is none. `taken` are slice ids that it may not have.
 
-    The best is one of the same kind, then a larger one. Where a fleet is planned only the same kind will do, and no GPU more is
-    used for it: the plan has chosen both. Pure.
+    The best is one of the same kind as `like` (its own, unless another one is named), then a larger one. Where a fleet is planned only
+    the same kind will do, and no GPU more is used for it: the plan has chosen both. Unless it goes `beyond` the plan, for a while.
+    Slices where others are `away` for a while are no reason to use their GPU. Pure.
     """
     goal = goals.replicas[old]
-    model, here = goals.models[goal.model].config, goal.slice
+    model, here = goals.models[goal.model].config, like or goal.slice
     if model.slices:
         return None
-    occupied = set(taken) | {g.slice.id for g in goals.replicas.values()} | set((goals.config.seats or {}).values())
+    occupied = set(taken) | _occupied(goals)
     closed = not_on(goals, old)
     free = [s for s in goals.fitting(goal.model) if s.id not in occupied and _group(s) not in closed]
-    busy = {_group(s) for s in goals.inventory.slices if s.id in occupied and s.id != here.id}
-    if goals.config.seats is not None:
-        alone = _group(here) not in busy
-        free = [s for s in free if _alike(s, here) and (alone or _group(s) in busy)]
+    if goals.config.seats is not None and not beyond:
+        free = [s for s in free if as_planned(goals, old, s, taken, like=here, away=away)]
+    busy = _busy(goals, taken, {here.id, goal.slice.id, *away})
 
     def rank(one: Slice) -> tuple[bool, bool, bool, int, object]:
         smaller = one.memory_bytes < here.memory_bytes
@@ -245,15 +293,46 @@ def place_beside(goals: Goals, old: str, taken: Collection[str]) -> Slice | None
     return min(free, key=rank, default=None)
 
 
+def as_planned(
+    goals: Goals,
+    old: str,
+    target: Slice,
+    taken: Collection[str],
+    *,
+    like: Slice | None = None,
+    away: Collection[str] = (),
+) -> bool:
+    """Whether a successor of `old` may stay on `target`: nothing is planned, or it is of the same kind, on a GPU that is used anyway or
+    that the other GPU is left for. Pure.
+    """
+    if goals.config.seats is None:
+        return True
+    here = like or goals.replicas[old].slice
+    busy = _busy(goals, taken, {here.id, goals.replicas[old].slice.id, *away})
+    return _alike(target, here) and (_group(here) not in busy or _group(target) in busy)
+
+
+def _occupied(goals: Goals) -> set[str]:
+    return {g.slice.id for g in goals.replicas.values()} | set((goals.config.seats or {}).values())
+
+
+def _busy(goals: Goals, taken: Collection[str], but: Collection[str]) -> set[str | None]:
+    """GPUs that somebody uses, apart from what is on those slices."""
+    occupied = (set(taken) | _occupied(goals)).difference(but)
+    return {_group(s) for s in goals.inventory.slices if s.id in occupied}
+
+
 def with_successors(
     goals: Goals,
     successors: Iterable[Successor],
     runs_by: Mapping[str, str],
     closed: Collection[str],
     workshop: Workshop,
+    away: Collection[str] = (),
 ) -> Goals:
     """`goals` with those of `successors` that are still to take a place: their slice is free and not `closed`, and the other
-    one still runs by another specification than it is to have. `runs_by` are hashes of what runs, by replica.
+    one still runs by another specification than it is to have, or on one of the slices `away`. `runs_by` are hashes of what runs, by
+    replica.
     """
     added: dict[str, Goal] = {}
     taken = {g.slice.id for g in goals.replicas.values()} | set(closed) | set((goals.config.seats or {}).values())
@@ -261,7 +340,9 @@ def with_successors(
         old, target = goals.replicas.get(one.of), goals.inventory.by_id.get(one.slice_id)
         if old is None or target is None or target.id in taken or one.replica in goals.replicas:
             continue
-        if runs_by.get(one.of) in (None, old.spec_hash) or target not in goals.fitting(old.model):
+        runs = runs_by.get(one.of)
+        comes_home = old.slice.id in away and not one.home
+        if runs is None or (runs == old.spec_hash and not comes_home) or target not in goals.fitting(old.model):
             continue
         with contextlib.suppress(PlacementError):
             added[one.replica] = replace(goals.on(one.replica, target, workshop), in_place_of=one.of)

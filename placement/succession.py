@@ -15,8 +15,9 @@ from placement.crew import Crew
 from placement.demand_slices import for_demand
 from placement.errors import PlacementError
 from placement.goals import Goals, Workshop
-from placement.renewals import Renewals, Successor, fresh_name, place_beside
+from placement.renewals import Renewals, Successor, as_planned, fresh_name, place_beside
 from placement.replicas.parts import Goal
+from placement.slices import Slice
 from placement.spare_slices import SpareSlices
 
 log = logging.getLogger(__name__)
@@ -48,24 +49,50 @@ class Succession:
         self._postpone = postpone
 
     def renew(self, name: str, goals: Goals) -> Goals:
-        """Replace it: beside it where a slice is free, so that nothing is missing meanwhile; in its place else.
+        """Replace it: beside it where there is a slice for that, so that nothing is missing meanwhile; in its place else.
 
         Gives `goals` with its successor, where one starts. Raises OSError.
         """
         if any(goal.in_place_of == name for goal in goals.replicas.values()):
             return goals
-        elsewhere = self._may_be_elsewhere(name, goals)
-        successor = self._successor(name, goals) if elsewhere else None
-        if successor is not None:
-            log.info("%s: %s starts beside it, to take its place", name, successor.replica)
-            self._renewals.begin(Successor(successor.replica, name, successor.slice.id))
-            self._crew.launch(successor)
-            return replace(goals, replicas={**goals.replicas, successor.replica: successor})
-        if self._spare.busy or (elsewhere and self._spare.seek(name, goals)):
+        if self._may_be_elsewhere(name, goals):
+            successor = self._successor(name, goals)
+            if successor is None and (self._is_being_left(name, goals) or self._is_being_made(name, goals)):
+                return goals
+            successor = successor or self._successor(name, goals, beyond=True)
+            if successor is not None:
+                return self._start(name, successor, goals)
+        elif self._spare.busy:
             return goals
         log.info("%s: its turn to be replaced by what the configuration asks for", name)
         self._crew.restart(goals.replicas[name])
         return goals
+
+    def come_home(self, goals: Goals) -> Goals:
+        """Have one start for a replica that is where the plan would not have it, on a slice like the one that it had before.
+
+        Gives `goals` with it, as they are where there is none, or no such slice. Raises OSError.
+        """
+        away = {n for n, g in goals.replicas.items() if g.slice.id in self._renewals.away and n in self._crew.replicas}
+        for name in sorted(away):
+            if self._home(name, goals) is None or not self._may_be_elsewhere(name, goals):
+                continue
+            successor = self._successor(name, goals)
+            if successor is not None:
+                return self._start(name, successor, goals)
+        return goals
+
+    def _start(self, name: str, successor: Goal, goals: Goals) -> Goals:
+        away, here, there = self._renewals.away, goals.replicas[name].slice, successor.slice
+        stays = as_planned(goals, name, there, self._taken(goals), like=self._home(name, goals), away=away)
+        log.info(
+            "%s: %s starts beside it, to take its place%s", name, successor.replica, "" if stays else " for a while"
+        )
+        self._renewals.begin(
+            Successor(successor.replica, name, there.id, home="" if stays else away.get(here.id, here.id))
+        )
+        self._crew.launch(successor)
+        return replace(goals, replicas={**goals.replicas, successor.replica: successor})
 
     async def hand_over(self, one: Successor) -> None:
         """A successor that serves has the place, and the other one ends. Raises OSError."""
@@ -92,10 +119,29 @@ class Succession:
             return False
         return goals.config.turns is None and self._crew.replicas[name].serves and not model.slices
 
-    def _successor(self, name: str, goals: Goals) -> Goal | None:
-        """What could start beside `name`; None where no slice that will do is free."""
+    def _is_being_made(self, name: str, goals: Goals) -> bool:
+        """Whether it waits for a slice that is made for it, or for somebody else."""
+        return self._spare.busy or self._spare.seek(name, goals)
+
+    def _is_being_left(self, name: str, goals: Goals) -> bool:
+        """Whether somebody is about to leave a slice that will do."""
+        leaving = {r.goal.slice.id for n, r in self._crew.replicas.items() if n in self._crew.leaving}
+        taken = self._taken(goals) - leaving
+        home, away = self._home(name, goals), self._renewals.away
+        return bool(leaving) and place_beside(goals, name, taken, like=home, away=away) is not None
+
+    def _home(self, name: str, goals: Goals) -> Slice | None:
+        """The slice like which it is to have one again, if it is away; None if it is not, or that slice is gone."""
+        return goals.inventory.by_id.get(self._renewals.away.get(goals.replicas[name].slice.id, ""))
+
+    def _taken(self, goals: Goals) -> set[str]:
         open_to_all = for_demand(goals.config, goals.inventory, self._workshop.paths)
-        target = place_beside(goals, name, self._crew.occupied | open_to_all.barred)
+        return self._crew.occupied | open_to_all.barred
+
+    def _successor(self, name: str, goals: Goals, *, beyond: bool = False) -> Goal | None:
+        """What could start beside `name`; None where no slice that will do is free."""
+        home, away = self._home(name, goals), self._renewals.away
+        target = place_beside(goals, name, self._taken(goals), like=home, away=away, beyond=beyond)
         if target is None:
             return None
         stopped, seats = self._crew.orders.stopped, goals.config.seats or ()

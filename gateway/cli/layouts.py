@@ -15,10 +15,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from gateway.applying import tell_gateways
+from gateway.cli.changes_view import show_changes
 from gateway.cli.layout_view import show_outcomes, show_plans, show_replicas
 from gateway.cli.locate import ConfigArgument, config_path
 from gateway.cli.output import Json, err, out, print_json
-from gateway.cli.plan import AllowDip, carry_out, planned_fleet
+from gateway.cli.plan import AllowDip, carry_out, planned_fleet, told_changes
 from gateway.cli.plan_view import show_applied, show_fleet, show_why
 from gateway.cli.simulate import Simulate
 from gateway.config import Config, load_config
@@ -79,8 +80,10 @@ def plan(
     plans = _planned(loaded)
     replicas = None if layouts_only else replica_difference(loaded)
     fleet = None if layouts_only else planned_fleet(loaded, asked=why is not None, allow_dip=allow_dip)
+    engines = None if layouts_only or why is not None else told_changes(loaded, fleet)
     if as_json:
-        print_json(_plan_json(plans, replicas) | ({"fleet": fleet.as_public(why)} if fleet else {}))
+        public = _plan_json(plans, replicas) | ({"fleet": fleet.as_public(why)} if fleet else {})
+        print_json(public | ({"engines": engines.as_public()} if engines is not None else {}))
         return
     _say_what_is_simulated(loaded)
     if fleet is not None and why is not None:
@@ -93,6 +96,8 @@ def plan(
         show_fleet(fleet.answer, fleet.gpus, fleet.reserved)
     if replicas is not None and not replicas.same:
         show_replicas(replicas, fleet.finds_slice if fleet else None)
+    if engines is not None:
+        show_changes(engines, {g.uuid: f"GPU {g.index}" for g in fleet.gpus} if fleet is not None else None)
 
 
 def apply(

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import typer
+from rich.markup import escape
 
 from gateway.applying import AppliedPlan, apply_plan
+from gateway.changes import engine_changes
+from gateway.cli.output import err
 from gateway.cli.plan_view import show_step
 from gateway.config import Config
 from gateway.layouts import machine_of, one_at_a_time, plans_fleet
 from gateway.planning import FleetAnswer, ReservedSlice, answer, reserved_slices
-from model_registry.errors import ConfigError
+from model_registry.errors import ConfigError, SlicewayError
+from placement.changeover import Changeover
 from placement.gpus import GpuState
 from placement.partition import plan as plan_layouts
 from placement.transition import Step
@@ -73,6 +77,15 @@ def planned_fleet(config: Config, *, asked: bool = False, allow_dip: bool = Fals
         return None
     found = answer(config, plan_layouts(gpus, config.fleet.layouts), allow_dip=allow_dip)
     return PlannedFleet(found, gpus, reserved_slices(config, gpus))
+
+
+def told_changes(config: Config, fleet: PlannedFleet | None) -> Changeover | None:
+    """What becomes of engines that run by earlier settings, after the plan's steps; None, and why, where that cannot be told."""
+    try:
+        return engine_changes(config, fleet.answer if fleet is not None else None)
+    except SlicewayError as error:
+        err.print(f"[yellow]which engines are replaced cannot be told[/]: {escape(str(error))}", highlight=False)
+        return None
 
 
 def carry_out(config: Config, *, allow_dip: bool, allow_mode_change: bool, quiet: bool) -> AppliedPlan | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -129,25 +129,37 @@ def forecast(
         # An engine stops taking requests when its drain begins, and takes them once it was checked.
         change = (end, capacity) if step.kind == "check" else (end - seconds, -capacity)
         changes.setdefault(step.demand, []).append(change)
-    models = tuple(_outlook(name, changes[name], starts.get(name, []), transition) for name in sorted(changes))
+    models = tuple(
+        outlook(
+            name,
+            changes[name],
+            starts.get(name, []),
+            before=transition.before.get(name, 0.0),
+            guaranteed=transition.guaranteed.get(name, 0.0),
+        )
+        for name in sorted(changes)
+    )
     return Forecast(max(ends, default=0.0), models, tuple(ends))
 
 
-def _outlook(
+def outlook(
     demand: str,
-    changes: list[tuple[float, float]],
-    starts: list[tuple[float, StartSource]],
-    transition: Transition,
+    changes: Sequence[tuple[float, float]],
+    starts: Sequence[tuple[float, StartSource]],
+    *,
+    before: float,
+    guaranteed: float,
 ) -> Outlook:
-    before = transition.before.get(demand, 0.0)
+    """One demand that serves `before` at first: `changes` are seconds from the beginning and what is more or less from then on,
+    in any order, `starts` seconds and their source.
+    """
     then = max(0.0, before + sum(change for _, change in changes))
     # What it has in the end is no dip, if it is less than before.
     level, had, lowest, dip, since = before, min(before, then), before, 0.0, 0.0
-    for at, change in sorted(changes):
+    for at, change in sorted(changes, key=lambda c: (c[0], -c[1])):  # who takes over serves before the other one goes
         if level < had - 1e-9:
             dip += at - since
         level, since = level + change, at
         lowest = min(lowest, level)
     slowest, source = max(starts, default=(None, None))
-    guaranteed = transition.guaranteed.get(demand, 0.0)
     return Outlook(demand, before, max(0.0, lowest), then, guaranteed, dip, slowest, source)

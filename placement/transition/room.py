@@ -11,12 +11,14 @@ from placement.planner.types import WHOLE, FleetGpu
 from placement.transition.steps import Place
 
 
-def room_for(fleet: Sequence[FleetGpu], like: Place, *, not_on: Collection[str] = ()) -> Place | None:
+def room_for(
+    fleet: Sequence[FleetGpu], like: Place, *, not_on: Collection[str] = (), beyond: bool = False
+) -> Place | None:
     """Where an instance of the profile of `like` could be made beside everything that there is, on a GPU of the same product
     that may be cut, that is open to newcomers and not among `not_on` (GPU ids). None where there is no room.
 
     GPUs in use come first, then the place after which least is lost (`placement.planner.fragmentation`). One that is not in use is
-    taken only where the other one is left empty for it: no GPU more is paid for.
+    taken only where the other one is left empty for it, so that no GPU more is used; or `beyond` that, where there is no other room.
     """
     home = next((g for g in fleet if g.id == like.gpu), None)
     if home is None or like.placement == WHOLE:
@@ -25,7 +27,7 @@ def room_for(fleet: Sequence[FleetGpu], like: Place, *, not_on: Collection[str] 
     ranked = [
         (not _in_use(gpu), _loss(gpu, place), gpu.id, place)
         for gpu in fleet
-        if gpu.product == home.product and gpu.open and gpu.id not in not_on and (alone or _in_use(gpu))
+        if gpu.product == home.product and gpu.open and gpu.id not in not_on and (alone or beyond or _in_use(gpu))
         for place in _free(gpu, like.placement.profile)
     ]
     return Place(*min(ranked)[2:]) if ranked else None
