@@ -12,10 +12,19 @@ from pydantic import Field, StringConstraints, model_validator
 from gateway.admission.schema import QueueConfig, SharedLimitsConfig, TenantLimits
 from gateway.auth.schema import AuthConfig
 from gateway.batches.schema import BatchesConfig
-from gateway.secret_values import SecretRef
 from model_registry.directories import user_directory
 from model_registry.loader import load_yaml
-from model_registry.schema import FilePath, Inconsistent, ModelConfig, Name, Problem, ReplicaRange, Section, Size
+from model_registry.schema import (
+    FilePath,
+    Inconsistent,
+    ModelConfig,
+    Name,
+    Problem,
+    ReplicaRange,
+    SecretRef,
+    Section,
+    Size,
+)
 from placement.schema import EngineConfig, FleetConfig
 
 Listen = Annotated[str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s/]+):\d{1,5}$")]

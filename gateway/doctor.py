@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Literal
 
 from gateway.config import Config
+from gateway.endpoint_keys import endpoint_keys
+from gateway.errors import SecretUnavailable
 from model_registry.errors import SlicewayError
+from model_registry.schema import ModelConfig
 from model_registry.source import resolve_source
 from model_registry.words import are, counted
 from placement.device_nodes import HostTree, Tree, examine_nodes
@@ -225,12 +228,22 @@ def _command(program: str) -> Finding:
     )
 
 
+def _elsewhere(model: ModelConfig, environ: Mapping[str, str]) -> Finding:
+    try:
+        endpoint_keys((model,), environ)
+    except SecretUnavailable as error:
+        where = f" ({error.where})" if error.where else ""
+        return Finding("models", "problem", f"{error.message}{where}", error.remedy or "")
+    shown = ", shown a key" if model.endpoint_key else ""
+    return Finding(
+        "models", "ok", f"{model.name}: {counted(len(model.endpoints), 'endpoint')} run by something else{shown}"
+    )
+
+
 def _models(config: Config, environ: Mapping[str, str]) -> Iterator[Finding]:
     for model in config.models:
         if not model.source:
-            yield Finding(
-                "models", "ok", f"{model.name}: {counted(len(model.endpoints), 'endpoint')} run by something else"
-            )
+            yield _elsewhere(model, environ)
             continue
         try:
             if model.metadata is not None:

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from gateway.endpoint_keys import NO_KEYS
+from gateway.secret_values import Secret
 from model_registry.schema import ModelConfig
 from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow
 
@@ -74,10 +76,14 @@ class Standing:
     on_trial: bool = False
 
 
-def external_replicas(models: Iterable[ModelConfig]) -> tuple[ReplicaRow, ...]:
-    """The replicas that the configuration names by their endpoints, numbered through as `endpoint-0`, `endpoint-1` ..."""
+def external_replicas(models: Iterable[ModelConfig], keys: Mapping[str, Secret] = NO_KEYS) -> tuple[ReplicaRow, ...]:
+    """The replicas that the configuration names by their endpoints, numbered through as `endpoint-0`, `endpoint-1` ...
+
+    `keys` are what the engines of a model are shown.
+    """
     rows: list[ReplicaRow] = []
     for model in models:
+        key = keys.get(model.name)
         for number, endpoint in enumerate(model.endpoints):
             rows.append(
                 ReplicaRow(
@@ -89,16 +95,22 @@ def external_replicas(models: Iterable[ModelConfig]) -> tuple[ReplicaRow, ...]:
                     state=ReplicaState.PENDING,
                     # The default is for engines of ours; of others only the operator knows.
                     max_num_seqs=model.max_num_seqs if "max_num_seqs" in model.model_fields_set else None,
+                    secret=key.value.decode("ascii") if key is not None else None,
                 )
             )
     return tuple(rows)
 
 
-def build_routes(table: RoutingTable | None, models: Iterable[ModelConfig], standing: Mapping[str, Standing]) -> Routes:
-    """Compose the routes. `standing` is by replica; replicas without one are what the table says they are."""
+def build_routes(
+    table: RoutingTable | None,
+    models: Iterable[ModelConfig],
+    standing: Mapping[str, Standing],
+    keys: Mapping[str, Secret] = NO_KEYS,
+) -> Routes:
+    """Compose the routes. `standing` is by replica; replicas without one are what the table says they are. `keys` as in `external_replicas`."""
     configured = list(models)
     table_rows = table.replicas if table else ()
-    rows = [_as_seen(row, standing.get(row.replica)) for row in (*table_rows, *external_replicas(configured))]
+    rows = [_as_seen(row, standing.get(row.replica)) for row in (*table_rows, *external_replicas(configured, keys))]
     cards = {model.name: _card(model) for model in configured} | {
         card.name: card for card in (table.models if table else ())
     }

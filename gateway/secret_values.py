@@ -1,36 +1,20 @@
 """Secrets as the configuration names them: where they lie, never what they are.
 
-`${ENV:NAME}` is an environment variable, `file:PATH` a file, whose first line counts. A configuration holds the reference
+`${ENV:NAME}` is an environment variable, `file:PATH` a file, whose first line counts. A configuration holds the reference (`SecretRef`)
 only, so no plan, log, error or copy of it can hold the secret. `Secret` is the value once it was fetched; it prints as stars.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import BeforeValidator
 
 from gateway.errors import SecretUnavailable
-from model_registry.schema import FilePath
+from model_registry.schema import SECRET_REFERENCE
 
 MAX_SECRET_BYTES = 64 * 2**10
-_REFERENCE = re.compile(r"\$\{ENV:([A-Za-z_][A-Za-z0-9_]*)\}|file:(.+)", re.DOTALL)
-
-
-def check_reference(value: object) -> object:
-    """`value` if it is a reference. Raises ValueError otherwise, without the value: it may be a secret written out."""
-    if isinstance(value, str) and _REFERENCE.fullmatch(value):
-        return value
-    raise ValueError("a secret is not written out here; name where it lies, as ${ENV:NAME} or file:PATH")
-
-
-SecretRef = Annotated[str, BeforeValidator(check_reference), FilePath("secret")]
-"""A reference to a secret, for fields of the configuration. A relative path means relative to the file that names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +34,7 @@ def fetch(reference: str, environ: Mapping[str, str] | None = None, *, field_nam
 
     Raises SecretUnavailable where there is nothing, it is empty, or it is too large to be a secret.
     """
-    match = _REFERENCE.fullmatch(reference)
+    match = SECRET_REFERENCE.fullmatch(reference)
     assert match is not None, "checked when the configuration was read"
     name, path = match.groups()
     if name is not None:

@@ -25,7 +25,8 @@ from gateway.auth.jwks import Tokens
 from gateway.background import ASK_SECONDS
 from gateway.config import Config, load_config
 from gateway.digests import LatencyBook
-from gateway.errors import Draining, EngineError, OperatorError
+from gateway.endpoint_keys import endpoint_keys
+from gateway.errors import Draining, EngineError, OperatorError, SecretUnavailable
 from gateway.exchange import Clock, Exchanges, Policy
 from gateway.figures import FiguresWriter
 from gateway.generations import Announcements, Generations, generation_header
@@ -90,7 +91,7 @@ class Gateway:
     """The running gateway. `exchanges`, `metrics_page`, `figures` and, where there are any, `admin`, `sharing` (of limits) and `rooms` (of replicas) are set once by the wiring, before `start`.
 
     Its making raises OverlayError or OperatorError where the configuration and what operators changed do not go together, and
-    TlsError where the certificate cannot be used.
+    TlsError where the certificate cannot be used, or SecretUnavailable where the key of a model with `endpoints` cannot be had.
     """
 
     exchanges: Exchanges
@@ -106,6 +107,7 @@ class Gateway:
             raise parts.overlay.problem
         self._file_config = config
         self._config = config = applied(config, parts.overlay.value)
+        self._endpoint_keys = endpoint_keys(config.models)
         self._parts = parts
         self._config_path = config_path
         self._generations = Generations(StatePaths(config.state).generation)
@@ -317,13 +319,14 @@ class Gateway:
         try:
             file_config = load_config(self._config_path)
             config = applied(file_config, self._parts.overlay.value)
-        except (ConfigError, OperatorError) as error:
+            keys = endpoint_keys(config.models)
+        except (ConfigError, OperatorError, SecretUnavailable) as error:
             self._parts.stats.config_reloads["refused"] += 1
             problems = error.problems if isinstance(error, ConfigError) else (error,)
             log.error("the configuration is wrong, the one before stays in use:\n%s", "\n".join(map(str, problems)))
             return
         self._parts.stats.config_reloads["taken"] += 1
-        self._file_config = file_config
+        self._file_config, self._endpoint_keys = file_config, keys
         self._adopt(config)
         self._announcements.write(file_config, self._reloads)
         told = (self._generation, len(config.models), len(config.tenants))
@@ -426,7 +429,8 @@ class Gateway:
         ready = {row.replica for row in table.replicas if row.state is ReplicaState.READY} if table else set()
         health.retain(external | ready)
         self._routes = without_drained(
-            build_routes(table, self._config.models, health.standings()), frozenset(self._parts.overlay.value.drained)
+            build_routes(table, self._config.models, health.standings(), self._endpoint_keys),
+            frozenset(self._parts.overlay.value.drained),
         )
         self.admission.follow_routes()
 
@@ -467,7 +471,9 @@ class Gateway:
             status, _ = await self._parts.engines.get(row, "/health", timeout_seconds=PROBE_TIMEOUT_SECONDS)
             if status >= 500:
                 raise EngineError(f"/health answers {status}", replica=row.replica)
-            name, length = await self._identity(row) if external and not before.reachable else (None, None)
+            # vLLM's /health asks for no key: whether an engine takes ours shows elsewhere.
+            ask = external and (row.secret is not None or not before.reachable)
+            name, length = await self._identity(row) if ask else (None, None)
             changed = health.answered(row.replica, engine_model=name, max_model_len=length)
         except EngineError as error:
             changed = health.failed(row.replica, error.message, first_contact=external)
@@ -477,8 +483,15 @@ class Gateway:
             self._rebuild()
 
     async def _identity(self, row: ReplicaRow) -> tuple[str | None, int | None]:
-        """Under which name an external engine serves this model, and its longest context, where it says so."""
+        """Under which name an external engine serves this model, and its longest context, where it says so. Raises EngineError."""
         status, body = await self._parts.engines.get(row, "/v1/models", timeout_seconds=PROBE_TIMEOUT_SECONDS)
+        if status in (401, 403):
+            refused = (
+                "does not accept the model's endpoint_key"
+                if row.secret
+                else "asks for a key; set the model's endpoint_key"
+            )
+            raise EngineError(f"it {refused} (/v1/models answers {status})", replica=row.replica)
         cards: list[_Card] = []
         if status == 200:
             with contextlib.suppress(msgspec.MsgspecError):

@@ -56,6 +56,21 @@ class FilePath:
     kind: Literal["path", "source", "command", "secret"] = "path"
 
 
+SECRET_REFERENCE = re.compile(r"\$\{ENV:([A-Za-z_][A-Za-z0-9_]*)\}|file:(.+)", re.DOTALL)
+"""A variable's name, or a path."""
+
+
+def check_reference(value: object) -> object:
+    """`value` if it is a reference to a secret. Raises ValueError otherwise, without the value: it may be a secret written out."""
+    if isinstance(value, str) and SECRET_REFERENCE.fullmatch(value):
+        return value
+    raise ValueError("a secret is not written out here; name where it lies, as ${ENV:NAME} or file:PATH")
+
+
+SecretRef = Annotated[str, BeforeValidator(check_reference), FilePath("secret")]
+"""A reference to a secret, for fields of the configuration. A relative path means relative to the file that names it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One fault, and the field it is about as the keys and indexes that lead there from the validated section."""
@@ -230,6 +245,9 @@ class ModelConfig(Section):
     endpoints: tuple[str, ...] = Field(
         default=(), description="Engines that something else runs: `http://host:port` or `unix:/path`."
     )
+    endpoint_key: SecretRef | None = Field(
+        default=None, description="What these engines ask for (vLLM's `--api-key`): ${ENV:NAME} or file:PATH."
+    )
 
     @model_validator(mode="after")
     def _source_or_endpoints(self) -> ModelConfig:
@@ -284,6 +302,12 @@ class ModelConfig(Section):
             )
 
     def _demand_problems(self) -> Iterator[Problem]:
+        if self.endpoint_key and not self.endpoints:
+            yield Problem(
+                "engines that sliceway runs have secrets of their own, made at each start",
+                ("endpoint_key",),
+                "Take it out, or name `endpoints` in the place of `source`.",
+            )
         if self.endpoints and (self.demand or self.slo or isinstance(self.replicas, ReplicaRange)):
             yield Problem(
                 "the engines of `endpoints` are run by something else, so no replica is planned for them",

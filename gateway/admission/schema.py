@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from gateway.secret_values import SecretRef
-from model_registry.schema import Inconsistent, Name, Problem, Section, Size
+from model_registry.schema import Inconsistent, Name, Problem, SecretRef, Section, Size
 
 _MOST = 10**12
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from gateway.endpoint_keys import endpoint_keys
 from gateway.health import FAILURES_TO_LEAVE, HealthBook
 from gateway.routes import Standing, build_routes, external_replicas
 from gateway.testing import replica_row
@@ -149,3 +151,22 @@ def test_the_gone_are_forgotten() -> None:
     book.retain({"b"})
     assert set(book.standings()) == {"b"}
     assert book.standing("a") == Standing()
+
+
+def test_engines_of_others_are_shown_the_key_of_their_model_and_rows_do_not_tell_it() -> None:
+    models = [external("a", "unix:/1", "unix:/2", endpoint_key="${ENV:A_KEY}"), external("b", "unix:/3")]
+    rows = external_replicas(models, endpoint_keys(models, {"A_KEY": "sk-1"}))
+    assert [row.secret for row in rows] == ["sk-1", "sk-1", None]
+    assert "sk-1" not in repr(rows)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"endpoints": ("unix:/1",), "endpoint_key": "sk-written-out"}, "not written out"),
+        ({"source": "x", "endpoint_key": "${ENV:A_KEY}"}, "secrets of their own"),
+    ],
+)
+def test_a_key_is_named_by_where_it_lies_and_for_engines_of_others(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        ModelConfig(name="m", **fields)
