@@ -22,6 +22,7 @@ from gateway.cli.output import Json, err, out, print_json
 from gateway.cli.plan import AllowDip, carry_out, planned_fleet, told_changes
 from gateway.cli.plan_view import show_applied, show_fleet, show_why
 from gateway.cli.simulate import Simulate
+from gateway.cluster_config import led_elsewhere
 from gateway.config import Config, load_config
 from gateway.doctor import default_config_path
 from gateway.drain import ControllerDrain
@@ -86,6 +87,7 @@ def plan(
         print_json(public | ({"engines": engines.as_public()} if engines is not None else {}))
         return
     _say_what_is_simulated(loaded)
+    _say_who_leads(loaded)
     if fleet is not None and why is not None:
         show_why(fleet.answer, why, fleet.gpus)
         return
@@ -119,6 +121,8 @@ def apply(
     """
     path = config_path(config)
     loaded = with_simulation(load_config(path), simulate)
+    if (why := led_elsewhere(loaded)) is not None:
+        raise why
     applied, machine = _apply(loaded, drain=drain, allow_mode_change=allow_mode_change)
     told = not layouts_only and applied.changed and tell_controller(loaded, path)
     fleet, gateways = None, 0
@@ -257,6 +261,11 @@ def _plan_json(plans: tuple[GpuPlan, ...], replicas: ReplicaDifference | None) -
         "gpus": [p.as_public() for p in plans],
         "replicas": replicas.as_public() if replicas is not None else None,
     }
+
+
+def _say_who_leads(config: Config) -> None:
+    if (why := led_elsewhere(config)) is not None:
+        err.print(f"planned as if nothing ran here: {why.message}", highlight=False, markup=False)
 
 
 def _say_what_is_simulated(config: Config) -> None:
