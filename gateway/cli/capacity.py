@@ -141,7 +141,7 @@ def _show(found: Capacity, work: Workload, *, priced: bool) -> None:
         blocked = work.models[unmet.demand.partition("@")[0]].blocked
         why = f"{unmet.reason}: {blocked}" if blocked else unmet.reason
         err.print(
-            f"[bold red]not served[/] {escape(unmet.demand)}: {unmet.missing:g} {unmet.unit} missing. {escape(why)}.{help_}",
+            f"[bold red]not served[/] {escape(unmet.demand)}: {unmet.shortfall} missing. {escape(why)}.{help_}",
             highlight=False,
         )
     out.print("[dim]· Speeds are estimated from the roofline; fleet.head_room plans for more than is asked.[/]")

@@ -230,7 +230,9 @@ def _unmet(answer: FleetAnswer) -> Iterator[str]:
     for unmet in answer.plan.unmet:
         yield _unmet_line(answer, unmet.demand)
     for name, error in answer.workload.unreadable.items():
-        yield f"[bold red]not planned[/] {escape(name)}: {escape(error.message)}\n  [dim]{escape(error.remedy or '')}[/]"
+        remedy = f"\n  [dim]{escape(error.remedy)}[/]" if error.remedy else ""
+        where = f"{error.where}: " if error.where else ""
+        yield f"[bold red]not planned[/] {escape(name)}: {escape(where + error.message)}{remedy}"
 
 
 def _stranded(answer: FleetAnswer) -> Iterator[str]:
@@ -252,7 +254,7 @@ def _unmet_line(answer: FleetAnswer, demand: str) -> str:
         help_ = f"It would do: {' or '.join(unmet.remedies)}"
     if unmet.untried:
         help_ = f"{help_.rstrip('.')}. Not tried out, since it takes too long: {unmet.untried} more"
-    what = f"{unmet.missing:.4g} {unmet.unit} missing. {escape(unmet.reason + blocked)}."
+    what = f"{unmet.shortfall} missing. {escape(unmet.reason + blocked)}."
     return f"[bold red]not met[/] {escape(demand)}: {what}\n  [dim]{escape(help_)}[/]"
 
 

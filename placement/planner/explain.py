@@ -87,7 +87,7 @@ def _note(want: Want) -> str | None:
 def _unmet(problem: Problem, want: Want, placed: _Placed, gpus: Sequence[PlannedGpu], trials: _Trials) -> Unmet:
     by_rate = want.rate is not None and want.rate - placed.served > 1e-9
     missing = (want.rate or 0.0) - placed.served if by_rate else float(want.floor - placed.replicas)
-    remedies = (*trials.remedies(), *_less(want, placed, by_rate=by_rate))
+    remedies = (*trials.remedies(), *_less(want, placed, by_rate=by_rate), *_other_profiles(problem, want))
     return Unmet(
         demand=want.name,
         missing=missing,
@@ -111,8 +111,19 @@ def _less(want: Want, placed: _Placed, *, by_rate: bool) -> Iterator[str]:
         yield f"replicas: {placed.replicas}"
 
 
+def _other_profiles(problem: Problem, want: Want) -> Iterator[str]:
+    """What can be reserved instead of a profile that no GPU has."""
+    if want.reservation is None or want.options:
+        return
+    names = sorted({p.name for g in problem.gpus if g.geometry is not None for p in g.geometry.base_profiles})
+    if names:
+        yield f"reserve what there is: {_listed(names)}"
+
+
 def _reason(problem: Problem, want: Want, gpus: Sequence[PlannedGpu]) -> str:
     """What is in the way, the plainest first."""
+    if want.reservation is not None and not want.options:
+        return f"no GPU here can be cut to hold {want.reservation.profile}"
     if not want.options:
         return "no slice of any GPU here holds it"
     fitting = [g for g in problem.gpus if any(o.product == g.product for o in want.options)]
@@ -266,12 +277,12 @@ class _Trials:
         if demand is None:
             return
         if demand.max_per_gpu is not None and self._met(self._with(replace(demand, max_per_gpu=None))):
-            yield f"allow more than {demand.max_per_gpu} on a GPU (max_per_gpu)"
+            yield f"allow more than {demand.max_per_gpu} on a GPU (spread: none)"
         if demand.max_per_node is not None and self._met(self._with(replace(demand, max_per_node=None))):
-            yield f"allow more than {demand.max_per_node} on a node (max_per_node)"
+            yield f"allow more than {demand.max_per_node} on a node (spread: gpus)"
         limited = demand.rate is not None and demand.max_replicas is not None
         if limited and self._met(self._with(replace(demand, max_replicas=None))):
-            yield f"allow more than {demand.max_replicas} replicas (max_replicas)"
+            yield f"allow more than {demand.max_replicas} replicas (replicas: {{max: ...}})"
 
     def _open(self) -> Iterator[str]:
         """The first closed GPU that would do by itself."""
@@ -279,7 +290,7 @@ class _Trials:
         for gpu in [g for g in self._problem.gpus if not g.open and g.product in products][:8]:
             others = (g for g in self._problem.gpus if g is not gpu)
             if self._met(replace(self._problem, gpus=(*others, replace(gpu, cordoned=False, draining=False)))):
-                yield f"open GPU {gpu.id} again"
+                yield f"take {gpu.id} out of fleet.cordon" if gpu.cordoned else f"open GPU {gpu.id} again"
                 return
 
     def _headroom(self) -> Iterator[str]:

@@ -403,6 +403,12 @@ class Unmet:
     remedies: tuple[str, ...] = ()
     untried: int = 0
 
+    @property
+    def shortfall(self) -> str:
+        """How much is missing, in words: `2 replicas`, `1.5 requests/s`."""
+        one = self.missing == 1 and self.unit == "replicas"
+        return f"{self.missing:.4g} {'replica' if one else self.unit}"
+
     def as_public(self) -> dict[str, object]:
         """The stable JSON shape."""
         return {

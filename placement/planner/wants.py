@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from placement.planner.types import FleetGpu, ModelDemand, Option, Problem, Reservation
+from placement.planner.types import WHOLE_GPU, FleetGpu, ModelDemand, Option, Problem, Reservation
 
 _RESERVED_FIRST = 1 << 30
 
@@ -121,10 +121,16 @@ def want_of(demand: ModelDemand, factor: float) -> Want:
     )
 
 
+def _has(gpu: FleetGpu, profile: str) -> bool:
+    """Whether there is such a slice on it, or can be."""
+    cut = {p.name for p in gpu.geometry.profiles} if gpu.geometry is not None else set()
+    return profile in cut | {i.profile for i in gpu.instances} or (gpu.whole and profile == WHOLE_GPU)
+
+
 def _of_reservation(reservation: Reservation, gpus: Iterable[FleetGpu]) -> Want:
     gpus = tuple(gpus)
     count = max(0, reservation.count - held_for(reservation, gpus))
-    products = {g.product for g in gpus if reservation.product in (None, g.product)}
+    products = {g.product for g in gpus if reservation.product in (None, g.product) and _has(g, reservation.profile)}
     options = tuple(Option(product, reservation.profile) for product in sorted(products))
     # A demand's name cannot hold a bracket, so the two never meet.
     name = f"[{reservation.note}] {reservation.profile}" + (f" {reservation.product}" if reservation.product else "")

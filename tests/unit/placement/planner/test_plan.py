@@ -280,7 +280,7 @@ def test_of_shorter_contexts_the_longest_that_helps_is_named() -> None:
 def test_a_closed_gpu_that_would_do_is_named() -> None:
     made = plan(Problem((replace(gpu("a"), cordoned=True),), (wants("chat", SMALL),)))
     assert "cordoned" in made.unmet[0].reason
-    assert "open GPU a again" in made.unmet[0].remedies
+    assert "take a out of fleet.cordon" in made.unmet[0].remedies
 
 
 def test_a_plan_for_another_state_is_refused_with_the_difference() -> None:

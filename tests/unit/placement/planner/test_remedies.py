@@ -11,7 +11,16 @@ from model_registry.catalogue import load_catalogue
 from placement.planner.explain import unmet
 from placement.planner.plan import plan
 from placement.planner.solver import INFINITY, Allowance, Limits, Program
-from placement.planner.types import Alternative, Constraints, FleetGpu, ModelDemand, Option, Problem, Unmet
+from placement.planner.types import (
+    Alternative,
+    Constraints,
+    FleetGpu,
+    ModelDemand,
+    Option,
+    Problem,
+    Reservation,
+    Unmet,
+)
 from placement.planner.wants import wants_of
 
 CATALOGUE = load_catalogue()
@@ -48,6 +57,31 @@ def test_the_number_of_gpus_named_is_enough_and_no_smaller_one_is(demand: ModelD
     assert short.unmet[0].remedies[0] == f"{more} more A100-80GB"
     assert plan(Problem((*gpus(1), *gpus(more, "more")), (demand,))).unmet == ()
     assert plan(Problem((*gpus(1), *gpus(more - 1, "more")), (demand,))).unmet != ()
+
+
+def test_a_reservation_of_a_profile_that_no_gpu_has_names_those_there_are() -> None:
+    chat = ModelDemand("chat", "chat", (on("1g.10gb"),), replicas=1)
+    rules = Constraints(reserve=(Reservation("4g.20gb", 1, "jobs"),))
+    (short,) = plan(Problem(gpus(2), (chat,), rules)).unmet
+    assert short.reason == "no GPU here can be cut to hold 4g.20gb"
+    assert short.remedies == ("reserve what there is: 1g.10gb, 1g.20gb, 2g.20gb, 3g.40gb and 2 more",)
+
+
+def test_what_limits_replicas_is_named_as_the_configuration_calls_it() -> None:
+    apart = ModelDemand("chat", "chat", (on("1g.10gb"),), replicas=2, max_per_gpu=1)
+    (short,) = plan(Problem(gpus(1), (apart,))).unmet
+    assert "allow more than 1 on a GPU (spread: none)" in short.remedies
+    few = ModelDemand("chat", "chat", (on("1g.10gb"),), rate=2.0, max_replicas=1)
+    (short,) = plan(Problem(gpus(1), (few,))).unmet
+    assert "allow more than 1 replicas (replicas: {max: ...})" in short.remedies
+
+
+@pytest.mark.parametrize(
+    ("missing", "unit", "words"),
+    [(1.0, "replicas", "1 replica"), (2.0, "replicas", "2 replicas"), (1.0, "requests/s", "1 requests/s")],
+)
+def test_what_is_missing_in_words(missing: float, unit: str, words: str) -> None:
+    assert Unmet("chat", missing, 0.0, unit, "full").shortfall == words  # type: ignore[arg-type]
 
 
 def test_fewer_gpus_do_where_others_make_room_on_those_that_are_there() -> None:
