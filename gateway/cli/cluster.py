@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import os
 import re
 import secrets
@@ -13,20 +11,21 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.member import LOOK_SECONDS, STOP_SECONDS, alone, belong, disconnect, inventory_of, say, stop_processes
+from gateway.cli.leading import Leader, actors, claim, end, lead, lines_of, on_signal
+from gateway.cli.member import STOP_SECONDS, alone, belong, disconnect, inventory_of, say, stop_processes
 from gateway.cli.output import Json, out, print_json
-from gateway.config import Config, load_config
+from gateway.cluster_config import check_for_cluster
+from gateway.config import Config
 from model_registry.atomic import write_atomically
 from model_registry.errors import ConfigError, SlicewayError
-from model_registry.words import counted
 from placement.cluster.address import PATIENCE_SECONDS, wait_for_answer
-from placement.cluster.errors import ClusterLed
+from placement.cluster.errors import ClusterError, ClusterLost
 from placement.errors import PlacementError
 from placement.simulate import simulated_fleet
 
@@ -34,10 +33,8 @@ if TYPE_CHECKING:
     from placement.cluster.start import Machine
 
 LOCAL = "local"
+_TOKEN_REMEDY = "Copy it from the cluster's first machine (cluster.token in its state directory)."
 TOKEN_FILE, PORT_FILE = "cluster.token", "cluster.port"
-# Of the gateways' state directory: what a tenant's key is checked with.
-SHARED_FILES = ("keys.json", "keys.secret")
-_LED_REMEDY = "Change that configuration and send its process SIGHUP, or stop it first."
 
 node = typer.Typer(help="This machine as a part of a cluster.", no_args_is_help=True)
 
@@ -105,11 +102,14 @@ def list_nodes(
     import ray
 
     from placement.cluster.actors import HEAD, NAMESPACE
+    from placement.cluster.asking import ANSWER_SECONDS, asking
     from placement.cluster.start import connect
 
     connect(address)
     try:
-        status: Any = ray.get(ray.get_actor(HEAD, namespace=NAMESPACE).status.remote())
+        with asking("the cluster's head", address):
+            head: Any = ray.get_actor(HEAD, namespace=NAMESPACE)
+            status: Any = ray.get(head.status.remote(), timeout=ANSWER_SECONDS)
     except ValueError as error:
         raise PlacementError(
             "this cluster has no head yet", where=address, remedy="Start one: sliceway up CONFIG --ray ADDRESS"
@@ -117,7 +117,7 @@ def list_nodes(
     if as_json:
         print_json(status)
         return
-    for line in _lines(status):
+    for line in lines_of(status):
         out.print(line, highlight=False, markup=False)
 
 
@@ -130,22 +130,43 @@ def upgrade(
     Engines run on; they are replaced where the configuration or the installed engine asks for others.
     """
     _prepare_ray(_existing(token))
-    import ray
-
-    from placement.cluster.actors import AGENT, NAMESPACE
+    from placement.cluster.actors import AGENT
+    from placement.cluster.asking import asking
     from placement.cluster.start import connect
 
     connect(address)
-    names = [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == NAMESPACE]
-    done = []
-    for name in sorted(n for n in names if n.startswith(AGENT)):
-        agent: Any = ray.get_actor(name, namespace=NAMESPACE)
-        ray.get(agent.renew.remote(), timeout=STOP_SECONDS)
-        done.append(name.removeprefix(AGENT))
+    with asking("the cluster", address):
+        nodes = [name.removeprefix(AGENT) for name in sorted(actors()) if name.startswith(AGENT)]
+    done: list[str] = []
+    for name in nodes:
+        _renew(name, address, done)
+        done.append(name)
         if not as_json:
-            out.print(f"node {done[-1]}: another gateway and another controller", highlight=False)
+            say(f"node {name}: another gateway and another controller")
     if as_json:
         print_json({"nodes": done})
+
+
+def _renew(name: str, address: str, done: Sequence[str]) -> None:
+    """Replace one node's gateway and controller. Raises ClusterError, which also says which nodes are `done`."""
+    import ray
+
+    from placement.cluster.actors import AGENT, NAMESPACE
+    from placement.cluster.asking import asking
+
+    try:
+        with asking("its agent", address):
+            agent: Any = ray.get_actor(AGENT + name, namespace=NAMESPACE)
+            ray.get(agent.renew.remote(), timeout=STOP_SECONDS)
+    except (SlicewayError, ValueError) as error:
+        why = error.message if isinstance(error, SlicewayError) else "it has left the cluster meanwhile"
+        far = f"Upgraded are {', '.join(done)}." if done else "No node is upgraded."
+        raise ClusterError(
+            f"node {name!r} was not upgraded, nor were those after it: {why}. {far}",
+            where=address,
+            remedy="Nothing of what serves has ended. Look at `sliceway node list`, and run the same command again: a node that is "
+            "upgraded already is replaced once more, without a request lost.",
+        ) from error
 
 
 def with_ray_address(arguments: list[str]) -> list[str]:
@@ -161,6 +182,7 @@ def with_ray_address(arguments: list[str]) -> list[str]:
 def up_on_ray(path: Path, config: Config, address: str, *, listen: str | None) -> None:
     """Serve `config` on a cluster: the one at `address`, or a new one whose first node is this machine (`local`)."""
     local = address == LOCAL
+    check_for_cluster(config)
     _prepare_ray(_own_token(config.state) if local else None)
     from placement.cluster.start import Raylet, connect, own_address
 
@@ -168,6 +190,7 @@ def up_on_ray(path: Path, config: Config, address: str, *, listen: str | None) -
     machine = None
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_stopping())
+        endings = stack.enter_context(contextlib.ExitStack())  # not where the cluster is lost: what serves goes on then
         if local:
             fleet = config.fleet.model_dump(mode="json", exclude_unset=True)
             machine = _machine(
@@ -183,14 +206,18 @@ def up_on_ray(path: Path, config: Config, address: str, *, listen: str | None) -
                     return
             else:
                 connect(address)
-            head = _claim(address)
+            head = claim(address)
             _say_where(address, config.state / TOKEN_FILE if local else None)
             if machine is not None:  # when Ray here has ended, also where another process leads the cluster
-                stack.callback(stop_processes, machine)
-            try:
-                _lead(head, path, config, machine, stop)
-            finally:
-                _end(head)
+                endings.callback(stop_processes, machine)
+            with contextlib.ExitStack() as before:
+                before.callback(end, head, address)
+                try:
+                    lead(Leader(head, address, path, config, raylet), machine, stop)
+                except ClusterLost:
+                    before.pop_all()
+                    endings.pop_all()
+                    raise
         finally:
             disconnect()
             if raylet is not None:
@@ -200,156 +227,6 @@ def up_on_ray(path: Path, config: Config, address: str, *, listen: str | None) -
 def _say_where(address: str, token: Path | None) -> None:
     option = f" --token-file {token}" if token is not None else ""
     out.print(f"cluster at {address}; other machines join with: sliceway node join {address}{option}", highlight=False)
-
-
-def _claim(address: str) -> Any:
-    """The cluster's head, which from here on works for this process. Raises ClusterLed, before anything has changed."""
-    import ray
-
-    from placement.cluster.actors import start_head
-    from placement.cluster.start import own_versions
-
-    head: Any = start_head(own_versions(), secrets.token_urlsafe(32))
-    if other := ray.get(head.lead.remote(_me())):
-        raise ClusterLed(
-            f"the cluster at {address} already works by the configuration of {other}", where=address, remedy=_LED_REMEDY
-        )
-    return head
-
-
-def _me() -> str:
-    return f"`sliceway up` on {socket.gethostname()}, pid {os.getpid()}"
-
-
-def _lead(head: Any, path: Path, config: Config, machine: Machine | None, stop: threading.Event) -> None:
-    """Have the head work by the file at `path`, and show what comes of it, until `stop`."""
-    from placement.cluster.start import offer
-
-    reload = threading.Event()
-    with _on(signal.SIGHUP, reload):
-        leader = _Leader(head, path, config, reload, stays=machine is not None)
-        if machine is not None:
-            offer(machine)
-        shown: list[str] = []
-        while not stop.wait(LOOK_SECONDS):
-            lines = leader.look()
-            for line in lines:
-                if line not in shown:
-                    out.print(line, highlight=False, markup=False)
-            shown = lines
-
-
-class _Leader:
-    """What the head is told: the file at `path`, once more when `reload` is set, and the tenants' keys when they change."""
-
-    def __init__(self, head: Any, path: Path, config: Config, reload: threading.Event, *, stays: bool) -> None:
-        """Have the head begin with `config`. `stays` where the cluster would end with this process."""
-        import ray
-
-        self._head, self._path, self._config, self._reload, self._stays = head, path, config, reload, stays
-        self._files = _shared(config)
-        ray.get(head.aim.remote(_as_text(config), self._files))
-
-    def look(self) -> list[str]:
-        """One round: tell what is new, and say how the cluster is. Nothing that keeps the head from answering ends this.
-
-        Raises ClusterLed where another process leads by now, because this one was silent for too long: suspended, for example.
-        """
-        from ray.exceptions import GetTimeoutError, RayActorError, RayError
-
-        try:
-            return self._round()
-        except (RayActorError, GetTimeoutError):
-            return ["the head is being started again; everything serves on"]
-        except RayError as error:
-            return [f"the head does not answer, asking again: {getattr(error, 'cause', None) or error}"]
-
-    def _round(self) -> list[str]:
-        import ray
-
-        if other := ray.get(self._head.lead.remote(_me()), timeout=10.0):
-            return self._give_way(other)
-        if self._reload.is_set():
-            self._reload.clear()
-            self._take_over()
-        if (now := _shared(self._config)) != self._files:
-            ray.get(self._head.share.remote(now))
-            self._files = now
-        return _lines(ray.get(self._head.status.remote(), timeout=10.0))
-
-    def _give_way(self, other: str) -> list[str]:
-        led = f"the cluster works by the configuration of {other} by now"
-        if self._stays:
-            return [f"{led}; this process only keeps the cluster's first machine in it, until Ctrl-C"]
-        raise ClusterLed(led, where=_me(), remedy=_LED_REMEDY)
-
-    def _take_over(self) -> None:
-        """The file as it is, if it is right; a wrong one changes nothing."""
-        import ray
-        from ray.exceptions import RayError
-
-        try:
-            new = load_config(self._path)
-            ray.get(self._head.aim.remote(_as_text(new), _shared(new)))
-        except SlicewayError as error:
-            say(f"the new configuration is refused, everything goes on as before: {error}")
-        except RayError:
-            self._reload.set()  # it is told again in the next round
-            raise
-        else:
-            self._config = new
-            say("taken over the new configuration")
-
-
-def _end(head: Any) -> None:
-    """End everything of ours in the cluster, unless it is another process's by now."""
-    import ray
-    from ray.exceptions import RayError
-
-    other = None
-    with contextlib.suppress(RayError):  # no head: then nobody leads
-        other = ray.get(head.lead.remote(_me()), timeout=10.0)
-    if other is not None:
-        say(f"stopping; the cluster is left to {other}")
-        return
-    say("stopping; requests may finish")
-    _dissolve()
-
-
-def _dissolve() -> None:
-    """End everything of ours in the cluster: the head first, so that it seats nothing again."""
-    import ray
-
-    from placement.cluster.actors import AGENT, HEAD, NAMESPACE, give_all_back
-
-    names = [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == NAMESPACE]
-    agents: list[Any] = []
-    for name in sorted(names, key=lambda n: n != HEAD):
-        with contextlib.suppress(ValueError):
-            actor: Any = ray.get_actor(name, namespace=NAMESPACE)
-            if name.startswith(AGENT):
-                agents.append(actor)
-            else:
-                ray.kill(actor)
-    stopping = [agent.stop.remote(STOP_SECONDS) for agent in agents]
-    if stopping:  # one that does not answer keeps nobody waiting for the others
-        ray.wait(stopping, num_returns=len(stopping), timeout=2 * STOP_SECONDS)
-    for agent in agents:
-        ray.kill(agent)
-    give_all_back()
-
-
-def _lines(status: Mapping[str, Any]) -> list[str]:
-    lines = [
-        f"node {n['node']} ({n['address']}): {n['problem'] or counted(n['slices'], 'slice')}"
-        + (", simulated" if n["simulated"] else "")
-        for n in status["nodes"]
-    ]
-    lines += [
-        f"{r['replica']} on {r['slice']}: {r['state']}" + (f" ({r['reason']})" if r["reason"] else "")
-        for r in status["replicas"]
-    ]
-    return lines + [f"{replica} has no slice: {reason}" for replica, reason in status["unplaced"].items()]
 
 
 def _own_token(state: Path) -> Path:
@@ -366,8 +243,10 @@ def _existing(token: Path | None) -> Path | None:
         raise ConfigError(
             "there is no token here",
             where=str(token),
-            remedy="Copy it from the cluster's first machine (cluster.token).",
+            remedy=_TOKEN_REMEDY,
         )
+    if token is not None and not token.read_bytes().strip():
+        raise ConfigError("this file holds no token", where=str(token), remedy=_TOKEN_REMEDY)
     return token
 
 
@@ -393,34 +272,12 @@ def _fleet(cores: list[str], memory: str, simulate: str | None) -> dict[str, Any
     return {"slices": slices} if slices else {"discover": "auto"}
 
 
-def _as_text(config: Config) -> str:
-    return json.dumps(config.model_dump(mode="json", exclude_unset=True))
-
-
-def _shared(config: Config) -> dict[str, str]:
-    """The files that gateways need beside the configuration, as they are, in base64."""
-    found = {}
-    for name in SHARED_FILES:
-        with contextlib.suppress(OSError):
-            found[name] = base64.b64encode((config.state / name).read_bytes()).decode()
-    return found
-
-
 @contextlib.contextmanager
 def _stopping() -> Iterator[threading.Event]:
     """An event that Ctrl-C and SIGTERM set."""
     stop = threading.Event()
-    with _on(signal.SIGINT, stop), _on(signal.SIGTERM, stop):
+    with on_signal(signal.SIGINT, stop), on_signal(signal.SIGTERM, stop):
         yield stop
-
-
-@contextlib.contextmanager
-def _on(number: signal.Signals, event: threading.Event) -> Iterator[None]:
-    before = signal.signal(number, lambda *_: event.set())
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
 
 
 def _port(kept: Path, address: str) -> int:

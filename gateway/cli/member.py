@@ -71,10 +71,10 @@ def _member(machine: Machine, address: str, stop: threading.Event) -> bool:
         try:
             if not raylet.wait_until_joined(machine.name, stop):
                 return False
-            offer(machine)
+            if offer(machine, address, stop):
+                say(f"{machine.name} has joined {address}")
         finally:
             disconnect()
-        say(f"{machine.name} has joined {address}")
         while not raylet.ended and not stop.wait(LOOK_SECONDS):
             pass
         if stop.is_set():
@@ -118,17 +118,18 @@ def stop_processes(machine: Machine) -> None:
 def _take_leave(name: str, address: str) -> None:
     """Have the agent end everything, and end it, so that the head seats nothing here again."""
     import ray
-    from ray.exceptions import RayError
 
     from placement.cluster.actors import AGENT, NAMESPACE
+    from placement.cluster.asking import asking
     from placement.cluster.start import connect
 
     try:
-        connect(address)
-        agent: Any = ray.get_actor(AGENT + name, namespace=NAMESPACE)
-        ray.get(agent.stop.remote(STOP_SECONDS), timeout=2 * STOP_SECONDS)
-        ray.kill(agent)
-    except (ClusterError, ValueError, RayError) as error:
+        with asking("this node's agent", address):
+            connect(address)
+            agent: Any = ray.get_actor(AGENT + name, namespace=NAMESPACE)
+            ray.get(agent.stop.remote(STOP_SECONDS), timeout=2 * STOP_SECONDS)
+            ray.kill(agent)
+    except (ClusterError, ValueError) as error:
         say(f"leaving without the cluster: {error}")
     finally:
         disconnect()

@@ -27,7 +27,7 @@ from model_registry.errors import (
     UnknownProduct,
     UnknownProfile,
 )
-from placement.cluster.errors import NoAddress
+from placement.cluster.errors import NoAddress, TokenRefused
 from placement.errors import NoSuchReplica, WrongFleet
 
 _WRONG_INPUT = (
@@ -40,6 +40,7 @@ _WRONG_INPUT = (
     NoSuchReplica,
     NoSuchSource,
     NoAddress,
+    TokenRefused,
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

@@ -5,7 +5,9 @@ ClusterError
 ├── NodeMismatch        a node runs other versions than the head
 ├── SliceHeld           a node offers a slice, or has a name, that another node already has
 ├── ClusterLed          another `sliceway up` leads this cluster
+├── TokenRefused        it asks for another token than the one it was shown
 └── ClusterUnreachable  there is no cluster at that address, or none could be started
+    ├── ClusterLost         there was one, and it has ended
     └── NoAddress           it is no address, or its name cannot be resolved
 """
 
@@ -44,10 +46,22 @@ class ClusterLed(ClusterError):
     code = "cluster_led"
 
 
+class TokenRefused(ClusterError):
+    """The cluster lets nobody in who does not show its token."""
+
+    code = "token_refused"
+
+
 class ClusterUnreachable(ClusterError):
     """There is no cluster at that address."""
 
     code = "cluster_unreachable"
+
+
+class ClusterLost(ClusterUnreachable):
+    """The cluster that this process led has ended; what serves goes on without it for a while."""
+
+    code = "cluster_lost"
 
 
 class NoAddress(ClusterUnreachable):

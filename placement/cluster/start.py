@@ -20,10 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
+from ray.exceptions import AuthenticationError, GetTimeoutError, RayError
 
 from model_registry.atomic import write_atomically
 from placement.cluster.actors import NAMESPACE, start_agent
 from placement.cluster.address import knock
+from placement.cluster.asking import asking, token_refused
 from placement.cluster.errors import ClusterUnreachable, NodeMismatch, SliceHeld
 from placement.cluster.members import Owner, Versions
 from placement.cluster.node import NodePaths
@@ -36,6 +40,7 @@ from placement.slices import Inventory
 START_SECONDS = 60.0
 NAME_SECONDS = 120.0  # Ray takes a machine that is off for lost after five looks of ten seconds
 _STOP_SECONDS = 20.0
+_LOOK_SECONDS = 0.5
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _RAY_ENVIRONMENT = {
     # Ray looks at GPUs as whole cards, and would hide a slice from its engine.
@@ -134,6 +139,11 @@ class Raylet:
             write_atomically(self._record, owner.model_dump_json().encode(), mode=0o600)
 
     @property
+    def log(self) -> Path:
+        """Where Ray on this machine says what it has to say."""
+        return self._log
+
+    @property
     def ended(self) -> bool:
         """Whether it has ended."""
         return self._process.poll() is not None
@@ -141,16 +151,16 @@ class Raylet:
     def wait_until_joined(self, node: str, stop: threading.Event) -> bool:
         """True when this machine's slices are in the cluster's books; False if `stop` was set before.
 
-        Raises ClusterUnreachable; SliceHeld where another machine is in the books under this name and does not go.
+        Raises ClusterUnreachable, NodeMismatch, TokenRefused; SliceHeld where another machine is in the books under this name and
+        does not go.
         """
         began, there = time.monotonic(), 0.0
-        cluster: Any = ray
         while time.monotonic() - began < (NAME_SECONDS if there else START_SECONDS) and not self.ended:
             if stop.is_set():
                 return False
             if not ray.is_initialized():
                 self._connect(stop)
-            elif (there := cluster.cluster_resources().get(node_resource(node), 0.0)) == NODE_UNITS:
+            elif (there := self._units(node, there)) == NODE_UNITS:
                 return True
             stop.wait(0.2)
         if there and not self.ended:
@@ -160,11 +170,20 @@ class Raylet:
                 remedy="Give this one another --name. One that has lost its power is forgotten after about a minute.",
             )
         raise ClusterUnreachable(
-            f"this machine could not join the cluster at {self.address}: {self._last_words()}",
+            f"this machine could not join the cluster at {self.address}: {self.last_words()}",
             where=str(self._log),
             remedy="Check the address, that its port can be reached from here, that both run the same Ray and Python, and that "
             "--token-file is a copy of this cluster's cluster.token.",
         )
+
+    @staticmethod
+    def _units(node: str, before: float) -> float:
+        """What the cluster's books have of this node's name; as `before` where nobody reads them out at the moment."""
+        cluster: Any = ray
+        try:
+            return float(cluster.cluster_resources().get(node_resource(node), 0.0))
+        except RayError:
+            return before
 
     def _connect(self, stop: threading.Event) -> None:
         try:
@@ -172,7 +191,8 @@ class Raylet:
         except ClusterUnreachable:
             stop.wait(0.3)
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """The last line that Ray on this machine has said."""
         text = _ESCAPES.sub("", self._log.read_text(errors="replace", encoding="utf-8"))
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return lines[-1] if lines else "Ray said nothing"
@@ -227,10 +247,11 @@ def end_group(process: subprocess.Popen[bytes], patience_seconds: float = _STOP_
 
 
 def connect(address: str) -> None:
-    """Have this process talk to the cluster at `address`. Raises ClusterUnreachable, NodeMismatch."""
+    """Have this process talk to the cluster at `address`. Raises ClusterUnreachable, NodeMismatch, TokenRefused."""
     os.environ.update(_RAY_ENVIRONMENT)
     knock(address)
     try:
+        _introduce(address)
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
     except RuntimeError as error:
         if "version mismatch" in str(error).lower():
@@ -239,14 +260,35 @@ def connect(address: str) -> None:
                 remedy="Install the same versions on every node.",
             ) from error
         raise ClusterUnreachable(f"no cluster answers at {address}: {error}", remedy="Check the address.") from error
-    except (ConnectionError, ValueError, OSError) as error:
+    except AuthenticationError as error:
+        raise token_refused(address) from error
+    except (RayError, ConnectionError, ValueError, OSError) as error:
         raise ClusterUnreachable(
             f"no cluster answers at {address}: {error}",
-            remedy="Start one with `sliceway up CONFIG --ray`, which prints its address. One that runs answers nobody who does not "
-            "show its token: give --token-file a copy of its cluster.token.",
+            remedy="Start one with `sliceway up CONFIG --ray`, which prints its address. What answers there now is no Ray, or "
+            "is not at work yet.",
         ) from error
 
 
-def offer(machine: Machine) -> None:
-    """Have an agent offer this machine's slices."""
-    ray.get(start_agent(machine.as_node()).report.remote())
+def _introduce(address: str) -> None:
+    """Ask whether this process is let in. `ray.init` would take a wrong token for a cluster that is not at work yet, and try for
+    half a minute. Raises RayError.
+    """
+    ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one the client would abort
+    GcsClient(address=address)
+
+
+def offer(machine: Machine, address: str, stop: threading.Event) -> bool:
+    """Have an agent offer this machine's slices. False if `stop` was set before it did. Raises ClusterError."""
+    whom = f"the agent of node {machine.name!r}"
+    cluster: Any = ray
+    with asking(whom, address):
+        report: Any = start_agent(machine.as_node()).report.remote()
+        deadline = time.monotonic() + START_SECONDS
+        while not stop.is_set():
+            if cluster.wait([report], timeout=_LOOK_SECONDS)[0]:
+                cluster.get(report)
+                return True
+            if time.monotonic() >= deadline:
+                raise GetTimeoutError
+    return False

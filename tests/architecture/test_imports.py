@@ -18,6 +18,7 @@ OTHER_PROCESSES = {
     "loadtests.run": "imports Locust, which patches the process for gevent",
     "loadtests.users": "imports Locust, which patches the process for gevent",
     "loadtests.worker": "patches its own process for gevent",
+    "placement.cluster.asking": "imports Ray, as `placement.cluster.actors` does",
     "placement.cluster.actors": "imports Ray, which sets variables of its own; loaded by who uses a cluster",
     "placement.cluster.start": "imports Ray, as above",
     "placement.vllm_plugin": "vLLM loads it inside the engine",

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from placement.cluster.errors import ClusterUnreachable, NodeMismatch
+from placement.cluster.errors import ClusterUnreachable, NodeMismatch, SliceHeld, TokenRefused
 from placement.cluster.members import Owner
 from placement.replicas.procfs import ProcessIdentity
 
 start = pytest.importorskip("placement.cluster.start", exc_type=ImportError)
+ray = pytest.importorskip("ray")
 
 
 @pytest.fixture
@@ -36,6 +37,7 @@ def fails_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
             raise error
 
         monkeypatch.setattr(start.ray, "init", init)
+        monkeypatch.setattr(start, "_introduce", lambda _: None)
 
     return prepare
 
@@ -67,6 +69,129 @@ def test_somebody_who_is_no_cluster(answering: str, fails_with: Callable[[Except
     fails_with(ConnectionError("ray client connection timeout"))
     with pytest.raises(ClusterUnreachable, match="ray client connection timeout"):
         start.connect(answering)
+
+
+def test_a_wrong_token_is_told_at_once(answering: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str) -> None:
+        raise ray.exceptions.AuthenticationError("InvalidAuthToken")
+
+    monkeypatch.setattr(start, "_introduce", refuse)
+    monkeypatch.setattr(start.ray, "init", lambda **_: pytest.fail("Ray would try for half a minute"))
+    with pytest.raises(TokenRefused, match="does not take the token") as refused:
+        start.connect(answering)
+    assert refused.value.where == answering
+    assert "cluster.token" in str(refused.value.remedy)
+
+
+class Joining:
+    """In the place of a raylet that runs, before whose node's name the books say `units`, one after another."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *units: float | Exception) -> None:
+        self.ended, self.address, self.left = False, "127.0.0.1:1", list(units)
+        self.log = self._log = Path("ray.log")
+        self.seconds = 0.0
+        monkeypatch.setattr(start.ray, "is_initialized", lambda: True)
+        monkeypatch.setattr(start.ray, "cluster_resources", self._resources)
+        monkeypatch.setattr(start, "time", SimpleNamespace(monotonic=lambda: self.seconds))
+
+    def _resources(self) -> dict[str, float]:
+        found = self.left.pop(0) if len(self.left) > 1 else self.left[0]
+        if isinstance(found, Exception):
+            raise found
+        return {"sliceway-node:n1": found} if found else {}
+
+    def _units(self, node: str, before: float) -> float:
+        return float(start.Raylet._units(node, before))
+
+    def _connect(self, _: object) -> None:
+        pytest.fail("it is connected")
+
+    def last_words(self) -> str:
+        return "Ray runtime started."
+
+    def is_set(self) -> bool:
+        return False
+
+    def wait(self, seconds: float) -> bool:
+        self.seconds += seconds
+        return False
+
+    def join(self) -> bool:
+        return bool(start.Raylet.wait_until_joined(self, "n1", self))
+
+
+def test_a_machine_under_the_name_of_one_that_is_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Joining(monkeypatch, 0.0, 1000.0 + 1000.0)
+    with pytest.raises(SliceHeld, match="as 'n1' already") as refused:
+        one.join()
+    assert "--name" in str(refused.value.remedy)
+    assert one.seconds >= start.NAME_SECONDS, "one that has lost its power would have been forgotten by then"
+
+
+def test_a_machine_whose_earlier_self_is_forgotten_in_time_joins(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Joining(monkeypatch, *[2000.0] * 400, 1000.0)
+    assert one.join()
+    assert start.START_SECONDS < one.seconds < start.NAME_SECONDS
+
+
+def test_books_that_nobody_reads_out_are_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = ray.exceptions.RpcError("no route")
+    assert Joining(monkeypatch, gone, 0.0, gone, 1000.0).join()
+    with pytest.raises(ClusterUnreachable, match="could not join"):
+        Joining(monkeypatch, gone).join()
+    with pytest.raises(SliceHeld):
+        Joining(monkeypatch, 2000.0, gone).join()
+
+
+class Agent:
+    """In the place of a new agent and of Ray's answers: ready after so many looks, and then this."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, outcome: Any = "{}", *, looks: int = 1) -> None:
+        self.looks, self.outcome, self.seconds = looks, outcome, 0.0
+        self.report = SimpleNamespace(remote=lambda: self)
+        monkeypatch.setattr(start, "start_agent", lambda _: self)
+        monkeypatch.setattr(start.ray, "wait", self._wait)
+        monkeypatch.setattr(start.ray, "get", self._get)
+        monkeypatch.setattr(start, "time", SimpleNamespace(monotonic=lambda: self.seconds))
+
+    def _wait(self, asked: list[Any], *, timeout: float) -> tuple[list[Any], list[Any]]:
+        self.looks -= 1
+        self.seconds += timeout
+        return (asked, []) if self.looks <= 0 else ([], asked)
+
+    def _get(self, _: Any) -> Any:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+def test_an_agent_that_answers_offers_the_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Agent(monkeypatch, looks=3)
+    assert start.offer(a_machine(tmp_path), "127.0.0.1:1", threading.Event())
+
+
+def test_an_agent_that_ray_does_not_start_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = Agent(monkeypatch, looks=10**9)
+    with pytest.raises(ClusterUnreachable, match="the agent of node 'n1' does not answer in time"):
+        start.offer(a_machine(tmp_path), "127.0.0.1:1", threading.Event())
+    assert agent.seconds >= start.START_SECONDS
+    stop = threading.Event()
+    stop.set()
+    assert not start.offer(a_machine(tmp_path), "127.0.0.1:1", stop)
+
+
+@pytest.mark.parametrize(
+    "error", [ray.exceptions.RpcError("no route"), ray.exceptions.ActorUnavailableError("gone", None)]
+)
+def test_what_ray_says_of_an_agent_is_told_in_words(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Agent(monkeypatch, error)
+    with pytest.raises(ClusterUnreachable, match="the agent of node 'n1' does not answer: ") as refused:
+        start.offer(a_machine(tmp_path), "127.0.0.1:1", threading.Event())
+    assert refused.value.where == "127.0.0.1:1"
 
 
 def in_a_group(script: str) -> subprocess.Popen[bytes]:
@@ -135,7 +260,7 @@ def test_what_ray_said_last_is_told_without_colours(tmp_path: Path) -> None:
     log = tmp_path / "ray.log"
     log.write_text("first\n\x1b[36m\x1b[1m--block\x1b[22m\x1b[39m\n\x1b[0m\n", encoding="utf-8")
     left = SimpleNamespace(ended=True, address="127.0.0.1:1", _log=log)
-    left._last_words = lambda: start.Raylet._last_words(left)
+    left.last_words = lambda: start.Raylet.last_words(left)
     with pytest.raises(ClusterUnreachable, match="this machine could not join") as refused:
         start.Raylet.wait_until_joined(left, "node", threading.Event())
     assert refused.value.message.endswith("127.0.0.1:1: --block")

@@ -8,17 +8,26 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from gateway.cli import app, cluster, member
+from gateway.cli import app, cluster, leading, member
 from gateway.cli.output import exit_code
 from gateway.config import load_config
 from model_registry.errors import ConfigError
 from placement.cluster import processes
-from placement.cluster.errors import ClusterLed, ClusterUnreachable, NoAddress, NodeMismatch, SliceHeld
+from placement.cluster.errors import (
+    ClusterError,
+    ClusterLed,
+    ClusterLost,
+    ClusterUnreachable,
+    NoAddress,
+    NodeMismatch,
+    SliceHeld,
+)
 from placement.errors import StateLocked
 
 start = pytest.importorskip("placement.cluster.start", exc_type=ImportError)
@@ -76,6 +85,23 @@ def test_a_wrong_address_is_wrong_input_and_starts_nothing(
     error = CliRunner().invoke(app, ["node", "join", address, "--state-dir", str(tmp_path)]).exception
     assert isinstance(error, NoAddress), error
     assert exit_code(error) == 2
+    assert raylets == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "no token here"), ("", "holds no token"), (" \n", "holds no token")]
+)
+def test_a_token_file_without_a_token_is_wrong_input(
+    content: str | None, said: str, raylets: list[NeverJoins], tmp_path: Path
+) -> None:
+    path = tmp_path / "cluster.token"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    for command in (["list"], ["upgrade"], ["join", "--state-dir", str(tmp_path)]):
+        words = ["node", *command, "127.0.0.1:1", "--token-file", str(path)]
+        error = CliRunner().invoke(app, words).exception
+        assert isinstance(error, ConfigError), error
+        assert said in error.message
     assert raylets == []
 
 
@@ -244,9 +270,14 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "get", get)
 
 
-def leader(tmp_path: Path, head: HeadStandIn, *, stays: bool = False) -> tuple[Any, threading.Event]:
-    path, reload = configuration(tmp_path), threading.Event()
-    return cluster._Leader(head, path, load_config(path), reload, stays=stays), reload
+ADDRESS = "127.0.0.1:1"
+
+
+def leader(tmp_path: Path, head: HeadStandIn, raylet: Any = None) -> tuple[Any, threading.Event]:
+    path = configuration(tmp_path)
+    one = leading.Leader(head, ADDRESS, path, load_config(path), raylet)
+    one.begin()
+    return one, one.reload
 
 
 def failed(cause: Exception) -> Exception:
@@ -311,7 +342,7 @@ def test_who_is_not_heard_of_for_long_gives_way_and_tells_the_head_nothing(tmp_p
 
 @pytest.mark.usefixtures("answered")
 def test_who_has_the_clusters_first_machine_stays_and_leads_again_when_nobody_does(tmp_path: Path) -> None:
-    one, _ = leader(tmp_path, HeadStandIn(lead=("`sliceway up` on b, pid 7", None)), stays=True)
+    one, _ = leader(tmp_path, HeadStandIn(lead=("`sliceway up` on b, pid 7", None)), object())
     (line,) = one.look()
     assert "on b, pid 7 by now; this process only keeps the cluster's first machine in it" in line
     assert one.look() == QUIET
@@ -325,7 +356,114 @@ def test_who_stops_ends_the_cluster_unless_it_is_another_ones(
     lead: Any, dissolved: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ended: list[None] = []
-    monkeypatch.setattr(cluster, "_dissolve", lambda: ended.append(None))
-    cluster._end(HeadStandIn(lead=(lead,)))
+    monkeypatch.setattr(leading, "_dissolve", lambda: ended.append(None))
+    leading.end(HeadStandIn(lead=(lead,)), ADDRESS)
     assert len(ended) == dissolved
     assert ("the cluster is left to another" in capsys.readouterr().out) == (not dissolved)
+
+
+class RayletStandIn:
+    """In the place of Ray on the cluster's first machine."""
+
+    def __init__(self, *, ended: bool) -> None:
+        self.ended, self.log = ended, Path("/state/logs/ray.log")
+
+    def last_words(self) -> str:
+        return "gcs_server exited"
+
+
+UNAVAILABLE = ray.exceptions.ActorUnavailableError("gone", None)
+
+
+@pytest.mark.usefixtures("answered")
+def test_who_leads_a_cluster_whose_ray_has_ended_says_so_at_once(tmp_path: Path) -> None:
+    one, _ = leader(tmp_path, HeadStandIn(status=(UNAVAILABLE,)), RayletStandIn(ended=True))
+    with pytest.raises(ClusterLost, match="Ray on this machine has ended: gcs_server exited") as lost:
+        one.look()
+    assert lost.value.where == "/state/logs/ray.log"
+    assert "Engines, controllers and gateways go on" in str(lost.value.remedy)
+
+
+@pytest.mark.usefixtures("answered")
+def test_who_leads_a_cluster_at_whose_address_nobody_answers_waits_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(address: str) -> None:
+        raise ClusterUnreachable(f"no cluster answers at {address}")
+
+    seconds = [100.0]
+    monkeypatch.setattr(leading, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    monkeypatch.setattr(leading, "knock", nobody)
+    error = ray.exceptions.RpcError("no route")
+    one, _ = leader(tmp_path, HeadStandIn(status=(error, error, UNAVAILABLE, error)), RayletStandIn(ended=False))
+    for _ in range(2):
+        assert one.look() == ["the head does not answer, asking again: no route"]
+        seconds[0] += leading.GONE_SECONDS - 1
+    with pytest.raises(ClusterLost, match=r"no cluster answers at 127\.0\.0\.1:1, for 30 s by now"):
+        one.look()
+    monkeypatch.setattr(leading, "knock", lambda _: None)
+    assert one.look() == ["the head does not answer, asking again: no route"]
+    assert one.look() == QUIET
+
+
+@pytest.mark.usefixtures("answered")
+def test_who_stops_where_nobody_answers_says_what_was_not_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise ray.exceptions.RpcError("no route")
+
+    monkeypatch.setattr(leading, "_dissolve", refuse)
+    leading.end(HeadStandIn(), ADDRESS)
+    assert "what other machines run could not be ended from here: 127.0.0.1:1: the cluster" in capsys.readouterr().out
+
+
+@pytest.fixture
+def connected(raylets: list[NeverJoins], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have every cluster be reached, with these actors in it."""
+
+    def prepare(**actors: Any) -> None:
+        def get_actor(name: str, *, namespace: str) -> Any:
+            if actors[name] is None:
+                raise ValueError("no such actor")
+            return actors[name]
+
+        monkeypatch.setattr(start, "connect", lambda _: None)
+        monkeypatch.setattr(ray, "get_actor", get_actor)
+        rows = [{"name": name, "namespace": "sliceway"} for name in actors]
+        monkeypatch.setattr(ray.util, "list_named_actors", lambda *, all_namespaces: rows)
+
+    return prepare
+
+
+@pytest.mark.usefixtures("answered")
+def test_a_head_that_does_not_answer_keeps_nobody_waiting(connected: Callable[..., None]) -> None:
+    connected(head=HeadStandIn(status=(ray.exceptions.GetTimeoutError(),)))
+    error = CliRunner().invoke(app, ["node", "list", ADDRESS]).exception
+    assert isinstance(error, ClusterUnreachable), error
+    assert "the cluster's head does not answer in time" in str(error)
+    connected(head=None)
+    error = CliRunner().invoke(app, ["node", "list", ADDRESS]).exception
+    assert "this cluster has no head yet" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("third", "why"),
+    [
+        (SimpleNamespace(renew=Asked(ray.exceptions.GetTimeoutError())), "its agent does not answer in time"),
+        (SimpleNamespace(renew=Asked(failed(OSError("no space")))), "its agent could not do it: OSError: no space"),
+        (None, "it has left the cluster meanwhile"),
+    ],
+)
+@pytest.mark.usefixtures("answered")
+def test_an_upgrade_that_stops_half_way_says_how_far_it_is(
+    third: Any, why: str, connected: Callable[..., None]
+) -> None:
+    agents = [SimpleNamespace(renew=Asked(None)) for _ in range(3)]
+    names = {"agent|a": agents[0], "agent|b": agents[1], "agent|c": third, "agent|d": agents[2]}
+    connected(head=HeadStandIn(), **names)
+    error = CliRunner().invoke(app, ["node", "upgrade", ADDRESS]).exception
+    assert isinstance(error, ClusterError), error
+    assert f"node 'c' was not upgraded, nor were those after it: {why}" in error.message
+    assert "Upgraded are a, b." in error.message
+    assert agents[2].renew.asked == 0
