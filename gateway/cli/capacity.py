@@ -13,7 +13,7 @@ from rich.text import Text
 
 from gateway.cli.capacity_chart import Bar, bars_of, svg
 from gateway.cli.locate import ConfigArgument, config_path
-from gateway.cli.output import Json, err, out, print_json
+from gateway.cli.output import Json, err, found_at, out, print_json
 from gateway.config import Config, load_config
 from gateway.planning import demanded, measured, tenant_of
 from model_registry.atomic import write_atomically
@@ -49,8 +49,15 @@ def capacity_command(
 ) -> None:
     """Say how many of which GPUs a configuration needs and what they cost. Looks at no machine; exits 1 if no number would do."""
     loaded = load_config(config_path(config))
+    if not loaded.models:
+        raise ConfigError(
+            "there is no model to plan for", where="models", remedy="Name models, with what they must bear (`demand`)."
+        )
     products = _products(loaded, gpu or [])
-    prices = _prices(loaded, products, price or [])
+    named = _named(loaded) | _given(price or [])
+    prices = _prices(loaded, products, named)
+    if chart is not None and chart.suffix.lower() != ".svg":
+        raise ConfigError(f"{chart.name} would hold an SVG picture", where="--chart", remedy="Name it .svg.")
     cards = [Card.of(p) for p in products]
     work = demanded(loaded, cards)
     found = capacity(
@@ -61,16 +68,19 @@ def capacity_command(
         tenants=[tenant_of(t) for t in loaded.tenants],
         measured=measured(loaded),
     )
-    priced = bool(loaded.fleet.prices or price)
+    priced = bool(named)
+    assumed = sorted(prices.keys() - named.keys()) if priced else []
     if chart is not None:
         _write(chart, svg(bars_of(found, priced=priced), title="Cost per hour" if priced else "GPUs", priced=priced))
     if as_json:
         unreadable = {name: error.as_dict() for name, error in work.unreadable.items()}
-        print_json(
-            found.as_public() | {"prices": prices if priced else None, "unreadable": unreadable, "estimate": True}
-        )
+        known = {"prices": prices if priced else None, "assumed_prices": assumed}
+        print_json(found.as_public() | known | {"unreadable": unreadable, "estimate": True})
     else:
         _show(found, work, priced=priced)
+        _show_assumed(prices, assumed)
+        if chart is not None:
+            out.print(f"[dim]· The picture is in {escape(str(chart))}.[/]", highlight=False)
     raise typer.Exit(0 if found.best.meets_all and not work.unreadable else 1)
 
 
@@ -81,24 +91,32 @@ def _products(config: Config, names: Sequence[str]) -> list[Product]:
     if not names:
         raise ConfigError(
             "no GPU product was named to choose from",
+            where="--gpu",
             remedy="Name some: sliceway capacity CONFIG --gpu h100-sxm --gpu a100-80gb. `sliceway profiles` lists them.",
         )
     catalogue = load_catalogue()
-    return list({p.name: p for p in (catalogue.product(n) for n in names)}.values())
+    with found_at("--gpu"):
+        return list({p.name: p for p in (catalogue.product(n) for n in names)}.values())
 
 
-def _prices(config: Config, products: Sequence[Product], given: Sequence[str]) -> dict[str, float]:
+def _given(prices: Sequence[str]) -> dict[str, float]:
+    """What `--price` says, by the catalogue's names."""
     catalogue = load_catalogue()
-    over: dict[str, float] = {}
-    for text in given:
+    found: dict[str, float] = {}
+    for text in prices:
         name, equals, amount = text.rpartition("=")
         try:
-            over[catalogue.product(name).name] = _amount(amount) if equals else _amount("")
+            with found_at("--price"):
+                found[catalogue.product(name).name] = _amount(amount) if equals else _amount("")
         except ValueError as error:
             raise ConfigError(
-                f"--price {text!r} is no price", remedy="Write PRODUCT=AMOUNT, like --price h100-sxm=2.5."
+                f"{text!r} is no price", where="--price", remedy="Write PRODUCT=AMOUNT, like --price h100-sxm=2.5."
             ) from error
-    fleet = config.fleet.model_copy(update={"prices": {**_named(config), **over}}) if over else config.fleet
+    return found
+
+
+def _prices(config: Config, products: Sequence[Product], named: Mapping[str, float]) -> dict[str, float]:
+    fleet = config.fleet.model_copy(update={"prices": dict(named)})
     return {p.name: fleet.price_per_hour(p.name) for p in products}
 
 
@@ -118,7 +136,9 @@ def _write(path: Path, text: str) -> None:
     try:
         write_atomically(path, text.encode())
     except OSError as error:
-        raise ConfigError(f"the chart cannot be written: {error.strerror}", where=str(path)) from error
+        raise ConfigError(
+            f"the chart cannot be written: {error.strerror}", where=str(path), remedy="Name a file that you can write."
+        ) from error
 
 
 def _show(found: Capacity, work: Workload, *, priced: bool) -> None:
@@ -126,6 +146,8 @@ def _show(found: Capacity, work: Workload, *, priced: bool) -> None:
     best = found.best
     cards = " + ".join(f"[bold]{n} x {escape(p)}[/]" for p, n in best.gpus.items()) or "no card"
     proof = "nothing cheaper exists" if best.proven else f"at most {best.plan.gap:.1%} above the cheapest"
+    if not best.gpus:
+        proof = "none of them serves any of it" if found.unmet else "nothing is asked of them"
     out.print(f"{cards}{_cost(best.cost_per_hour, priced)}  [dim]{proof}[/]", highlight=False)
     for group in _layouts(best):
         out.print(f"  {group}", highlight=False)
@@ -135,7 +157,8 @@ def _show(found: Capacity, work: Workload, *, priced: bool) -> None:
         listed = " · ".join(f"{escape(t)} {c:.2f}" for t, c in found.tenants.items())
         out.print(f"\nper tenant and hour: {listed}", highlight=False)
     out.print()
-    _show_bars(bars_of(found, priced=priced), priced=priced)
+    if bars := bars_of(found, priced=priced):
+        _show_bars(bars, priced=priced)
     for unmet in found.unmet:
         help_ = f" [dim]It would do: {escape(' or '.join(unmet.remedies))}[/]" if unmet.remedies else ""
         blocked = work.models[unmet.demand.partition("@")[0]].blocked
@@ -145,6 +168,16 @@ def _show(found: Capacity, work: Workload, *, priced: bool) -> None:
             highlight=False,
         )
     out.print("[dim]· Speeds are estimated from the roofline; fleet.head_room plans for more than is asked.[/]")
+
+
+def _show_assumed(prices: Mapping[str, float], products: Sequence[str]) -> None:
+    """Whoever reads a sum must know of prices in it that nobody named."""
+    for product in products:
+        out.print(
+            f"[dim]·[/] [yellow]{escape(product)} has no price[/]: counted at {prices[product]:.2f}, the mean of those that have "
+            f"one. Name it in fleet.prices, or with --price.",
+            highlight=False,
+        )
 
 
 def _show_unreadable(work: Workload) -> None:

@@ -17,7 +17,7 @@ from gateway.cli import app
 from gateway.config import load_config
 from gateway.layouts import machine_of
 from gateway.planning import answer, reservations
-from model_registry.errors import ConfigError, SlicewayError
+from model_registry.errors import ConfigError, SlicewayError, UnknownProduct
 from placement.errors import TransitionBlocked
 from placement.nvml.partition import NvmlPartitioner
 from placement.partition import apply as apply_layouts
@@ -281,6 +281,31 @@ def test_capacity_draws_its_comparison(config: Write, tmp_path: Path) -> None:
     root = ElementTree.parse(picture).getroot()
     assert root.tag.endswith("svg")
     assert any("whole cards per model" in str(e.text) for e in root.iter())
+    assert str(picture) in shown
+    with pytest.raises(ConfigError, match="SVG") as refused:
+        run("capacity", config(), "--gpu", "h100-sxm", "--chart", tmp_path / "cost.png")
+    assert refused.value.where == "--chart"
+
+
+def test_a_price_that_nobody_named_is_told_where_others_are_named(config: Write) -> None:
+    words = ("capacity", config(fleet="prices: {a100-80gb: 1.5}"), "--gpu", "h100-sxm", "--gpu", "a100-80gb")
+    assert "H100-80GB-SXM has no price: counted at 1.50" in run(*words).stdout
+    assert told(*words)["assumed_prices"] == ["H100-80GB-SXM"]
+    named = (*words, "--price", "h100-sxm=2.5")
+    assert "has no price" not in run(*named).stdout
+    assert (told(*named)["assumed_prices"], told(*named)["prices"]["A100-80GB"]) == ([], 1.5)
+
+
+def test_nothing_to_plan_for_is_wrong_input(config: Write) -> None:
+    with pytest.raises(ConfigError, match="no model to plan for"):
+        run("capacity", config(rest=""), "--gpu", "h100-sxm")
+
+
+@pytest.mark.parametrize(("option", "word"), [("--gpu", "h101"), ("--price", "h101=2")])
+def test_an_unknown_product_is_refused_with_the_option_that_named_it(config: Write, option: str, word: str) -> None:
+    with pytest.raises(UnknownProduct) as refused:
+        run("capacity", config(), option, word)
+    assert refused.value.where == option
 
 
 def test_capacity_takes_the_simulated_fleets_products_if_none_is_named(config: Write) -> None:
@@ -294,6 +319,8 @@ def test_capacity_of_what_no_card_holds_fails_and_says_why(config: Write) -> Non
     done = run("capacity", config(rest=large), "--gpu", "a30", code=1)
     assert "not served chat" in done.stderr
     assert "weights of" in done.stderr
+    assert "none of them serves any of it" in done.stdout
+    assert "nothing cheaper exists" not in done.stdout
 
 
 @pytest.mark.parametrize("price", ["h100-sxm", "h100-sxm=", "h100-sxm=-1", "h100-sxm=lots"])
