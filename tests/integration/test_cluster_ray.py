@@ -31,6 +31,16 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 SLICEWAY = str(Path(sys.executable).parent / "sliceway")
 SENTINEL = Path(__file__).parents[2] / "scripts" / "sentinel.py"
 READY_SECONDS = 150.0
+# One request is enough for two replicas.
+QUICKLY = {
+    "window": "1s",
+    "scale_up_after": "1s",
+    "scale_down_after": "2s",
+    "cool_down": "1s",
+    "sleep_after": "1s",
+    "target_busy": 0.04,
+}
+SLOWER = ("--output-tokens", "4", "--ttft-seconds", "0.2")
 
 
 def until(condition: Callable[[], Any], *, what: str, seconds: float = READY_SECONDS) -> Any:
@@ -68,21 +78,30 @@ class Cluster:
             [sys.executable, "-S", str(SENTINEL), self._mark], stdin=subprocess.PIPE, start_new_session=True
         )
 
-    def configure(self, *more: str) -> None:
-        """Write the configuration, with engines that are started with these arguments as well."""
+    def configure(self, *more: str, replicas: int | dict[str, int] = 2) -> None:
+        """Write the configuration, with engines that are started with these arguments as well, and so many of them."""
         cores = sorted(os.sched_getaffinity(0))
         engine = [*("{python}", "-m", "placement.fake_engine"), *("--host", "{host}", "--port", "{port}")]
         YAML().dump(
             {
                 "version": "v1",
                 "state_dir": str(self.state),
-                "fleet": {"slices": [{"kind": "cpu", "id": "cpu-0", "cores": str(cores[0]), "memory": "2GiB"}]},
+                "fleet": {
+                    "slices": [{"kind": "cpu", "id": "cpu-0", "cores": str(cores[0]), "memory": "2GiB"}],
+                    "autoscale": QUICKLY,
+                },
                 "engine": {"command": [*engine, "--model", "{served_name}", *more], "transport": "tcp"},
                 "models": [
-                    {"name": "chat", "source": "org/chat", "task": "generate", "replicas": 2, "max_model_len": 4096}
+                    {
+                        "name": "chat",
+                        "source": "org/chat",
+                        "task": "generate",
+                        "replicas": replicas,
+                        "max_model_len": 4096,
+                    }
                 ],
                 "tenants": [{"name": "acme", "models": ["chat"]}],
-                "gateway": {"listen": f"127.0.0.1:{self.ports[0]}"},
+                "gateway": {"listen": f"127.0.0.1:{self.ports[0]}", "queue": {"max_wait_seconds": READY_SECONDS}},
             },
             self.config,
         )
@@ -179,7 +198,7 @@ class Cluster:
             headers={"authorization": f"Bearer {self.key()}", "content-type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=READY_SECONDS + 30) as answer:
                 answer.read()
                 return answer.status, answer.headers["x-sliceway-replica"]
         except urllib.error.HTTPError as error:
@@ -329,7 +348,7 @@ def test_a_lost_holder_is_replaced_and_its_engine_goes_on(cluster: Cluster) -> N
 
 def test_an_engine_upgrade_replaces_one_node_after_another_and_no_request_fails(cluster: Cluster) -> None:
     before = cluster.engines()
-    cluster.configure(*("--output-tokens", "4"))
+    cluster.configure(*SLOWER)
     assert cluster.up is not None
     with Asking(cluster, 0) as first, Asking(cluster, 1) as second:
         cluster.up.send_signal(signal.SIGHUP)
@@ -355,6 +374,26 @@ def test_gateways_and_controllers_are_replaced_and_no_request_fails(cluster: Clu
     assert first.failed == second.failed == []
     assert not cluster.own_processes() & before, "two gateways and two controllers"
     assert cluster.engines() == engines
+
+
+def test_replicas_follow_demand_at_either_gateway_down_to_none_and_up_over_both_nodes(cluster: Cluster) -> None:
+    assert cluster.up is not None
+    cluster.configure(*SLOWER, replicas={"min": 0, "max": 2})
+    cluster.up.send_signal(signal.SIGHUP)
+    until(lambda: cluster.ready(0) == cluster.ready(1) == set(), what="a model that sleeps without requests")
+    until(lambda: not cluster.engines(), what="its engines' end")
+    until(lambda: "chat: 0 replicas by demand, of 0 to 2" in cluster.said(), what="that it does", seconds=30)
+    taken_over = cluster.said().count("taken over")
+    with contextlib.ExitStack() as several:
+        asking = [several.enter_context(Asking(cluster, gateway)) for gateway in (0, 0, 1, 1)]
+        until(lambda: cluster.ready(0) == cluster.ready(1) == {"chat-0", "chat-1"}, what="a replica on each node")
+        served = [len(one.answers) for one in asking]
+        until(lambda: all(len(o.answers) > n for o, n in zip(asking, served, strict=True)), what="answers to everybody")
+        cluster.configure(*SLOWER)
+        cluster.up.send_signal(signal.SIGHUP)
+        until(lambda: cluster.said().count("taken over") > taken_over, what="two again, whatever is asked", seconds=30)
+    assert [one.failed for one in asking] == [[]] * 4, "who wakes it waits for it"
+    until(lambda: cluster.ready(0) == cluster.ready(1) == {"chat-0", "chat-1"}, what="the tables as before")
 
 
 def test_a_lost_node_is_told_and_served_around_and_taken_in_again(cluster: Cluster) -> None:
