@@ -1,10 +1,10 @@
 """Latency quantiles over sliding windows, per slice and tenant.
 
-Each sample goes into a DDSketch (Masson, Rim, Lee: "DDSketch", VLDB 2019), whose quantiles are within `RELATIVE_ERROR` of a
+Each sample goes into a sketch (`gateway.sketch`), whose quantiles are within `RELATIVE_ERROR` of a
 true sample's value, and whose merge loses nothing. One sketch covers ten seconds; finished ones are folded into sketches
 of one minute and these into sketches of ten, so that a window is answered by merging a handful of sketches and an hour takes as
 little memory as its resolution needs. A slice's own figures are its tenants' sketches merged, so that a sample is added
-once. See docs/adr for why this library.
+once. See docs/adr for why this sketch.
 
 A window of W covers at least the last W and at most one of its sub-windows more. Time comes from the caller: seconds of any
 monotonic clock.
@@ -14,18 +14,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, log
 from typing import Literal, Self, get_args
 
-from ddsketch import DDSketch
+from msgspec import Struct, field
 
+from gateway.sketch import Sketch, bins_of, merged
 from placement.latency_grid import BUCKETS_SECONDS
 
-RELATIVE_ERROR = 0.01
-PENDING_SAMPLES = 512
+PENDING_SAMPLES = 256  # whoever adds the last of them pays for all: some 70 us
 
 Metric = Literal[
     "ttft_seconds",
@@ -46,13 +45,6 @@ LEVELS: tuple[tuple[float, int], ...] = ((10.0, 6), (60.0, 5), (600.0, 6))
 
 _bucket_of = partial(bisect_left, BUCKETS_SECONDS)
 
-# DDSketch's own bins (section 2.1 of the paper): bin i holds (gamma**(i-1), gamma**i] and answers with a value that is within
-# RELATIVE_ERROR of everything in it.
-_GAMMA = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
-_PER_LOG = 1 / log(_GAMMA)
-_MIDDLE = 2 / (1 + _GAMMA)
-_ZERO_BIN = ceil(log(1e-9) * _PER_LOG)  # a clock that did not move between two samples
-
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
@@ -67,65 +59,48 @@ class Quantiles:
         return {"p50": self.p50, "p99": self.p99, "count": self.count}
 
 
-def quantiles_of(sketch: DDSketch) -> Quantiles:
-    """The quantiles of a sketch by nearest rank, within RELATIVE_ERROR.
-
-    The nearest rank is the smallest sample that at least the share q of all samples does not exceed: the p99 of two samples is
-    the larger one.
-    """
-    return Quantiles(_nearest_rank(sketch, 0.5), _nearest_rank(sketch, 0.99), int(sketch.count))
+def quantiles_of(sketch: Sketch) -> Quantiles:
+    """The quantiles of a sketch by nearest rank, within RELATIVE_ERROR."""
+    return Quantiles(sketch.nearest_rank(0.5), sketch.nearest_rank(0.99), sketch.count)
 
 
-def _nearest_rank(sketch: DDSketch, share: float) -> float | None:
-    """DDSketch gives the sample of rank floor(q * (n - 1)), counted from 0; q is chosen so that this is ceil(share * n) - 1."""
-    count = int(sketch.count)
-    if count < 2:
-        return sketch.get_quantile_value(share)
-    rank = ceil(share * count)
-    return sketch.get_quantile_value(min(1.0, (rank - 0.5) / (count - 1)))
+class _Finished(Struct, frozen=True, gc=False):
+    """A sub-window that is over."""
+
+    index: int
+    sketch: Sketch
 
 
-def merged(sketches: Iterable[DDSketch]) -> DDSketch:
-    """One sketch of all samples; nothing is lost by merging."""
-    whole = DDSketch(RELATIVE_ERROR)
-    for sketch in sketches:
-        whole.merge(sketch)
-    return whole
+class _Level(Struct, gc=False):
+    """Sub-windows of one length: an open one, number `index`, and the last `kept` finished ones, oldest first."""
 
+    seconds: float
+    kept: int
+    index: int
+    open: Sketch = field(default_factory=Sketch)
+    finished: deque[_Finished] = field(default_factory=deque)
+    _together: Sketch | None = None  # all of `finished`, until it changes
 
-class _Level:
-    """Sub-windows of one length: an open one and the last finished ones, oldest first, as (index, sketch)."""
-
-    __slots__ = ("_together", "finished", "index", "kept", "open", "seconds")
-
-    def __init__(self, seconds: float, kept: int, now: float) -> None:
-        self.seconds = seconds
-        self.kept = kept
-        self.index = int(now // seconds)
-        self.open = DDSketch(RELATIVE_ERROR)
-        self.finished: deque[tuple[int, DDSketch]] = deque()
-        self._together: DDSketch | None = None  # all of `finished`, until it changes
-
-    def advance(self, now: float) -> DDSketch | None:
+    def advance(self, now: float) -> Sketch | None:
         """Close the open sub-window if its time is over, forget what is too old, and give the closed one if it has samples."""
         index = int(now // self.seconds)
         closed = None
         if index != self.index:
             if self.open.count:
                 closed = self.open
-                self.finished.append((self.index, closed))
+                self.finished.append(_Finished(self.index, closed))
                 self._together = None
-                self.open = DDSketch(RELATIVE_ERROR)
+                self.open = Sketch()
             self.index = index
-        while self.finished and self.finished[0][0] < index - self.kept:
+        while self.finished and self.finished[0].index < index - self.kept:
             self.finished.popleft()
             self._together = None
         return closed
 
-    def sketches(self) -> tuple[DDSketch, ...]:
+    def sketches(self) -> tuple[Sketch, ...]:
         """What is open, and what is finished together."""
         if self.finished and self._together is None:
-            self._together = merged(sketch for _, sketch in self.finished)
+            self._together = merged(finished.sketch for finished in self.finished)
         return (self.open,) if self._together is None else (self.open, self._together)
 
 
@@ -139,7 +114,7 @@ class WindowedDigest:
     __slots__ = ("_end", "_levels", "_pending", "bucket_counts", "sum_seconds")
 
     def __init__(self, now: float) -> None:
-        self._levels = tuple(_Level(seconds, kept, now) for seconds, kept in LEVELS)
+        self._levels = tuple(_Level(seconds, kept, int(now // seconds)) for seconds, kept in LEVELS)
         self._pending: list[float] = []
         self._end = self._next_end(now)
         self.bucket_counts = [0] * (len(BUCKETS_SECONDS) + 1)
@@ -179,16 +154,13 @@ class WindowedDigest:
         pending = self._pending
         if not pending:
             return
-        # The library takes a sample in about 0.6 us. Samples of one bin come to the same, so they are counted first and added once.
-        add = self._levels[0].open.add
-        for bin_number, count in Counter([ceil(log(v) * _PER_LOG) if v > 0 else _ZERO_BIN for v in pending]).items():
-            add(_GAMMA**bin_number * _MIDDLE, count)
+        self._levels[0].open.add(Counter(bins_of(pending)))
         for bucket, count in Counter(map(_bucket_of, pending)).items():
             self.bucket_counts[bucket] += count
         self.sum_seconds += sum(pending)
         pending.clear()
 
-    def window(self, window: Window, now: float) -> DDSketch:
+    def window(self, window: Window, now: float) -> Sketch:
         """A sketch of its own with the samples of `window` at `now`."""
         self.advance(now)
         *finer, level = self._levels[: WINDOWS.index(window) + 1]
@@ -275,7 +247,7 @@ class WindowSums:
     """Every window and metric of one series, or of several together."""
 
     def __init__(self) -> None:
-        self._sketches = {(window, metric): DDSketch(RELATIVE_ERROR) for window in WINDOWS for metric in METRICS}
+        self._sketches = {(window, metric): Sketch() for window in WINDOWS for metric in METRICS}
 
     @classmethod
     def of(cls, series: Series, now: float) -> Self:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 
 from gateway.admission import Admission
 from gateway.config import Config
-from gateway.digests import LatencyBook, merged
+from gateway.digests import LatencyBook
 from gateway.exchange import Clock
 from gateway.keys import WallClock
 from gateway.routes import Routes
+from gateway.sketch import Sketch
 from gateway.stats import Stats
 from gateway.tenant_pools import tenant_pools
 from placement.assign import Pools, stem, stem_of
@@ -149,10 +150,10 @@ class FiguresWriter:
 
     async def _latencies(self, replicas: Iterable[ReplicaRow]) -> tuple[float | None, float | None]:
         """TTFT and ITL at the share told, over a minute, of these replicas' slices; streams go on in between."""
-        ttft, itl = merged(()), merged(())
+        ttft, itl = Sketch(), Sketch()
         for row in replicas:
             for series in list(self._book.tenants(row.slice.id).values()):
                 ttft.merge(series.ttft_seconds.window("1m", self._clock()))
                 itl.merge(series.itl_seconds.window("1m", self._clock()))
                 await asyncio.sleep(0)
-        return ttft.get_quantile_value(_SHARE), itl.get_quantile_value(_SHARE)
+        return ttft.nearest_rank(_SHARE), itl.nearest_rank(_SHARE)

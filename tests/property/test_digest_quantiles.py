@@ -7,7 +7,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.digests import RELATIVE_ERROR, WINDOWS, Series, WindowedDigest, WindowSums
+from gateway.digests import WINDOWS, Series, WindowedDigest, WindowSums
+from gateway.sketch import RELATIVE_ERROR
 
 SPAN = {"1m": (60.0, 10.0), "5m": (300.0, 60.0), "1h": (3600.0, 600.0)}
 
