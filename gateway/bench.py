@@ -16,6 +16,8 @@ from placement.cores import format_cores
 from placement.slices import Slice
 
 FLOOD_USERS = 8
+ON_HOST = ("cpu_hog", "weight_loading")
+"""Aggressors that send no request."""
 
 
 class BenchError(SlicewayError):
@@ -161,8 +163,14 @@ def scenario(
     """The isolation scenario, as data for the load tests. The victim is one user; a flood is `users` of them.
 
     `aggressors` are kinds that the load tests know; with none the neighbour sends what the victim sends, only more of it.
-    Raises BenchError where there is no neighbour to speak of.
+    Raises BenchError where there is no neighbour to speak of, ConfigError for a kind that no tenant can be.
     """
+    if without_tenant := next((kind for kind in aggressors if kind in ON_HOST), None):
+        raise ConfigError(
+            f"{without_tenant} works on the machine and has no tenant",
+            where="--aggressor",
+            remedy="Write a scenario with it, as configs/bench/aggressors.yaml is one: docs/isolation.md.",
+        )
     beside = cast.neighbour or cast.contrast
     if beside is None:
         raise BenchError(
@@ -208,6 +216,18 @@ def tenant_for(config: Config, model: str, wanted: str | None) -> str:
             remedy="Add the model to a tenant's `models`.",
         )
     return allowed[0]
+
+
+def check_asked(config: Config, model: str | None, tenant: str | None) -> None:
+    """Raises ConfigError for a model or a tenant that the configuration does not have, or that do not go together."""
+    named = [one.name for one in config.models]
+    if model is not None and model not in named:
+        known = ", ".join(map(repr, named)) or "none"
+        raise ConfigError(f"there is no model {model!r}", where="--model", remedy=f"There are {known}.")
+    if model is not None:
+        tenant_for(config, model, tenant)
+    elif tenant is not None:
+        _tenant(config.tenants or (TenantConfig(name="bench"),), tenant)
 
 
 def _split(party: str) -> tuple[str, str | None]:

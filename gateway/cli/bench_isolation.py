@@ -13,10 +13,11 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.bench import FLOOD_USERS, BenchError, choose_cast, context, scenario, served_models
+from gateway.bench import FLOOD_USERS, BenchError, ServedModel, choose_cast, context, scenario, served_models
 from gateway.cli.bench_serving import (
     Served,
     asked,
+    check_first,
     fake_serving,
     keys_for,
     loadtests,
@@ -155,6 +156,9 @@ def _is_scenario(path: Path) -> bool:
 def _run_config(path: Path, output: _Output, *, victim: str | None, neighbour: str | None, **numbers: Any) -> int:
     """The configuration's own tenants, chosen by hand or by themselves."""
     config = load_config(path)
+    # As if every model were ready on a slice of its own: what is wrong with the question shows before an engine is started.
+    likely = [ServedModel(m.name, tasks(config).get(m.name, "generate"), frozenset({m.name})) for m in config.models]
+    check_first(scenario(choose_cast(config, likely, victim=victim, neighbour=neighbour), **numbers))
     with serving(path, config) as served:
         cast = choose_cast(config, served_models(served.rows, tasks(config)), victim=victim, neighbour=neighbour)
         for note in cast.notes:

@@ -22,6 +22,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import typer
+
 from gateway.bench import BenchError
 from gateway.cli.output import err
 from gateway.config import Config, load_config
@@ -75,6 +77,13 @@ def asked(arguments: Sequence[str], given: Mapping[str, Any] | None = None) -> t
         return done.returncode, json.loads(done.stdout)
     except ValueError:
         return done.returncode, None
+
+
+def check_first(scenario: Mapping[str, Any]) -> None:
+    """Ends the command where the load tests say what is wrong with `scenario`: starting engines for it would take minutes."""
+    code, _ = asked(["check", "-"], scenario)
+    if code != 0:
+        raise typer.Exit(code)
 
 
 @dataclass(frozen=True, slots=True)

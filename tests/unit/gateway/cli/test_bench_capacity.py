@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from gateway.cli import app, bench_capacity
+from gateway.cli import app, bench_capacity, bench_isolation, bench_serving
 from gateway.cli.bench_capacity import _slo, public, share_of_card, whole_card
 from model_registry.errors import ConfigError
 from model_registry.sizing.throughput import Throughput, ThroughputKey
@@ -96,24 +96,67 @@ def test_limits_of_an_slo_are_read_with_their_units() -> None:
             _slo(wrong)
 
 
-def test_what_the_load_tests_refuse_is_told_before_anything_is_served(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tmp_path / "sliceway.yaml"
-    model = {"name": "chat", "task": "generate", "endpoints": ["http://127.0.0.1:9"]}
-    config.write_text(json.dumps({"version": "v1", "state_dir": str(tmp_path), "models": [model]}), encoding="utf-8")
-    checked = []
+def written(directory: Path) -> Path:
+    config = directory / "sliceway.yaml"
+    models = [
+        {"name": name, "task": "embed" if name == "embed" else "generate", "endpoints": ["http://127.0.0.1:9"]}
+        for name in ("chat", "other", "embed")
+    ]
+    tenants = [{"name": "acme", "models": ["chat", "embed"]}, {"name": "globex"}]
+    data = {"version": "v1", "state_dir": str(directory), "models": models, "tenants": tenants}
+    config.write_text(json.dumps(data), encoding="utf-8")
+    return config
 
-    def refuse(words: list[str], made: dict[str, Any]) -> tuple[int, None]:
-        checked.append((words, made["load"]["slo"]))
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The scenarios that the load tests were asked about; they refuse each. Nothing may be served in a test that has it."""
+    made: list[dict[str, Any]] = []
+
+    def refuse(words: list[str], scenario: dict[str, Any]) -> tuple[int, None]:
+        assert words == ["check", "-"]
+        made.append(scenario)
         return 2, None
 
     def serve(*_: object) -> None:
         raise AssertionError("engines are started for a load that is none")
 
-    monkeypatch.setattr(bench_capacity, "require_locust", lambda: None)
-    monkeypatch.setattr(bench_capacity, "asked", refuse)
-    monkeypatch.setattr(bench_capacity, "serving", serve)
-    result = CliRunner().invoke(app, ["bench", "capacity", str(config), "--slo", "ttft=3q"])
+    monkeypatch.setattr(bench_serving, "asked", refuse)
+    for module in (bench_capacity, bench_isolation):
+        monkeypatch.setattr(module, "require_locust", lambda: None)
+        monkeypatch.setattr(module, "serving", serve)
+    return made
+
+
+def test_what_the_load_tests_refuse_is_told_before_anything_is_served(
+    tmp_path: Path, checked: list[dict[str, Any]]
+) -> None:
+    config = written(tmp_path)
+    result = CliRunner().invoke(app, ["bench", "capacity", str(config), "--slo", "ttft=3q", "--model", "embed"])
     assert result.exit_code == 2, result.exception
-    assert checked == [(["check", "-"], {"ttft": "3q", "attainment": 0.99})]
+    assert [made["load"]["slo"] for made in checked] == [{"ttft": "3q", "attainment": 0.99}]
+    assert checked[0]["load"]["task"] == "embedding"
+    result = CliRunner().invoke(app, ["bench", "isolation", str(config), "--aggressor", "prefil_flood"])
+    assert result.exit_code == 2, result.exception
+    assert checked[1]["aggressors"] == [{"kind": "prefil_flood", "tenant": "globex"}]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["capacity", "--slo", "ttft=1s", "--model", "chta"], "there is no model 'chta'"),
+        (["capacity", "--slo", "ttft=1s", "--tenant", "nobody"], "there is no tenant 'nobody'"),
+        (["capacity", "--slo", "ttft=1s", "--tenant", "acme", "--model", "other"], "'acme' may not use 'other'"),
+        (["isolation", "--victim", "nobody"], "there is no tenant 'nobody'"),
+        (["isolation", "--victim", "acme=other"], "tenant 'acme' cannot use a model 'other'"),
+        (["isolation", "--aggressor", "cpu_hog"], "cpu_hog works on the machine and has no tenant"),
+    ],
+)
+def test_who_is_not_there_is_told_before_anything_is_served(
+    tmp_path: Path, checked: list[dict[str, Any]], words: list[str], said: str
+) -> None:
+    command, *options = words
+    result = CliRunner().invoke(app, ["bench", command, str(written(tmp_path)), *options])
+    assert isinstance(result.exception, ConfigError)
+    assert said in result.exception.message
+    assert checked == []
