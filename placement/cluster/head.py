@@ -135,6 +135,7 @@ class Head:
         self._rollout = Rollout()
         self._seating = SeatingBook()
         self._numbers = ClusterNumbers()
+        self._remembers = False  # what the head before knew, so that it knows for which nodes to wait
         self._retiring = Retiring()
         self._news = asyncio.Condition()
 
@@ -149,6 +150,7 @@ class Head:
             except ValidationError as error:
                 log.error("the head's journal makes no sense and is not used: %s", error)
         self._table = RoutingTable(generation=self._journal.generation)
+        self._remembers = bool(self._journal.config)
         self._numbers.restore(self._journal.numbers)
         return self._journal
 
@@ -187,7 +189,8 @@ class Head:
         seats = self._choose(reports, self._current(reports, held))
         await self._remember(seats)
         owners, waiting = await self._hold(seats, held)
-        self._rollout.look(self._obedient(reports), seats)
+        staying = {replica: seat for replica, seat in seats.items() if replica not in self._retiring.leaving}
+        self._rollout.look(self._obedient(reports), staying)
         await self._order(seats, owners)
         await self._publish(reports, seats, waiting)
 
@@ -196,7 +199,7 @@ class Head:
         assert self._goal is not None
         now = self._clock.monotonic()
         demand = [member.report.demand for member in self._members.values()]
-        self._numbers.look(reports, demand, current, now)
+        self._numbers.look(reports, demand, current, now, complete=self._remembers or not self._young)
         seating = self._seating.seat(
             self._goal.models,
             reports,
@@ -255,9 +258,11 @@ class Head:
 
     def _awaits_nodes(self) -> bool:
         """Whether a head that has just begun may take nodes for lost that it has only not heard of yet."""
-        if self._clock.monotonic() - self._began_at > LOST_AFTER_SECONDS:
-            return False
-        return any(seat.node not in self._members for seat in self._journal.seats.values())
+        return self._young and any(seat.node not in self._members for seat in self._journal.seats.values())
+
+    @property
+    def _young(self) -> bool:
+        return self._clock.monotonic() - self._began_at <= LOST_AFTER_SECONDS
 
     async def _report(self, node: str) -> NodeReport | None:
         try:

@@ -45,6 +45,7 @@ class ClusterNumbers:
         self._scaled: tuple[ScaledModel, ...] = ()
         self._capacities: Mapping[str, Capacity] = {}
         self._signals: Mapping[str, Signals] = {}
+        self._found: Mapping[str, int] = {}
         self._looked_at: float | None = None
 
     def restore(self, known: Mapping[str, int]) -> None:
@@ -61,7 +62,8 @@ class ClusterNumbers:
     @property
     def replicas(self) -> Mapping[str, int]:
         """What was decided last, by pool."""
-        return {model.name: self._scaler.replicas.get(model.name, model.least) for model in self._scaled}
+        known = dict(self._found) | dict(self._scaler.replicas)
+        return {model.name: known.get(model.name, model.least) for model in self._scaled}
 
     def look(
         self,
@@ -69,13 +71,16 @@ class ClusterNumbers:
         demand: Iterable[Mapping[str, Signals] | None],
         current: Mapping[str, Seat],
         now_seconds: float,
+        *,
+        complete: bool = True,
     ) -> None:
         """Decide, if it is time to. `now_seconds` is monotonic; `demand` is what each node's gateways see.
 
-        Where no gateway tells anything, nothing changes. A pool that is new here begins with the replicas that it has, within
-        its bounds: a head that has lost its journal stops nothing that may be needed.
+        Where no gateway tells anything, nothing changes. A pool that nothing was decided about begins with the replicas that it
+        has, within its bounds: a head that has lost its journal stops nothing that may be needed. As long as the reports are
+        not `complete`, because a node may only not have been heard of yet, these are counted anew at every look.
         """
-        if self._looked_at is not None and now_seconds - self._looked_at < self._policy.look_every:
+        if complete and self._looked_at is not None and now_seconds - self._looked_at < self._policy.look_every:
             return
         self._looked_at = now_seconds
         if not (unsized := scaled_models(self._models, None, self._pools)):
@@ -84,7 +89,7 @@ class ClusterNumbers:
         self._capacities = {m.name: self._capacity(m.name, reports, current) for m in unsized}
         rates = {name: capacity.requests_per_second for name, capacity in self._capacities.items()}
         self._scaled = scaled_models(self._models, None, self._pools, rates)
-        self._follow(current)
+        self._follow(current, complete=complete)
         told = [one for one in demand if one is not None]
         if not told:
             return
@@ -92,10 +97,13 @@ class ClusterNumbers:
         for change in self._scaler.look(self._policy, self._scaled, self._signals, now_seconds):
             log.info("%s", change)
 
-    def _follow(self, current: Mapping[str, Seat]) -> None:
+    def _follow(self, current: Mapping[str, Seat], *, complete: bool) -> None:
         there = Counter(map(stem_of, current))
-        self._scaler.begin({m.name: m.bounded(there[m.name]) for m in self._scaled})
-        self._scaler.follow(self._scaled)
+        self._found = {m.name: m.bounded(there[m.name]) for m in self._scaled}
+        if complete:
+            self._scaler.begin(self._found)
+        known = self._scaler.replicas
+        self._scaler.follow([m for m in self._scaled if m.name in known])
 
     def _capacity(self, pool: str, reports: Mapping[str, NodeReport], current: Mapping[str, Seat]) -> Capacity:
         """On average over the slices that it has, or on one that it could have."""

@@ -636,13 +636,32 @@ async def test_a_head_that_has_lost_its_journal_stops_nothing_that_demand_brough
     assert len(await cluster.states()) == 3
 
 
+async def test_a_node_that_is_heard_of_late_by_such_a_head_keeps_what_demand_brought() -> None:
+    cluster = two_nodes()
+    await scaled_to_three(cluster)
+    there = {name: dict(node.running) for name, node in cluster.nodes.nodes.items()}
+    assert all(there.values()), "on both nodes"
+    cluster.store.journal = None
+    cluster.nodes.holders.clear()
+    late = next(name for name, running in there.items() if "chat-0" not in running)
+    cluster.lose(late)
+    cluster.new_head()
+    await cluster.head.restore()
+    cluster.head.aim(replace(following(), policy=QUICK))
+    await upgraded(cluster, 4)
+    cluster.nodes.nodes[late].up = True
+    await upgraded(cluster, 20)
+    assert {name: dict(node.running) for name, node in cluster.nodes.nodes.items()} == there
+    assert [node.ended for node in cluster.nodes.nodes.values()] == [[], []]
+
+
 async def test_a_model_sleeps_without_requests_and_the_first_one_wakes_it() -> None:
     cluster = two_nodes()
     cluster.head.aim(replace(following(least=0), policy=QUICK))
     await upgraded(cluster, 3)
     assert await cluster.states() == {}
     cluster.nodes.nodes["b"].demand = seen(queued=1)
-    await upgraded(cluster, 4)
+    await upgraded(cluster, 15)
     assert await cluster.states() == {"chat-0": "ready"}
     cluster.nodes.nodes["b"].demand = seen()
     await upgraded(cluster, 60)
