@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +12,13 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from gateway.admin.overlay import OverlayStore
+from gateway.changes import engine_changes
 from gateway.config import Config
 from gateway.generations import Announcements, digest_of, served_digest
 from gateway.layouts import Machine, running_controller, seats
 from gateway.planning import FleetAnswer, answer, observed, reservations
+from model_registry.errors import SlicewayError
+from placement.changeover import Changeover
 from placement.clock import SystemClock
 from placement.errors import StalePlan
 from placement.gpus import GpuState
@@ -26,6 +30,8 @@ from placement.transition.execute import Watch, unwatched
 from placement.transition.journal import JOURNAL_FILE
 from placement.transition.local import LocalFleet, NoEngines, engines_of
 
+log = logging.getLogger(__name__)
+
 _TAKEN_OVER_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 
@@ -34,12 +40,14 @@ _POLL_SECONDS = 0.05
 class AppliedPlan:
     """What became of a plan. `answer` None: a transition that was under way could not be finished, so nothing was planned.
 
-    `gateways` is how many gateways took the configuration over for it.
+    `gateways` is how many gateways took the configuration over for it. `changes` is what the controller does afterwards, where
+    engines run by earlier settings; None where that could not be told.
     """
 
     outcome: Outcome
     answer: FleetAnswer | None = None
     gateways: int = 0
+    changes: Changeover | None = None
 
     @property
     def ok(self) -> bool:
@@ -109,10 +117,19 @@ async def _apply(
     if found.transition is None:
         assert found.blocked is not None
         raise found.blocked
+    changes = await asyncio.to_thread(_changes, config, found)
     # Before the first step, so that nobody is admitted to what goes, and before the last, so that what comes is known.
     told = await asyncio.to_thread(tell_gateways, config)
     steps = found.transition if works.engines_run else without_engines(found.transition)
-    return AppliedPlan(await works.executor.begin(replace(steps, wanted=wanted)), found, told)
+    return AppliedPlan(await works.executor.begin(replace(steps, wanted=wanted)), found, told, changes)
+
+
+def _changes(config: Config, found: FleetAnswer) -> Changeover | None:
+    try:
+        return engine_changes(config, found)
+    except SlicewayError as error:
+        log.warning("which engines are replaced cannot be told: %s", error)
+        return None
 
 
 @dataclass(frozen=True, slots=True)

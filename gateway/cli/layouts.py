@@ -19,7 +19,7 @@ from gateway.cli.changes_view import show_changes
 from gateway.cli.layout_view import show_outcomes, show_plans, show_replicas
 from gateway.cli.locate import ConfigArgument, config_path
 from gateway.cli.output import Json, err, out, print_json
-from gateway.cli.plan import AllowDip, carry_out, planned_fleet, told_changes
+from gateway.cli.plan import AllowDip, carry_out, gpu_labels, planned_fleet, told_changes
 from gateway.cli.plan_view import show_applied, show_fleet, show_why
 from gateway.cli.simulate import Simulate
 from gateway.cluster_config import led_elsewhere
@@ -99,7 +99,7 @@ def plan(
     if replicas is not None and not replicas.same:
         show_replicas(replicas, fleet.finds_slice if fleet else None)
     if engines is not None:
-        show_changes(engines, {g.uuid: f"GPU {g.index}" for g in fleet.gpus} if fleet is not None else None)
+        show_changes(engines, gpu_labels(loaded) if fleet is not None else None)
 
 
 def apply(
@@ -125,9 +125,10 @@ def apply(
         raise why
     applied, machine = _apply(loaded, drain=drain, allow_mode_change=allow_mode_change)
     told = not layouts_only and applied.changed and tell_controller(loaded, path)
-    fleet, gateways = None, 0
+    fleet, gateways, engines = None, 0, None
     if not layouts_only and applied.ok:
         fleet = carry_out(loaded, allow_dip=allow_dip, allow_mode_change=allow_mode_change, quiet=as_json)
+        engines = fleet.changes if fleet is not None else told_changes(loaded, None)
         gateways = fleet.gateways if fleet is not None else tell_gateways(loaded)
         told = (controller_is_behind(loaded) and tell_controller(loaded, path)) or told
     if as_json:
@@ -141,6 +142,7 @@ def apply(
                 "gpus": [g.as_public() for g in applied.gpus],
             }
             | ({"fleet": fleet.as_public()} if fleet else {})
+            | ({"engines": engines.as_public()} if engines is not None else {})
         )
     else:
         _say_what_is_simulated(loaded)
@@ -153,6 +155,8 @@ def apply(
             out.print(f"{gateways} gateway{'s' * (gateways > 1)} went over to this configuration")
         if fleet is not None:
             show_applied(fleet)
+        if engines is not None:
+            show_changes(engines, gpu_labels(loaded) if fleet is not None else None)
     raise typer.Exit(0 if applied.ok and (fleet is None or fleet.ok) else 1)
 
 

@@ -88,6 +88,11 @@ def told_changes(config: Config, fleet: PlannedFleet | None) -> Changeover | Non
         return None
 
 
+def gpu_labels(config: Config) -> dict[str, str]:
+    """What GPUs are called where people read it, by their ids."""
+    return {g.uuid: f"GPU {g.index}" for g in machine_of(config).driver.observe()}
+
+
 def carry_out(config: Config, *, allow_dip: bool, allow_mode_change: bool, quiet: bool) -> AppliedPlan | None:
     """Carry the plan out, telling each step unless `quiet`; None where nothing is planned."""
     if config.fleet.discover in ("cpu", "none") or config.fleet.slices or not plans_fleet(config):

@@ -175,6 +175,10 @@ def test_a_changed_setting_finds_room_beside_what_serves_and_gives_it_back(site:
     content = json.loads(site.config.read_text(encoding="utf-8"))
     content["models"][0]["engine_args"] = ["--ttft-seconds", "0.01"]
     site.config.write_text(json.dumps(content), encoding="utf-8")
+    told = sliceway(site, "plan")["engines"]
+    (row,) = told["replacements"]
+    assert (row["replica"], row["how"], row["makes_slice"], row["for_a_while"]) == ("small-0", "beside", True, False)
+    assert (row["start_source"], row["dip_seconds"], told["models"][0]["guarantee_kept"]) == ("measured", 0.0, True)
     controller.send_signal(signal.SIGHUP)
     tables = []
 
@@ -184,7 +188,8 @@ def test_a_changed_setting_finds_room_beside_what_serves_and_gives_it_back(site:
 
     eventually(over, f"the other one has the place, and the room is given back: {site.said()}")
     assert all(table.ready("small") for table in tables)
-    assert tables[-1].replicas[0].slice.id != before
-    assert sliceway(site, "plan")["fleet"]["transition"]["steps"] == []
+    assert tables[-1].replicas[0].slice.id == row["slice"] != before
+    after = sliceway(site, "plan")
+    assert (after["engines"]["replacements"], after["fleet"]["transition"]["steps"]) == ([], [])
     assert sliceway(site, "apply")["fleet"]["done"] == []
     assert ready(site) == {"small-1": "1g.10gb"}
