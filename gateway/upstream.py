@@ -7,13 +7,19 @@ nothing was sent.
 
 from __future__ import annotations
 
+import asyncio
+import http
 import io
 import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import RawResponseMessage
+from aiohttp.streams import StreamReader
 from yarl import URL
 
 from gateway.error_map import Headers
@@ -35,6 +41,8 @@ NOT_PASSED_BACK = frozenset(
         *(b"transfer-encoding", b"upgrade", b"content-length", b"date", b"server", b"set-cookie", b"x-request-id"),
     )
 )
+PROPER_STATUSES = range(200, 600)
+NOT_HTTP = "The engine's answer is not valid HTTP."
 _MAX_URLS = 1024
 _SMALL_BYTES = 4 * 2**20  # of what `get` reads; more is cut off
 
@@ -74,6 +82,43 @@ class Engines(Protocol):
     async def close(self) -> None:
         """Close everything."""
         ...
+
+
+class _OneAnswer(ResponseHandler):
+    """A connection that takes one answer to each request: what comes besides ends it.
+
+    aiohttp reads on while a connection is kept, and would take what it found for the answer to whatever is asked next.
+    """
+
+    _asked = False  # the head of an answer is to come
+
+    def set_response_params(self, **params: Any) -> None:
+        """A request is about to be sent."""
+        self._asked = True
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        """Parsed where something is to come."""
+        if data and not self._asked and (self._payload is None or self._payload.is_eof()):
+            self._distrust()
+        else:
+            super().data_received(data)
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """The head of an answer; one of status 1xx announces another."""
+        if data[0].code < http.HTTPStatus.OK:
+            super().feed_data(data, size)
+        elif self._asked:
+            self._asked = False
+            super().feed_data(data, size)
+        else:
+            self._distrust()
+
+    def _distrust(self) -> None:
+        """Take nothing more; what came before it counts."""
+        self.force_close()
+        if self.transport is not None:
+            self.transport.close()
 
 
 class _AiohttpResponse:
@@ -128,6 +173,9 @@ class AiohttpEngines:
             )
         except (aiohttp.ClientError, OSError) as error:
             raise _sorted_out(error, replica) from error
+        if response.status not in PROPER_STATUSES:
+            response.close()
+            raise EngineError(NOT_HTTP, replica=replica.replica)
         return _AiohttpResponse(response, replica.replica)
 
     async def get(self, replica: ReplicaRow, path: str, *, timeout_seconds: float) -> tuple[int, bytes]:
@@ -194,6 +242,7 @@ class AiohttpEngines:
             )
         else:
             connector, base = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS), URL(endpoint)
+        connector._factory = partial(_OneAnswer, loop=asyncio.get_running_loop())  # type: ignore[assignment]  # no narrower type is asked for
         session = aiohttp.ClientSession(
             connector=connector,
             timeout=self._timeout,
@@ -224,7 +273,7 @@ def _sorted_out(error: Exception, replica: ReplicaRow) -> EngineError:
         cause: BaseException = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
         return unreachable(cause, replica.replica, replica.endpoint)
     if isinstance(error, aiohttp.ClientResponseError):
-        return EngineError("The engine's answer is not valid HTTP.", replica=replica.replica)
+        return EngineError(NOT_HTTP, replica=replica.replica)
     return died(replica.replica)
 
 

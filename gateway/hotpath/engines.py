@@ -18,7 +18,15 @@ from gateway.error_map import Headers
 from gateway.errors import EngineError
 from gateway.hotpath.framing import is_one_chunk_of_events
 from gateway.large_bodies import Pieces
-from gateway.upstream import KEEP_ALIVE_SECONDS, NOT_PASSED_BACK, AiohttpEngines, died, unreachable
+from gateway.upstream import (
+    KEEP_ALIVE_SECONDS,
+    NOT_HTTP,
+    NOT_PASSED_BACK,
+    PROPER_STATUSES,
+    AiohttpEngines,
+    died,
+    unreachable,
+)
 from placement.engine_tls import EngineTrust
 from placement.errors import EngineTlsError
 
@@ -204,7 +212,7 @@ class EngineConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._fail(EngineError("The engine's answer is not valid HTTP.", replica=self.replica))
+            self._fail(EngineError(NOT_HTTP, replica=self.replica))
             return
         self._at_chunk = self._at_chunk and data.endswith(b"\r\n")
         if receiver is None:
@@ -290,6 +298,8 @@ class EngineConnection(asyncio.Protocol):
             self._headers = []
             self._until_close = True
             return
+        if status not in PROPER_STATUSES:
+            raise ValueError("no status of HTTP")
         if status in (204, 304):
             self._until_close = False
         self._status = status
