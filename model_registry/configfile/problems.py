@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from model_registry.configfile.guide import Step, entries, field_at, fields_at
 from model_registry.configfile.tree import Node, Place
-from model_registry.errors import ConfigError
+from model_registry.errors import ConfigError, SlicewayError
 from model_registry.schema import Inconsistent
 
 _EXPECTED: Mapping[str, str] = {
@@ -35,6 +35,7 @@ _EXPECTED: Mapping[str, str] = {
     "less_than_equal": "at most {le}",
     "tuple_type": "a list",
     "list_type": "a list",
+    "too_short": "at least {min_length} long",
     "dict_type": "a mapping",
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
@@ -161,9 +162,9 @@ def _expected(fault: _Fault) -> str:
 
 def _shown(value: object) -> str:
     if isinstance(value, dict):
-        return "a mapping"
+        return "a mapping" if value else "an empty mapping"
     if isinstance(value, (list, tuple)):
-        return "a list"
+        return "a list" if value else "an empty list"
     if isinstance(value, bool):
         return str(value).lower()
     text = repr(value)
@@ -183,8 +184,13 @@ def _advice(group: list[_Fault], model: type[BaseModel]) -> str | None:
         return f"Did you mean {near[0]!r}?"
     if group[0].kind == "string_type" and isinstance(value, (bool, int, float)):
         return f"Put it in quotes: {str(value).lower()!r}"
-    info = field_at(model, group[0].at)
-    return info.description if info else None
+    return _described(model, group[0].at)
+
+
+def _described(model: type[BaseModel], at: Sequence[Step]) -> str | None:
+    """What the field at `at` is for; an entry of a mapping or list, and a field that says nothing, are told by what holds them."""
+    infos = (field_at(model, at[:length]) for length in range(len(at), 0, -1))
+    return next((info.description for info in infos if info is not None and info.description), None)
 
 
 def _missing(fault: _Fault, root: Node, model: type[BaseModel]) -> list[tuple[Place, ConfigError]]:
@@ -212,8 +218,11 @@ def _unknown_key(fault: _Fault, root: Node, model: type[BaseModel]) -> list[tupl
 def _refused_by_validator(fault: _Fault, root: Node, model: type[BaseModel]) -> list[tuple[Place, ConfigError]]:
     cause = fault.detail.get("ctx", {}).get("error")
     if not isinstance(cause, Inconsistent):
-        info = field_at(model, fault.at)
-        return [_problem(fault.place, fault.at, str(cause), info.description if info else None)]
+        # Pydantic carries one text; what a validator passed on has message and remedy apart.
+        known = cause.__cause__ if isinstance(cause, ValueError) else None
+        if isinstance(known, SlicewayError):
+            return [_problem(fault.place, fault.at, known.message, known.remedy or _described(model, fault.at))]
+        return [_problem(fault.place, fault.at, str(cause), _described(model, fault.at))]
     told = []
     for problem in cause.problems:
         deeper = _fault({"loc": (*fault.at, *problem.at), "type": fault.kind}, root)

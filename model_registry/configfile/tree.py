@@ -34,7 +34,8 @@ _HINTS = (
         "Keys of one mapping start in the same column; text that holds `: ` needs quotes.",
     ),
     ("cannot start any token", "this character cannot start a value", "Put the value in quotes."),
-    ("unexpected end of stream", "a quote is opened and never closed", None),
+    ("unexpected end of stream", "a quote is opened and never closed", "Close it."),
+    ("expected the node content", "a value is missing, or a bracket is opened and never closed", "Close it."),
     ("could not find expected ':'", "a key without a `:`", "Write `key: value`, with a space after the colon."),
     (
         "expected <block end>",
@@ -46,7 +47,7 @@ _HINTS = (
         "a second document starts here",
         "One file holds one document; use `include:` for several files.",
     ),
-    ("found undefined alias", "an alias `*name` without an anchor `&name` above it", None),
+    ("found undefined alias", "an alias `*name` without an anchor `&name` above it", "Write the anchor, or the value."),
 )
 
 
@@ -157,7 +158,7 @@ def _syntax_error(path: Path, error: YAMLError) -> ConfigError:
     for clue, message, remedy in _HINTS:
         if clue in said:
             return ConfigError(message, where=where, remedy=remedy)
-    return ConfigError(f"this is no YAML: {problem}", where=where)
+    return ConfigError(f"this is no YAML: {problem}", where=where, remedy="Look at this line and the one above it.")
 
 
 class _Builder:
@@ -187,7 +188,9 @@ class _Builder:
             return self._scalar(node, place)
         expected = "map" if isinstance(node, MappingNode) else "seq"
         if node.tag != _TAG + expected:
-            self._problem(f"the tag {_short(node.tag)!r} is not known here", place)
+            self._problem(
+                f"the tag {_short(node.tag)!r} is not known here", place, remedy="Write the value without a tag."
+            )
         if isinstance(node, MappingNode):
             return self._mapping(node)
         return [self.node(item, self._place(item)) for item in node.value]
@@ -233,7 +236,7 @@ class _Builder:
     def _scalar(self, node: ScalarNode, place: Place) -> Scalar:
         kind = _short(node.tag)
         if kind not in ("str", "int", "float", "bool", "null", "timestamp", "value"):
-            self._problem(f"the tag {kind!r} is not known here", place)
+            self._problem(f"the tag {kind!r} is not known here", place, remedy="Write the value without a tag.")
             return None
         return parse_scalar(kind, node.value)
 
