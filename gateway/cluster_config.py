@@ -32,30 +32,20 @@ def differences(config: Config, path: Path, *, local: bool) -> tuple[str, ...]:
     """
     return tuple(
         str(PlacementError(message, where=where, remedy=remedy))
-        for where, message, remedy in (*_models(config), *_fleet(config, path, local=local), *_autoscale(config))
+        for where, message, remedy in (*_fleet(config, path, local=local), *_autoscale(config))
     )
 
 
 _Difference = tuple[str, str, str]
 
 
-def _models(config: Config) -> Iterator[_Difference]:
-    for model in config.models:
-        if model.source and model.demand is not None and model.replicas is None:
-            yield (
-                f"models.{model.name}.demand",
-                f"on a cluster a demand alone is no number of replicas, so {model.name!r} has one",
-                "Write `replicas: 3`, or `{min: 1, max: 3}` to have as many as its requests take.",
-            )
-
-
 def _fleet(config: Config, path: Path, *, local: bool) -> Iterator[_Difference]:
-    named = config.fleet.model_fields_set - {"autoscale"}
+    named = config.fleet.model_fields_set - {"autoscale", "head_room"}
     if not local:
         if named:
             yield (
                 "fleet",
-                f"it is each machine's own on a cluster, so nothing but `autoscale` counts here (not {', '.join(sorted(named))})",
+                f"it is each machine's own on a cluster, so nothing but `autoscale` and `head_room` counts here (not {', '.join(sorted(named))})",
                 "Tell `sliceway node join` what its machine offers: --cores, --simulate, or what it finds there.",
             )
         return

@@ -31,7 +31,8 @@ def more_replicas(
         for tenant in pools.get(model.name, (None,)):
             pool = stem(model.name, tenant)
             taken = sum(stem_of(replica) == pool for replica in seats)
-            number = min(demanded.get(pool, 0), model.most_replicas or 0)
+            asked, most = demanded.get(pool, 0), model.most_replicas
+            number = asked if most is None else min(asked, most)
             run = sorted((r for r in current if stem_of(r) == pool and r not in seats), key=natural)
             free = (f"{pool}-{n}" for n in count() if f"{pool}-{n}" not in seats and f"{pool}-{n}" not in run)
             more += [

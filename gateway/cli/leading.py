@@ -252,6 +252,10 @@ def lines_of(status: Mapping[str, Any]) -> list[str]:
         f"{pool}: {counted(row['replicas'], 'replica')} by demand, of {row['least']} to {row['most']}"
         for pool, row in status.get("scaling", {}).items()
     ]
+    lines += [
+        f"{model}: {counted(row['replicas'], 'replica')} for its demand ({row['reason']})"
+        for model, row in status.get("planned", {}).items()
+    ]
     return lines + [f"{replica} has no slice: {reason}" for replica, reason in status["unplaced"].items()]
 
 

@@ -54,6 +54,7 @@ def read_goal(text: str, created: int, pools: Pools | None = None) -> ClusterGoa
         policy=config.fleet.autoscale,
         pools=pools or {},
         capacity_on=known.capacity,
+        head_room=config.fleet.head_room,
     )
 
 

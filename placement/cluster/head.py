@@ -103,6 +103,7 @@ class ClusterGoal:
     policy: AutoscalePolicy = field(default_factory=AutoscalePolicy)
     pools: Pools = field(default_factory=dict)
     capacity_on: CapacityOn = nobody_knows
+    head_room: float = 0.0
 
 
 @dataclass(slots=True)
@@ -157,7 +158,7 @@ class Head:
     def aim(self, goal: ClusterGoal) -> None:
         """Work towards this configuration from the next round on."""
         self._goal = goal
-        self._numbers.aim(goal.models, goal.pools, goal.policy, goal.capacity_on)
+        self._numbers.aim(goal.models, goal.pools, goal.policy, goal.capacity_on, goal.head_room)
 
     async def share(self, files: Mapping[str, str]) -> None:
         """Have every gateway hold these files; with the first table, if there is none yet."""
@@ -423,6 +424,7 @@ class Head:
                 for replica, seat in sorted(self._journal.seats.items())
             ],
             "unplaced": dict(self._unplaced),
+            "planned": {model: planned.as_public() for model, planned in self._numbers.planned.items()},
             "scaling": {
                 pool: row.model_dump() | {"short": row.short}
                 for pool, row in self._numbers.rows(set(self._journal.seats) - self._retiring.leaving).items()

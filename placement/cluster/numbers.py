@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 
 from model_registry.schema import ModelConfig
-from placement.assign import Pools, stem_of
+from placement.assign import Pools, natural, stem_of
 from placement.autoscale import ScaledModel, Scaler, Signals
 from placement.autoscale.capacity import UNKNOWN, Capacity, together
 from placement.autoscale.scaler import scaled_models
 from placement.cluster.members import NodeReport, Seat
+from placement.cluster.planned import Planned, replicas_for
 from placement.demanded import model_of
 from placement.figures import add_up
 from placement.policy import AutoscalePolicy
@@ -42,6 +43,8 @@ class ClusterNumbers:
         self._pools: Pools = {}
         self._policy = AutoscalePolicy()
         self._capacity_on: CapacityOn = nobody_knows
+        self._head_room = 0.0
+        self._planned: Mapping[str, Planned] = {}
         self._scaled: tuple[ScaledModel, ...] = ()
         self._capacities: Mapping[str, Capacity] = {}
         self._signals: Mapping[str, Signals] = {}
@@ -53,9 +56,15 @@ class ClusterNumbers:
         self._scaler = Scaler(known)
 
     def aim(
-        self, models: Iterable[ModelConfig], pools: Pools, policy: AutoscalePolicy, capacity_on: CapacityOn
+        self,
+        models: Iterable[ModelConfig],
+        pools: Pools,
+        policy: AutoscalePolicy,
+        capacity_on: CapacityOn,
+        head_room: float = 0.0,
     ) -> None:
-        """These models and rules count from the next look on."""
+        """These models and rules count from the next look on. `head_room` is the share beyond every configured demand."""
+        self._head_room = head_room
         self._models, self._pools, self._policy, self._capacity_on = tuple(models), pools, policy, capacity_on
         self._looked_at = None
 
@@ -63,7 +72,13 @@ class ClusterNumbers:
     def replicas(self) -> Mapping[str, int]:
         """What was decided last, by pool."""
         known = dict(self._found) | dict(self._scaler.replicas)
-        return {model.name: known.get(model.name, model.least) for model in self._scaled}
+        scaled = {model.name: known.get(model.name, model.least) for model in self._scaled}
+        return scaled | {name: planned.replicas for name, planned in self._planned.items()}
+
+    @property
+    def planned(self) -> Mapping[str, Planned]:
+        """The numbers of models that name a demand and no number, by model."""
+        return self._planned
 
     def look(
         self,
@@ -83,6 +98,7 @@ class ClusterNumbers:
         if complete and self._looked_at is not None and now_seconds - self._looked_at < self._policy.look_every:
             return
         self._looked_at = now_seconds
+        self._planned = {m.name: self._plan(m, reports, current) for m in self._models if _by_demand(m)}
         if not (unsized := scaled_models(self._models, None, self._pools)):
             self._scaled, self._capacities = (), {}
             return
@@ -115,6 +131,18 @@ class ClusterNumbers:
         could = (self._capacity_on(model, one) for one in sorted(everywhere, key=lambda one: one.memory_bytes))
         return together(list(islice(filter(None, could), 1)))
 
+    def _plan(self, model: ModelConfig, reports: Mapping[str, NodeReport], current: Mapping[str, Seat]) -> Planned:
+        assert model.demand is not None
+        mine = sorted((replica for replica in current if stem_of(replica) == model.name), key=natural)
+        here = (_slice_of(current[replica], reports) for replica in mine)
+        everywhere = (one for node in sorted(reports) for one in reports[node].slices)
+        could = sorted(everywhere, key=lambda one: one.memory_bytes)
+        return replicas_for(
+            model.demand.requests_per_second * (1 + self._head_room),
+            [bears for one in here if one is not None and (bears := self._capacity_on(model.name, one))],
+            [bears for one in could if (bears := self._capacity_on(model.name, one))],
+        )
+
     def rows(self, seats: Iterable[str]) -> dict[str, ScalingRow]:
         """What was decided, pool by pool, and how much of it the replicas in `seats` are."""
         placed, asked = Counter(map(stem_of, seats)), self.replicas
@@ -135,6 +163,10 @@ class ClusterNumbers:
                 capacity_reason=capacity.reason,
             )
         return rows
+
+
+def _by_demand(model: ModelConfig) -> bool:
+    return bool(model.source) and model.demand is not None and model.replicas is None and not model.slices
 
 
 def _slice_of(seat: Seat, reports: Mapping[str, NodeReport]) -> Slice | None:

@@ -32,7 +32,6 @@ def config(*, fleet: dict[str, Any] | None = None, state_dir: Path | None = None
 @pytest.mark.parametrize(
     ("fleet", "model", "where", "remedy"),
     [
-        ({}, {"demand": DEMAND}, "models.chat.demand", "Write `replicas: 3`"),
         (
             {"layouts": [{"layout": ["1g.10gb"]}]},
             {},
@@ -56,6 +55,7 @@ def test_what_does_not_count_is_said_with_what_to_do(
     ("fleet", "model"),
     [
         (None, {"replicas": 2}),
+        (None, {"demand": DEMAND}),
         ({"discover": "cpu", "cordon": [0]}, {"replicas": {"min": 0, "max": 3}, "demand": DEMAND}),
         ({"autoscale": {"scale_up_after": "5s", "sleep": "auto", "repartition": "propose"}}, {"replicas": 1}),
     ],

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from model_registry.model import SliceFit
-from model_registry.schema import ModelConfig, ReplicaRange
+from model_registry.schema import DemandConfig, ModelConfig, ReplicaRange
 from placement.autoscale import Signals
+from placement.autoscale.capacity import Capacity
 from placement.cluster.errors import NodeLost
 from placement.cluster.head import LOST_AFTER_SECONDS, ClusterGoal, Head, Hold
 from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions
@@ -704,3 +705,20 @@ async def test_numbers_keep_within_a_new_configuration() -> None:
     await upgraded(cluster, 10)
     assert set(await cluster.states()) == {"chat-0"}
     assert cluster.head.status()["scaling"] == {}
+
+
+async def test_a_demand_without_a_number_has_as_many_replicas_as_bear_it() -> None:
+    cluster = two_nodes()
+    aimed = goal(chat=1)
+    demand = DemandConfig(requests_per_second=6.0, prompt_tokens=100, output_tokens=10)
+    models = [m.model_copy(update={"replicas": None, "demand": demand}) for m in aimed.models]
+    cluster.head.aim(replace(aimed, models=models, capacity_on=lambda _m, _s: Capacity(2.0, "estimated", "made up")))
+    await cluster.rounds(5)
+    assert await cluster.states() == {f"chat-{i}": "ready" for i in range(3)}
+    planned = cluster.head.status()["planned"]
+    assert planned["chat"]["replicas"] == 3  # type: ignore[index]
+    cluster.lose("a")
+    await cluster.pass_seconds(LOST_AFTER_SECONDS + 1)
+    await cluster.rounds(6)
+    assert len(await cluster.states()) == 2
+    assert "every slice" in cluster.head.status()["planned"]["chat"]["reason"]  # type: ignore[index]
