@@ -160,12 +160,20 @@ def _notes(before: Report, after: Report) -> Iterator[str]:
         one, other = getattr(before, name), getattr(after, name)
         if one != other:
             yield f"{name} was {one} before and is {other}"
-    for one_has, other_has, when in ((before, after, "before"), (after, before, "after")):
-        if only := [key for key in one_has.settings if key not in other_has.settings]:
-            yield f"measured {when} only: {', '.join(only)}"
+    yield from _settings_apart(before, after)
     for name in ("cores", "processor"):
         if before.machine.get(name) != after.machine.get(name):
             yield f"another machine: {name} was {before.machine.get(name)} and is {after.machine.get(name)}"
     for report, when in ((before, "before"), (after, "after")):
         if report.verdict.status == "refused":
             yield f"{when}: {report.verdict.sentence}"
+
+
+def _settings_apart(before: Report, after: Report) -> Iterator[str]:
+    """Settings that one report lacks, and those in which the victim had something else beside it."""
+    for has, lacks, when in ((before, after, "before"), (after, before, "after")):
+        if only := [key for key in has.settings if key not in lacks.settings]:
+            yield f"measured {when} only: {', '.join(only)}"
+    for key, setting in before.settings.items():
+        if key in after.settings and setting.load != after.settings[key].load:
+            yield f"{key}: the aggressor did not do the same"

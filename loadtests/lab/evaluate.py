@@ -115,7 +115,9 @@ def check_answered(victim: TenantLoad, alone: Sequence[Measured]) -> None:
     """Raises LoadTestError if not one of the victim's requests in `alone` succeeded."""
     if any(s.failure is None for m in alone for s in _victims(m.run, victim)):
         return
-    words = "; ".join(warnings(m.run for m in alone)) or "no request was due in the time given"
+    # What the server said comes first; that the client was late, too, is no reason for no answer at all.
+    told = sorted(warnings(m.run for m in alone), key=lambda text: not text.startswith("failed requests"))
+    words = "; ".join(told) or "no request was due in the time given"
     raise LoadTestError(
         f"the victim {victim.name!r} got no answer even alone: {words}",
         remedy=f"Ask {victim.model!r} for one by hand; check the model's name, the tenant's key, and duration_seconds.",

@@ -236,6 +236,13 @@ def test_settings_of_one_report_only_are_told() -> None:
     assert compare(alone, both).notes == (f"measured after only: {key}",)
 
 
+def test_an_aggressor_that_did_something_else_is_told() -> None:
+    both, key = report_of(), "prefill_flood_on_other_slice"
+    changed = both.settings[key].model_copy(update={"load": {"users": 99}})
+    other = both.model_copy(update={"settings": dict(both.settings) | {key: changed}})
+    assert compare(both, other).notes == (f"{key}: the aggressor did not do the same",)
+
+
 def test_reports_of_different_questions_are_not_compared() -> None:
     with pytest.raises(ScenarioError, match="model is 'chat-a' in one and 'chat-z'"):
         compare(report_of(), report_of(model="chat-z"))
