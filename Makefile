@@ -47,7 +47,7 @@ check: $(STAMPS)/dev ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-audit: $(STAMPS)/dev ## ask the advisory databases about every locked package; says so where none can be reached
+audit: $(STAMPS)/dev ## ask the advisory databases about every locked package; fails on findings, says so where none can be reached
 	$(BIN)/python scripts/audit
 
 format: $(STAMPS)/dev ## rewrite the code in the project's format
