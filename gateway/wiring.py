@@ -64,6 +64,9 @@ from placement.status import running_status
 
 log = logging.getLogger("sliceway.gateway")
 
+# How long a thread that computes keeps the loop waiting, at each of the loop's callbacks anew; Python's default is 5 ms.
+HANDOVER_SECONDS = 0.0005
+
 
 def wall_clock() -> float:
     """Seconds since 1970, UTC."""
@@ -234,7 +237,7 @@ def serve_gateway(config: Config, *, config_path: Path | None, take_over_running
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload)
         host, port = sock.getsockname()[:2]
         log.info("listening on %s://%s:%d", config.gateway.scheme, f"[{host}]" if ":" in host else host, port)
-        gc.freeze()  # what is there now stays; collections need not look at it again
+        _favour_the_loop()
         try:
             await server.serve(sockets=[sock])
         finally:
@@ -244,6 +247,12 @@ def serve_gateway(config: Config, *, config_path: Path | None, take_over_running
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())
     return 0
+
+
+def _favour_the_loop() -> None:
+    """What else happens in this process, collections of garbage and threads that compute, is to hold the event loop up as briefly as can be."""
+    gc.freeze()  # what is there now stays; collections need not look at it again
+    sys.setswitchinterval(HANDOVER_SECONDS)
 
 
 def _door(config: Config) -> Path | None:

@@ -16,6 +16,7 @@ import socket
 import sys
 import traceback
 
+from gateway.giving_way import give_way
 from gateway.large_bodies.jobs import Answer, Failed, TooMuch, carry_out, decode_job, encode
 
 JOB_BYTES = 64 * 2**10
@@ -63,7 +64,7 @@ def _file_of(data: bytes) -> io.FileIO:
 def main() -> None:
     """Serve the socket that was handed over."""
     descriptor, memory_bytes = int(sys.argv[1]), int(sys.argv[2])
-    os.nice(NICE)
+    give_way(NICE)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     for ended_by_gateway in (signal.SIGINT, signal.SIGTERM):  # which drains first, and needs this process for that
         signal.signal(ended_by_gateway, signal.SIG_IGN)

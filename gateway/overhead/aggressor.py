@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable
 
 import uvloop
 
+from gateway.giving_way import give_way
 from gateway.overhead.tools import PATH, request
 
 LIMIT_PER_MINUTE = 600
@@ -126,7 +126,7 @@ def main() -> None:
     """Run until killed."""
     kind, port, key = sys.argv[1:]
     one, count = AGGRESSORS[kind]
-    os.nice(19)
+    give_way(19)
 
     async def all_of_them() -> None:
         await asyncio.gather(*(one(int(port), key) for _ in range(count)))

@@ -1,0 +1,45 @@
+"""What a process that gives way changes, and that it changes nothing for others."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ASKS = """
+import json, os, sys
+from pathlib import Path
+from gateway.giving_way import give_way
+before, file = os.nice(0), Path(sys.argv[1])
+give_way(3, file)
+print(json.dumps({"nicer": os.nice(0) - before, "own": os.getsid(0) == os.getpid(), "told": file.read_text() if file.exists() else None}))
+"""
+
+
+def told_by(file: Path, *, leads_a_group: bool = False) -> dict[str, object]:
+    options = {"process_group": 0} if leads_a_group else {}
+    done = subprocess.run([sys.executable, "-c", ASKS, str(file)], stdout=subprocess.PIPE, check=True, **options)  # type: ignore[call-overload]
+    answer: dict[str, object] = json.loads(done.stdout)
+    return answer
+
+
+def test_its_session_is_as_nice_as_the_process(tmp_path: Path) -> None:
+    assert told_by(tmp_path / "autogroup") == {"nicer": 3, "own": True, "told": "3"}
+
+
+def test_who_must_stay_in_the_session_of_others_leaves_that_as_it_is(tmp_path: Path) -> None:
+    assert told_by(tmp_path / "autogroup", leads_a_group=True) == {"nicer": 3, "own": False, "told": None}
+
+
+def test_a_kernel_without_such_a_thing_is_no_obstacle(tmp_path: Path) -> None:
+    assert told_by(tmp_path / "nowhere" / "autogroup") == {"nicer": 3, "own": True, "told": None}
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel does not group by session")
+def test_the_kernel_takes_it_and_others_stay_as_they_are() -> None:
+    ours = Path("/proc/self/autogroup").read_text(encoding="ascii")
+    assert str(told_by(Path("/proc/self/autogroup"))["told"]).endswith("nice 3\n")
+    assert Path("/proc/self/autogroup").read_text(encoding="ascii") == ours
