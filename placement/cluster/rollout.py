@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from placement.cluster.members import NodeReport, Seat
 from placement.rolling import Standing, next_turn
-from placement.table import ReplicaState, RoutingTable
+from placement.table import ReplicaState
 
 
 class Rollout:
@@ -17,6 +17,7 @@ class Rollout:
 
     def __init__(self) -> None:
         self._in_turn: str | None = None
+        self._new = True
         self._waits = False
         self._told_at: int | None = None
         self._everybody_knows = False
@@ -33,8 +34,9 @@ class Rollout:
 
     def look(self, reports: Mapping[str, NodeReport], seats: Mapping[str, Seat]) -> None:
         """See how far it is. `reports` are those of the nodes that take orders."""
-        standings = [standing for r, s in seats.items() if (standing := _standing(r, s, reports)) is not None]
-        before, self._in_turn = self._in_turn, next_turn(standings, self._in_turn)
+        states = _states(reports, seats)
+        standings = [_standing(seats[r], state, r in reports[seats[r].node].outdated) for r, state in states.items()]
+        before, self._in_turn = self._in_turn, next_turn(standings, self._before(states, standings))
         self._waits = any(one.replica == self._in_turn and one.outdated for one in standings)
         if self._in_turn != before:
             self._told_at, self._everybody_knows = None, False
@@ -46,20 +48,31 @@ class Rollout:
         if self.leaving and self._told_at is None:
             self._told_at = generation
 
+    def _before(self, states: Mapping[str, ReplicaState | None], standings: Sequence[Standing]) -> str | None:
+        """Who was in turn. For a head that has just begun that is who is being started, where others are outdated."""
+        if self._new and standings:
+            self._new = False
+            if any(one.outdated for one in standings):
+                starting = (one.replica for one in standings if one.under_way)
+                return min((r for r in starting if states[r] is ReplicaState.STARTING), default=None)
+        return self._in_turn
 
-def _standing(replica: str, seat: Seat, reports: Mapping[str, NodeReport]) -> Standing | None:
-    report = reports.get(seat.node)
-    if report is None:
-        return None
-    state = _state(report.table, replica, seat)
+
+def _states(reports: Mapping[str, NodeReport], seats: Mapping[str, Seat]) -> Mapping[str, ReplicaState | None]:
+    """Of every replica that is seated on a node that has reported; None where the node does not run it there."""
+    found = {(r.node, row.replica, row.slice.id): row.state for r in reports.values() for row in r.table.replicas}
+    return {
+        replica: found.get((seat.node, replica, seat.slice_id))
+        for replica, seat in seats.items()
+        if seat.node in reports
+    }
+
+
+def _standing(seat: Seat, state: ReplicaState | None, outdated: bool) -> Standing:
     return Standing(
-        replica,
+        seat.replica,
         seat.model,
-        outdated=replica in report.outdated,
+        outdated=outdated,
         serves=state is ReplicaState.READY,
         failed=state is ReplicaState.FAILED,
     )
-
-
-def _state(table: RoutingTable, replica: str, seat: Seat) -> ReplicaState | None:
-    return next((r.state for r in table.replicas if (r.replica, r.slice.id) == (replica, seat.slice_id)), None)
