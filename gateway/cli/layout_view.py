@@ -40,22 +40,19 @@ def show_outcomes(outcomes: Sequence[GpuOutcome]) -> None:
         _print(_outcome_lines(group))
 
 
-def show_replicas(difference: ReplicaDifference, finds_slice: Callable[[str], bool] | None = None) -> None:
-    """Replicas that differ, one line each. `finds_slice` tells for which the plan has one; None where nothing is planned."""
+def show_replicas(difference: ReplicaDifference, started: int | None = None, *, met: bool = True) -> None:
+    """Replicas that differ, one line each.
+
+    `started` is how many the plan has slices for, `met` whether that is all that is asked for; None where nothing is planned.
+    """
     if not difference.controller and difference.missing:
-        started = _started(difference.missing, finds_slice)
-        out.print(f"replicas: no controller runs; `sliceway up CONFIG` starts {started}", highlight=False)
+        number = f"as many of {len(difference.missing)} as find a slice" if started is None else str(started)
+        rest = "" if met else ", without what finds no slice"
+        out.print(f"replicas: no controller runs; `sliceway up CONFIG` starts {number}{rest}", highlight=False)
         return
     _print(f"[green]+[/] replica {escape(name)}" for name in difference.missing)
     _print(f"[red]-[/] replica {escape(name)}" for name in difference.superfluous)
     _print(f"[yellow]![/] replica {escape(name)} is {state}" for name, state in difference.not_ready)
-
-
-def _started(missing: Sequence[str], finds_slice: Callable[[str], bool] | None) -> str:
-    if finds_slice is None:
-        return f"as many of {len(missing)} as find a slice"
-    fitting = sum(map(finds_slice, missing))
-    return str(fitting) if fitting == len(missing) else f"{fitting} of {len(missing)}: the others find no slice"
 
 
 def _print(lines: Iterable[RenderableType]) -> None:

@@ -19,7 +19,7 @@ from gateway.cli.changes_view import show_changes
 from gateway.cli.layout_view import show_outcomes, show_plans, show_replicas
 from gateway.cli.locate import ConfigArgument, config_path
 from gateway.cli.output import Json, err, out, print_json
-from gateway.cli.plan import AllowDip, carry_out, gpu_labels, planned_fleet, told_changes
+from gateway.cli.plan import AllowDip, PlannedFleet, carry_out, gpu_labels, planned_fleet, told_changes
 from gateway.cli.plan_view import show_applied, show_fleet, show_why
 from gateway.cli.simulate import Simulate
 from gateway.cluster_config import led_elsewhere
@@ -27,7 +27,6 @@ from gateway.config import Config, load_config
 from gateway.doctor import default_config_path
 from gateway.drain import ControllerDrain
 from gateway.layouts import (
-    Machine,
     ReplicaDifference,
     controller_is_behind,
     machine_of,
@@ -83,7 +82,7 @@ def plan(
     fleet = None if layouts_only else planned_fleet(loaded, asked=why is not None, allow_dip=allow_dip)
     engines = None if layouts_only or why is not None else told_changes(loaded, fleet)
     if as_json:
-        public = _plan_json(plans, replicas) | ({"fleet": fleet.as_public(why)} if fleet else {})
+        public = _plan_json(loaded, plans, replicas, fleet) | ({"fleet": fleet.as_public(why)} if fleet else {})
         print_json(public | ({"engines": engines.as_public()} if engines is not None else {}))
         return
     _say_what_is_simulated(loaded)
@@ -97,7 +96,7 @@ def plan(
     if fleet is not None:
         show_fleet(fleet.answer, fleet.gpus, fleet.reserved)
     if replicas is not None and not replicas.same:
-        show_replicas(replicas, fleet.finds_slice if fleet else None)
+        _show_replicas(replicas, fleet)
     if engines is not None:
         show_changes(engines, gpu_labels(loaded) if fleet is not None else None)
 
@@ -123,7 +122,7 @@ def apply(
     loaded = with_simulation(load_config(path), simulate)
     if (why := led_elsewhere(loaded)) is not None:
         raise why
-    applied, machine = _apply(loaded, drain=drain, allow_mode_change=allow_mode_change)
+    applied = _apply(loaded, drain=drain, allow_mode_change=allow_mode_change)
     told = not layouts_only and applied.changed and tell_controller(loaded, path)
     fleet, gateways, engines = None, 0, None
     if not layouts_only and applied.ok:
@@ -135,8 +134,8 @@ def apply(
         print_json(
             {
                 "ok": applied.ok,
-                "changed": applied.changed,
-                "simulated": machine.simulated if machine else False,
+                "changed": applied.changed or (fleet is not None and bool(fleet.outcome.done)),
+                "simulated": _is_simulated(loaded),
                 "controller_told": told,
                 "gateways_told": gateways,
                 "gpus": [g.as_public() for g in applied.gpus],
@@ -174,7 +173,8 @@ def assert_(
     same = not any(p.actions for p in plans) and (replicas is None or replicas.same)
     same = same and (fleet is None or not fleet.answer.plan.changed)
     if as_json:
-        print_json({"same": same} | _plan_json(plans, replicas) | ({"fleet": fleet.as_public()} if fleet else {}))
+        public = _plan_json(loaded, plans, replicas, fleet) | ({"fleet": fleet.as_public()} if fleet else {})
+        print_json({"same": same} | public)
         raise typer.Exit(0 if same else 1)
     _say_what_is_simulated(loaded)
     if same:
@@ -184,7 +184,7 @@ def assert_(
         if fleet is not None and fleet.answer.plan.changed:
             show_fleet(fleet.answer, fleet.gpus, fleet.reserved)
         if replicas is not None:
-            show_replicas(replicas, fleet.finds_slice if fleet else None)
+            _show_replicas(replicas, fleet)
     raise typer.Exit(0 if same else 1)
 
 
@@ -247,24 +247,36 @@ def _planned(config: Config) -> tuple[GpuPlan, ...]:
     return plan_layouts(machine.driver.observe(), config.fleet.layouts, clients=machine.tools().clients)
 
 
-def _apply(config: Config, *, drain: bool, allow_mode_change: bool) -> tuple[Applied, Machine | None]:
+def _apply(config: Config, *, drain: bool, allow_mode_change: bool) -> Applied:
     if not config.fleet.layouts:
-        return Applied(()), None
+        return Applied(())
     machine = machine_of(config)
     with one_at_a_time(config, machine), ControllerDrain(config) as controller:
         tools = machine.tools(controller if drain else None)
-        applied = apply_layouts(machine.driver, config.fleet.layouts, allow_mode_change=allow_mode_change, tools=tools)
-    return applied, machine
+        return apply_layouts(machine.driver, config.fleet.layouts, allow_mode_change=allow_mode_change, tools=tools)
 
 
-def _plan_json(plans: tuple[GpuPlan, ...], replicas: ReplicaDifference | None) -> dict[str, object]:
+def _plan_json(
+    config: Config, plans: tuple[GpuPlan, ...], replicas: ReplicaDifference | None, fleet: PlannedFleet | None
+) -> dict[str, object]:
     return {
-        "changes": any(p.actions for p in plans),
-        "blocked": any(p.obstacles for p in plans),
-        "simulated": any(p.gpu.simulated for p in plans),
+        "changes": any(p.actions for p in plans) or (fleet is not None and fleet.answer.plan.changed),
+        "blocked": any(p.obstacles for p in plans) or (fleet is not None and fleet.answer.blocked is not None),
+        "simulated": _is_simulated(config),
         "gpus": [p.as_public() for p in plans],
         "replicas": replicas.as_public() if replicas is not None else None,
     }
+
+
+def _show_replicas(replicas: ReplicaDifference, fleet: PlannedFleet | None) -> None:
+    if fleet is None:
+        show_replicas(replicas)
+    else:
+        show_replicas(replicas, fleet.started(replicas.missing), met=fleet.answer.met)
+
+
+def _is_simulated(config: Config) -> bool:
+    return isinstance(config.fleet.discover, SimulatedFleet)
 
 
 def _say_who_leads(config: Config) -> None:

@@ -38,11 +38,13 @@ class PlannedFleet:
     gpus: Sequence[GpuState]
     reserved: Sequence[ReservedSlice]
 
-    def finds_slice(self, replica: str) -> bool:
-        """Whether the plan has a slice for it; so it is for replicas that are not planned (pinned ones)."""
-        if replica.rpartition("-")[0] not in self.answer.demands:
-            return True
-        return any(s.replica == replica for gpu in self.answer.plan.gpus for s in gpu.slices)
+    def started(self, missing: Sequence[str]) -> int:
+        """How many replicas the next `up` starts, where none runs: those that the plan seats, and pinned ones, which it leaves
+        alone, of `missing`.
+        """
+        seated = sum(s.replica is not None for gpu in self.answer.plan.gpus for s in gpu.slices)
+        pinned = {name for name, choices in self.answer.workload.models.items() if choices.config.slices}
+        return seated + sum(replica.rpartition("-")[0] in pinned for replica in missing)
 
     def as_public(self, why: str | None = None) -> dict[str, object]:
         """The stable JSON shape: `fleet` in `sliceway plan --json`. `why` keeps the decisions about one model only."""

@@ -83,7 +83,7 @@ def test_a_plan_is_drawn_as_a_difference_and_changes_nothing(config: Callable[..
 
 def test_plan_as_json(config: Callable[..., Path]) -> None:
     told = json.loads(run("plan", config(), "--json").stdout)
-    assert set(told) == {"changes", "blocked", "simulated", "gpus", "replicas"}
+    assert set(told) == {"changes", "blocked", "simulated", "gpus", "replicas", "engines"}
     assert (told["changes"], told["blocked"], told["simulated"]) == (True, False, True)
     gpu = told["gpus"][1]
     assert (gpu["index"], gpu["product"], gpu["now"], gpu["then"][-1]) == (1, "H100-80GB-SXM", [], "3g.40gb@4")
@@ -306,8 +306,8 @@ def test_machines_of_other_kinds_lie_apart(config: Callable[..., Path], tmp_path
 
 def test_the_sentence_counts_only_replicas_that_the_plan_has_a_slice_for(capsys: pytest.CaptureFixture[str]) -> None:
     missing = ReplicaDifference(controller=False, missing=("chat-0", "chat-1", "chat-2"))
-    show_replicas(missing, {"chat-0", "chat-2"}.__contains__)
-    show_replicas(missing, set(missing.missing).__contains__)
+    show_replicas(missing, 2, met=False)
+    show_replicas(missing, 3)
     told = capsys.readouterr().out
-    assert "starts 2 of 3: the others find no slice" in told
+    assert "starts 2, without what finds no slice" in told
     assert told.rstrip().endswith("starts 3")

@@ -92,7 +92,9 @@ def test_the_plan_shows_what_is_made_for_whom_and_in_which_order(config: Write) 
 
 
 def test_the_json_has_the_plan_its_reasons_and_its_steps(config: Write) -> None:
-    fleet = told("plan", config())["fleet"]
+    plan = told("plan", config())
+    assert (plan["changes"], plan["blocked"], plan["simulated"]) == (True, False, True)
+    fleet = plan["fleet"]
     assert (fleet["met"], fleet["changed"], fleet["unmet"]) == (True, True, [])
     assert [d["subject"] for d in fleet["decisions"]] == ["chat-0"]
     assert [s["action"] for s in fleet["transition"]["steps"]] == ["create", "start", "check"]
@@ -102,6 +104,19 @@ def test_the_json_has_the_plan_its_reasons_and_its_steps(config: Write) -> None:
     feasible = {p["profile"] for p in fleet["models"]["chat"] if p["feasible"]}
     assert "1g.10gb" not in feasible
     assert "3g.40gb" in feasible
+
+
+def test_the_plan_says_how_many_engines_come_also_those_of_a_dedicated_tenant(config: Write) -> None:
+    tenants = "tenants: [{name: acme, models: all, isolation: dedicated}, {name: globex, models: all}]"
+    one = CHAT.replace("demand: {requests_per_second: 4, prompt_tokens: 800, output_tokens: 200}", "replicas: 1")
+    path = config(rest=one.replace("    slo: {ttft: 1s, itl: 40ms}\n", "") + tenants)
+    shown = run("plan", path).stdout
+    assert "chat@acme-0" in shown
+    assert "starts 2\n" in shown
+    unread = config(rest=CHAT.replace("Qwen--Qwen3-8B", "nowhere"))
+    shown = run("plan", unread).stdout
+    assert "starts 0, without what finds no slice" in shown
+    assert "nowhere.json: there is no such file" in shown
 
 
 def test_why_prints_every_place_and_what_would_help(config: Write) -> None:
@@ -114,7 +129,9 @@ def test_why_prints_every_place_and_what_would_help(config: Write) -> None:
 
 def test_apply_carries_the_plan_out_and_a_second_time_there_is_nothing_to_do(config: Write) -> None:
     path = config(rest=CHAT + SMALL)
-    applied = told("apply", path)["fleet"]
+    everything = told("apply", path)
+    assert (everything["changed"], everything["simulated"]) == (True, True)
+    applied = everything["fleet"]
     assert applied["ok"]
     assert {s["action"] for s in applied["done"]} == {"create", "seat"}, (
         "nobody runs engines, so none is started or checked"
@@ -122,6 +139,7 @@ def test_apply_carries_the_plan_out_and_a_second_time_there_is_nothing_to_do(con
     assert told("apply", path)["fleet"]["done"] == []
     again = told("plan", path)["fleet"]
     assert (again["changed"], again["transition"]["steps"]) == (False, [])
+    assert told("plan", path)["changes"] is False
     assert "nothing to do" in run("apply", path).stdout
     more = config(rest=CHAT.replace("requests_per_second: 4", "requests_per_second: 12") + SMALL)
     shown = run("apply", more).stdout
