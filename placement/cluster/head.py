@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from model_registry.schema import ModelConfig
 from placement.assign import Pools
 from placement.clock import Clock
-from placement.cluster.errors import NodeMismatch, SliceHeld
+from placement.cluster.eligible import problems_of
 from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions
 from placement.cluster.merge import merge_tables, reasons
 from placement.cluster.numbers import CapacityOn, ClusterNumbers, nobody_knows
@@ -128,7 +128,6 @@ class Head:
         self._journal = HeadJournal(secret=secret)
         self._goal: ClusterGoal | None = None
         self._members: dict[str, _Member] = {}
-        self._refused: dict[str, str] = {}
         self._unplaced: Mapping[str, str] = {}
         self._began_at = clock.monotonic()
         self._table = RoutingTable(generation=0)
@@ -274,15 +273,11 @@ class Head:
             return None
 
     def _judge(self) -> None:
-        """Which members cannot take part: other versions, or a slice that another node offers already."""
-        offered: dict[str, str] = {}
-        self._refused = {}
-        for node in sorted(self._members):
-            member = self._members[node]
-            member.problem = self._problem(member.report, offered)
-            member.frozen = member.problem is not None and bool(self._versions.differences(member.report.versions))
-            if member.problem is not None:
-                self._refused[node] = member.problem
+        """Which members cannot take part. One of other versions goes on with what it runs."""
+        problems = problems_of({node: member.report for node, member in self._members.items()}, self._versions)
+        for node, member in self._members.items():
+            member.problem = problems.get(node)
+            member.frozen = bool(self._versions.differences(member.report.versions))
 
     def _reports(self) -> dict[str, NodeReport]:
         """Of everybody who takes part. A node of another version goes on with what it has, and gets nothing new."""
@@ -295,27 +290,6 @@ class Head:
                 kept = tuple(s for s in member.report.slices if s.id in seated[node])
                 reports[node] = member.report.model_copy(update={"slices": kept})
         return reports
-
-    def _problem(self, report: NodeReport, offered: dict[str, str]) -> str | None:
-        if differences := self._versions.differences(report.versions):
-            return str(
-                NodeMismatch(
-                    f"node {report.node!r} runs other versions than the head: {'; '.join(differences)}",
-                    remedy="It goes on with what it runs and gets nothing new. Install the same versions on every node and join again.",
-                )
-            )
-        # Core sets of two machines have equal names and are different slices; a GPU's UUID is its own everywhere.
-        mine = {s.uuid for s in report.slices if s.uuid and not s.simulated}
-        for uuid in sorted(mine):
-            if uuid in offered:
-                return str(
-                    SliceHeld(
-                        f"node {report.node!r} offers slice {uuid}, which node {offered[uuid]!r} offers already",
-                        remedy="Two agents run on one machine: stop one of them (Ctrl-C on its `sliceway node join`).",
-                    )
-                )
-        offered.update(dict.fromkeys(mine, report.node))
-        return None
 
     def _current(self, reports: Mapping[str, NodeReport], held: Mapping[str, Seat]) -> dict[str, Seat]:
         """Where replicas are: as the journal has it, else as they are held or found running by a head that has lost it."""
