@@ -1,0 +1,28 @@
+"""A cluster in lines, as `up --ray` and `node list` show it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.cli.leading import lines_of
+
+
+def status(**more: Any) -> dict[str, Any]:
+    return {"nodes": [], "replicas": [], "unplaced": {}} | more
+
+
+def test_numbers_that_demand_decides_are_shown_without_what_changes_all_the_time() -> None:
+    row = {"replicas": 3, "least": 1, "most": 4, "reason": "enough", "arrivals_per_second": 2.5}
+    planned = {"replicas": 1, "reason": "one, since nobody knows what a replica bears"}
+    assert lines_of(status(scaling={"chat@acme": row}, planned={"embed": planned})) == [
+        "chat@acme: 3 replicas by demand, of 1 to 4",
+        "embed: 1 replica for its demand (one, since nobody knows what a replica bears)",
+    ]
+
+
+def test_a_head_that_tells_no_numbers_is_shown_as_well() -> None:
+    waits = {"replica": "chat-0", "slice": "n1/cpu-0", "state": "pending", "reason": "Ray to give it the slice"}
+    assert lines_of(status(replicas=[waits], unplaced={"chat-1": "there is 1 slice"})) == [
+        "chat-0 on n1/cpu-0: pending (Ray to give it the slice)",
+        "chat-1 has no slice: there is 1 slice",
+    ]
