@@ -19,13 +19,14 @@ import typer
 
 from gateway.cli.leading import Leader, actors, claim, end, lead, lines_of, on_signal
 from gateway.cli.member import STOP_SECONDS, alone, belong, disconnect, inventory_of, say, stop_processes
-from gateway.cli.output import Json, out, print_json
+from gateway.cli.output import Json, err, out, print_json
 from gateway.cluster_config import check_for_cluster
 from gateway.config import Config
 from model_registry.atomic import write_atomically
 from model_registry.errors import ConfigError, SlicewayError
 from placement.cluster.address import PATIENCE_SECONDS, wait_for_answer
 from placement.cluster.errors import ClusterError, ClusterLost
+from placement.cluster.ray_tls import encrypts, in_clear
 from placement.errors import PlacementError
 from placement.simulate import simulated_fleet
 
@@ -87,6 +88,7 @@ def join(
         _fleet(cores or [], memory, simulate),
         listen,
     )
+    _warn(address)
     with alone(machine), _stopping() as stop:
         deadline = time.monotonic() + PATIENCE_SECONDS
         if wait_for_answer(address, pause=stop.wait, say=say):
@@ -207,6 +209,7 @@ def up_on_ray(path: Path, config: Config, address: str, *, listen: str | None) -
             else:
                 connect(address)
             head = claim(address)
+            _warn(address)
             _say_where(address, config.state / TOKEN_FILE if local else None)
             if machine is not None:  # when Ray here has ended, also where another process leads the cluster
                 endings.callback(stop_processes, machine)
@@ -222,6 +225,12 @@ def up_on_ray(path: Path, config: Config, address: str, *, listen: str | None) -
             disconnect()
             if raylet is not None:
                 raylet.stop()
+
+
+def _warn(address: str) -> None:
+    """Say it where others may read what this machine tells the cluster."""
+    if said := in_clear(address, os.environ):
+        err.print(said, style="yellow", highlight=False, markup=False)
 
 
 def _say_where(address: str, token: Path | None) -> None:
@@ -299,10 +308,14 @@ def _free_port(address: str, port: int = 0) -> int:
 
 
 def _prepare_ray(token: Path | None) -> None:
-    """Set what Ray reads when it is imported: no usage reports, and the token that everybody in the cluster must show."""
+    """Set what Ray reads when it is imported: no usage reports, and the token that everybody in the cluster must show.
+
+    Raises ConfigError where Ray is to encrypt and cannot, PlacementError where it is not installed.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if token is not None:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token.absolute())}
+    encrypts(os.environ)
     try:
         import ray  # noqa: F401
     except ImportError as error:

@@ -265,8 +265,8 @@ def connect(address: str) -> None:
     except (RayError, ConnectionError, ValueError, OSError) as error:
         raise ClusterUnreachable(
             f"no cluster answers at {address}: {error}",
-            remedy="Start one with `sliceway up CONFIG --ray`, which prints its address. What answers there now is no Ray, or "
-            "is not at work yet.",
+            remedy="Start one with `sliceway up CONFIG --ray`, which prints its address. What answers there is no Ray, is not "
+            "at work yet, or encrypts (RAY_USE_TLS) where this machine does not, or the other way round.",
         ) from error
 
 
