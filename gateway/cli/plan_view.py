@@ -216,11 +216,13 @@ def _places(keys: Iterable[tuple[str, str]]) -> str:
 
 
 def _meanwhile(outlook: Outlook | None) -> str:
-    """The capacity dip, if there is one."""
+    """The capacity dip, if there is one; or that it will have less, which is no dip since it stays so."""
     if outlook is None:
         return "[dim]unchanged[/]"
     if outlook.before <= 0:
         return "[green]new[/]"
+    if outlook.dip_seconds <= 0 and outlook.then < outlook.before - 1e-9:
+        return f"[yellow]{outlook.before:.4g} to {outlook.then:.4g}[/]"
     if outlook.dip_seconds <= 0:
         return "[green]no dip[/]"
     return f"[yellow]{outlook.lowest:.4g} of {outlook.before:.4g} for {outlook.dip_seconds:.0f} s[/]"

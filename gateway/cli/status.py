@@ -201,7 +201,7 @@ def _scaled(model: str, row: dict[str, Any]) -> str:
     """What demand asks for of one model, within its bounds, and what of it no free slice could be found for."""
     bounds = f"{counted(row['replicas'], 'replica')} of {row['least']} to {row['most']}"
     short = (
-        f" [yellow]{row['short']} {'finds' if row['short'] == 1 else 'find'} no free slice[/]" if row["short"] else ""
+        f"; [yellow]{row['short']} {'finds' if row['short'] == 1 else 'find'} no free slice[/]" if row["short"] else ""
     )
     asleep = f"; {escape(row['sleep'])}" if row.get("sleep") and not row["replicas"] else ""
     return f"demand     {escape(model)}: {bounds}: {escape(row['reason'])}{asleep}{short}"

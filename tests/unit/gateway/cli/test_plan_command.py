@@ -147,6 +147,13 @@ def test_apply_carries_the_plan_out_and_a_second_time_there_is_nothing_to_do(con
     assert "no engine was started: no controller runs" in shown
 
 
+def test_a_model_that_is_to_have_less_is_not_told_as_one_without_a_dip(config: Write) -> None:
+    told("apply", config(rest=CHAT + SMALL))
+    fewer = config(rest=CHAT + SMALL.replace("replicas: 2", "replicas: 1"))
+    shown = run("plan", fewer).stdout
+    assert next(line for line in shown.splitlines() if line.startswith("small")).rstrip().endswith("2 to 1")
+
+
 def test_an_apply_that_would_break_a_promise_is_refused_unless_allowed(config: Write) -> None:
     rest = CHAT.replace("    demand:", "    profiles: [{profile}]\n    demand:")
     one = "{simulate: {h100-sxm: 1}}"

@@ -73,6 +73,13 @@ def test_what_does_not_run_is_said_plainly() -> None:
     assert "no slices are known" in text
 
 
+def test_what_demand_asks_for_is_told_with_what_finds_no_slice() -> None:
+    row = {"replicas": 1, "least": 0, "most": 1, "reason": "a request wakes it", "short": 1}
+    controller = seen()["controller"] | {"scaling": {"m": row}}
+    text = shown(seen(controller=controller))
+    assert "m: 1 replica of 0 to 1: a request wakes it; 1 finds no free slice" in text
+
+
 def test_reasons_and_stages_are_shown_as_they_are() -> None:
     row = seen()["slices"][0] | {
         "state": "backoff",
