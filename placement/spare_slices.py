@@ -63,14 +63,17 @@ class SpareSlices:
 
     def tidy_up(self, in_use: Callable[[], Collection[str]], *, unsettled: bool) -> None:
         """Give back those that are not `in_use`, later if things are `unsettled`: something is to be replaced, or about to leave
-        its slice.
+        its slice. Those where a replica is for a while are kept in mind until it is back.
         """
-        if not self._renewals.spare or self._rooms is None or self.busy:
+        if not self._to_give_back() or self._rooms is None or self.busy:
             return
         if unsettled:
             self._postpone()
             return
         self._task = asyncio.create_task(self._give_back(self._rooms, in_use))
+
+    def _to_give_back(self) -> tuple[str, ...]:
+        return tuple(s for s in self._renewals.spare if s not in self._renewals.away)
 
     async def stop(self) -> None:
         """Give up what is under way; what was made is written down for the next controller."""
@@ -102,9 +105,10 @@ class SpareSlices:
         self._changed()
 
     async def _give_back(self, rooms: Rooms, in_use: Callable[[], Collection[str]]) -> None:
+        before = self._renewals.spare
         try:
             async with self._deciding:
-                for slice_id in self._renewals.spare:
+                for slice_id in self._to_give_back():
                     if slice_id in in_use():
                         self._renewals.given_back(slice_id)
                     elif await asyncio.to_thread(rooms.give_back, slice_id):
@@ -112,7 +116,9 @@ class SpareSlices:
                         self._renewals.given_back(slice_id)
                     else:
                         self._postpone()
-            await self._replan()
+            # Planned anew for nothing, this would be looked at again at once, for as long as somebody has a claim on one.
+            if self._renewals.spare != before:
+                await self._replan()
         except _NOT_NOW:
             self._postpone()
         except (SlicewayError, OSError) as error:

@@ -34,7 +34,7 @@ def write(site: Site, **replicas: tuple[int, str]) -> None:
             {"name": name, "source": "simulated", "replicas": number, "profile": profile}
             for name, (number, profile) in replicas.items()
         ],
-        "gateway": {"authentication": "none"},
+        "gateway": {"authentication": "none", "watch_config": True},
     }
     site.config.write_text(json.dumps(content), encoding="utf-8")
 
@@ -120,6 +120,7 @@ class Client(threading.Thread):
         self._stop_asked = threading.Event()
         self.served = 0
         self.failed: list[str] = []
+        self.generations: list[int] = []
 
     def run(self) -> None:
         port, body = self._request
@@ -130,6 +131,7 @@ class Client(threading.Thread):
             try:
                 with urllib.request.urlopen(request, timeout=30) as response:
                     assert json.load(response)["choices"]
+                    self.generations.append(int(response.headers["x-sliceway-generation"]))
                 self.served += 1
             except Exception as error:  # noqa: BLE001  (whatever it is, it is what the test is about)
                 self.failed.append(repr(error))
@@ -139,7 +141,13 @@ class Client(threading.Thread):
         self.join()
 
 
-def test_requests_go_on_while_every_replica_moves_to_another_profile(
+def generation(port: int) -> int:
+    """Of the configuration that the gateway serves."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30) as response:
+        return int(json.load(response)["config_generation"])
+
+
+def test_requests_go_on_while_every_replica_moves_and_a_wrong_file_changes_nothing(
     site: Site, eventually: Eventually, port: int
 ) -> None:
     write(site, small=(2, "1g.10gb"))
@@ -151,8 +159,16 @@ def test_requests_go_on_while_every_replica_moves_to_another_profile(
     try:
         write(site, small=(2, "2g.20gb"))
         applied = sliceway(site, "apply")["fleet"]
+        eventually(lambda: generation(port) == 2, "the gateway has it, whoever told it", seconds=60)
+        site.config.write_text('{"version": "v1", "modles": []}', encoding="utf-8")
+        eventually(
+            lambda: (s := site.status()) and s.refused, "nobody but the watch tells of the wrong file", seconds=60
+        )
+        refused = subprocess.run(command(site, "apply"), capture_output=True, check=False, env=site.environment)
+        assert (refused.returncode, generation(port)) == (2, 2)
         write(site, small=(1, "3g.40gb"))
         again = sliceway(site, "apply")["fleet"]
+        eventually(lambda: generation(port) == 3, "the gateway has that one too", seconds=60)
         served = sum(c.served for c in clients)
         eventually(lambda: sum(c.served for c in clients) > served + 5, "and still serves", seconds=30)
     finally:
@@ -162,6 +178,9 @@ def test_requests_go_on_while_every_replica_moves_to_another_profile(
     assert again["ok"]
     assert [failure for client in clients for failure in client.failed] == []
     assert list(ready(site).values()) == ["3g.40gb"]
+    assert all(client.generations == sorted(client.generations) for client in clients)
+    assert max(client.generations[-1] for client in clients) == 3
+    assert {number for client in clients for number in client.generations} <= {1, 2, 3}
     kinds = [s["action"] for s in applied["done"]]
     assert kinds.index("check") < kinds.index("drain"), "the new one serves before the old one goes"
 

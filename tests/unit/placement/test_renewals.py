@@ -29,6 +29,7 @@ from placement.renewals import (
     RenewalsFile,
     Renewed,
     Successor,
+    as_planned,
     fresh_name,
     place_beside,
     with_successors,
@@ -101,6 +102,29 @@ def test_a_planned_fleet_changes_no_kind_of_slice(tmp_path: Path) -> None:
     both = {"chat-0": slices[0].id, "chat-1": mig(0, 1).id}
     crowd = goals_of(tmp_path, (*slices, mig(0, 1), mig(1, 3)), CHAT | {"replicas": 2}, seats=both)
     assert place_beside(crowd, "chat-0", ()) is None, "no GPU more is used than was planned"
+
+
+def test_for_a_while_any_slice_that_fits_will_do(tmp_path: Path) -> None:
+    slices = (mig(0, 0), mig(0, 1), mig(0, 2, profile="2g.20gb", gib=20), mig(1, 3))
+    both = {"chat-0": slices[0].id, "chat-1": slices[1].id}
+    goals = goals_of(tmp_path, slices, CHAT | {"replicas": 2}, seats=both)
+    assert place_beside(goals, "chat-0", ()) is None
+    assert place_beside(goals, "chat-0", (), beyond=True) == slices[3], "the same kind first"
+    assert place_beside(goals, "chat-0", {slices[3].id}, beyond=True) == slices[2]
+    assert [as_planned(goals, "chat-0", s, ()) for s in slices[1:]] == [True, False, False]
+    apart = goals_of(tmp_path, slices, CHAT | {"replicas": 2, "spread": "gpus"}, seats=both)
+    assert place_beside(apart, "chat-0", {slices[3].id}, beyond=True) is None, "it is to be apart also then"
+
+
+def test_who_is_away_for_a_while_opens_no_gpu_to_others_and_finds_the_way_back(tmp_path: Path) -> None:
+    slices = (mig(0, 0), mig(0, 1), mig(1, 3), mig(1, 4))
+    seats = {"chat-2": slices[2].id, "chat-1": slices[1].id}
+    goals = goals_of(tmp_path, slices, CHAT | {"replicas": 2}, seats=seats)
+    away = {slices[2].id}
+    assert place_beside(goals, "chat-1", {slices[0].id}, away=away) is None
+    assert place_beside(goals, "chat-2", (), like=slices[0], away=away) == slices[0]
+    assert as_planned(goals, "chat-2", slices[0], (), like=slices[0], away=away)
+    assert not as_planned(goals, "chat-2", slices[3], (), like=slices[0], away=away)
 
 
 def test_what_is_pinned_stays_where_it_is(tmp_path: Path) -> None:
@@ -289,7 +313,8 @@ def test_a_damaged_file_counts_as_none(tmp_path: Path, text: str) -> None:
 
 def test_what_is_written_is_read_and_nothing_leaves_no_file(tmp_path: Path) -> None:
     file = RenewalsFile(tmp_path / RENEWALS_FILE)
-    told = Renewed(("chat-2", "chat@acme-0"), (Successor("chat-3", "chat-2", "GPU-0/1g.10gb@0"),))
+    under_way = (Successor("chat-3", "chat-2", "GPU-0/1g.10gb@0"), Successor("a-1", "a-0", "GPU-1/x", "GPU-0/x"))
+    told = Renewed(("chat-2", "chat@acme-0"), under_way, away=(("GPU-1/x", "GPU-0/x"),))
     file.write(told)
     assert file.read() == told
     file.write(Renewed())
@@ -303,6 +328,23 @@ def test_a_successor_without_a_goal_is_forgotten(tmp_path: Path) -> None:
     goals = goals_of(tmp_path, slices, CHAT)
     renewals.give_up(goals)
     assert renewals.under_way == ()
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    path = tmp_path / RENEWALS_FILE
+    path.write_text('{"names": ["chat-2"], "under_way": [["chat-3", "chat-2", "X"]], "spare": ["X"]}', encoding="utf-8")
+    assert RenewalsFile(path).read() == Renewed(("chat-2",), (Successor("chat-3", "chat-2", "X"),), ("X",))
+
+
+def test_an_older_configuration_has_the_seats_that_are_written_down_by_now(tmp_path: Path) -> None:
+    renewals, seats = Renewals(StatePaths(tmp_path), contextlib.nullcontext), PlannedSeats(tmp_path / SEATS_FILE)
+    unplanned = made(tmp_path)
+    older = unplanned.model_copy(update={"seats": {"chat-0": "X"}})
+    assert renewals.seated(older) == older, "there is no list"
+    seats.begin({"chat-0": "X"})
+    seats.hand_over("chat-0", "chat-1", "Y")
+    assert renewals.seated(older).seats == {"chat-1": "Y"}
+    assert renewals.seated(unplanned) == unplanned
 
 
 # ---- room beyond the plan
@@ -355,7 +397,11 @@ def test_room_is_found_on_gpus_in_use_first_and_where_it_costs_least() -> None:
     assert elsewhere is not None
     assert elsewhere.gpu == "C"
     assert room_for([full], like) is None
-    assert room_for([full, empty], like) is None, "no GPU more is paid for"
+    assert room_for([full, empty], like) is None, "no GPU more is used"
+    beyond = room_for([full, empty], like, beyond=True)
+    assert beyond is not None
+    assert beyond.gpu == "B"
+    assert room_for([empty, here], like, beyond=True) == found, "only where there is no other room"
     whole = Placement.parse("7g.80gb@0")
     assert room_for([card("A", "7g.80gb@0", replicas=1), empty], Place("A", whole)) == Place("B", whole)
 
@@ -367,7 +413,10 @@ def test_there_is_no_room_where_nothing_may_be_made(other: dict[str, Any]) -> No
     home, like = card("A", "7g.80gb@0", replicas=1), Place("A", Placement.parse("7g.80gb@0"))
     assert room_for([home, card("B")], like) == Place("B", like.placement)
     assert room_for([home, replace(card("B"), **other)], like) is None
-    assert room_for([home, card("B")], like, not_on={"B"}) is None
+    full = card("A", "1g.10gb@0", "1g.10gb@1", "2g.20gb@2", "3g.40gb@4", replicas=4)
+    there = room_for([full, replace(card("B"), **other)], Place("A", Placement.parse("1g.10gb@0")), beyond=True)
+    assert there is None, "nor for a while"
+    assert room_for([home, card("B")], like, not_on={"B"}, beyond=True) is None
     assert room_for([card("B")], like) is None, "nobody knows what it is like"
     assert room_for([home, card("B")], Place("A", WHOLE)) is None
 

@@ -15,7 +15,8 @@ from model_registry.schema import ModelConfig
 from placement.errors import PlacementError, StateLocked
 from placement.goals import Goals, PlacementConfig, Workshop, plan_goals
 from placement.launch import SizedModel
-from placement.renewals import Renewals
+from placement.planned_seats import SEATS_FILE, PlannedSeats
+from placement.renewals import Renewals, Successor
 from placement.slices import Gpu, Inventory, Slice, SliceKind
 from placement.spare_slices import SpareSlices
 from placement.state import StatePaths
@@ -187,7 +188,27 @@ async def test_one_that_somebody_has_a_claim_on_for_now_is_looked_at_again(tmp_p
     scene.renewals.made(MADE)
     scene.spare.tidy_up(in_use, unsettled=False)
     await scene.done()
-    assert (scene.renewals.spare, scene.told) == ((MADE,), ["postponed", "planned anew"])
+    assert (scene.renewals.spare, scene.told) == ((MADE,), ["postponed"]), "later, and not at once again and again"
+
+
+async def test_one_where_a_replica_is_for_a_while_is_kept_in_mind(tmp_path: Path) -> None:
+    machine = Machine()
+    seats = PlannedSeats(tmp_path / SEATS_FILE)
+    seats.begin(SEATED)
+    scene = Scene(tmp_path, machine)
+    scene.renewals.made(MADE)
+    one = Successor("chat-1", "chat-0", MADE, home=PLANNED)
+    scene.renewals.begin(one)
+    config = goals_of(tmp_path, seats=SEATED).config
+    assert scene.renewals.finish(one, config) is not None
+    scene.spare.tidy_up(in_use, unsettled=False)
+    assert (scene.spare.busy, scene.renewals.spare, scene.renewals.away) == (False, (MADE,), {MADE: PLANNED})
+    back = Successor("chat-0", "chat-1", PLANNED)
+    scene.renewals.begin(back)
+    assert scene.renewals.finish(back, config.model_copy(update={"seats": seats.read()})) is not None
+    scene.spare.tidy_up(in_use, unsettled=False)
+    await scene.done()
+    assert (machine.taken_away, scene.renewals.spare, scene.renewals.away) == ([MADE], (), {})
 
 
 async def test_giving_back_waits_for_goals_that_are_being_worked_out_and_can_be_given_up(tmp_path: Path) -> None:
