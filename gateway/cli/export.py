@@ -18,7 +18,7 @@ from gateway.config import load_config
 from gateway.export.ansible import ansible_project
 from gateway.export.cluster import nodes_of
 from gateway.export.kubernetes import FLAVOURS, Flavour, Settings, documents, steps, yaml_stream
-from gateway.export.names import check_label
+from gateway.export.names import check_image, check_label, check_subdomain
 from gateway.export.planned import exported
 from model_registry.atomic import write_atomically
 from model_registry.errors import ConfigError
@@ -89,10 +89,10 @@ def k8s(
     chosen = _flavour(flavour)
     settings = Settings(
         namespace=check_label(namespace, "--namespace"),
-        gateway_image=gateway_image or f"sliceway-gateway:{_version()}",
-        engine_image=engine_image or f"sliceway-engine:{_version()}",
+        gateway_image=_image(gateway_image, "gateway"),
+        engine_image=_image(engine_image, "engine"),
         gateways=gateways,
-        storage_class=storage_class,
+        storage_class=None if storage_class is None else check_subdomain(storage_class, "--storage-class"),
         operator_namespace=check_label(operator_namespace, "--operator-namespace"),
     )
     loaded = load_config(config_path(config))
@@ -131,6 +131,10 @@ def ansible(
         print_json({"files": sorted(project.files), "notes": project.notes, "run": last})
     else:
         _tell(project.notes, [], last)
+
+
+def _image(chosen: str | None, part: str) -> str:
+    return f"sliceway-{part}:{_version()}" if chosen is None else check_image(chosen, f"--{part}-image")
 
 
 def _flavour(text: str) -> Flavour:

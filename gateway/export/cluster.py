@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gateway.config import Config
 from model_registry.catalogue import Product, load_catalogue
-from model_registry.errors import ConfigError
+from model_registry.errors import ConfigError, UnknownProduct
 from placement.gpus import GpuState, MigMode
 from placement.schema import SimulatedFleet
 
@@ -87,7 +87,10 @@ def _parsed(text: str) -> list[tuple[Product, int]]:
     number = int(times or 1)
     if not 1 <= number <= MAX_NODES:
         raise ConfigError(f"{number} nodes make no plan", where="--node", remedy=f"Name 1 to {MAX_NODES}.")
-    return [_shape(product, int(gpus or 1))] * number
+    try:
+        return [_shape(product, int(gpus or 1))] * number
+    except UnknownProduct as error:
+        raise UnknownProduct(error.message, where="--node", remedy=error.remedy) from error
 
 
 def _shape(name: str, gpus: int) -> tuple[Product, int]:

@@ -14,6 +14,14 @@ from model_registry.errors import ConfigError
 MAX_LABEL = 63
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?")
 _HASH_DIGITS = 6
+MAX_SUBDOMAIN = 253
+_SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*")
+# As container registries read it (github.com/distribution/reference, reference.go): a host only with a dot, a port or as `localhost`.
+_HOST = r"(?:localhost|[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+|[A-Za-z0-9.-]+(?=:[0-9]))(?::[0-9]+)?/"
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_IMAGE = re.compile(
+    rf"(?:{_HOST})?{_PART}(?:/{_PART})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?"
+)
 
 
 def dns_label(name: str, *, longest: int = MAX_LABEL) -> str:
@@ -39,4 +47,26 @@ def check_label(value: str, option: str) -> str:
         f"{value!r} is no name that Kubernetes takes",
         where=option,
         remedy="Lower-case letters, digits and dashes, at most 63 of them; the first and the last is no dash.",
+    )
+
+
+def check_subdomain(value: str, option: str) -> str:
+    """`value`, which the operator chose as it is. Raises ConfigError where it is no DNS subdomain: labels with dots between them."""
+    if _SUBDOMAIN.fullmatch(value) and len(value) <= MAX_SUBDOMAIN:
+        return value
+    raise ConfigError(
+        f"{value!r} is no name that Kubernetes takes",
+        where=option,
+        remedy=f"Lower-case letters, digits, dashes and dots, at most {MAX_SUBDOMAIN} of them, like fast.example.com.",
+    )
+
+
+def check_image(value: str, option: str) -> str:
+    """`value`, which the operator chose as it is. Raises ConfigError where no registry has an image under it."""
+    if _IMAGE.fullmatch(value):
+        return value
+    raise ConfigError(
+        f"{value!r} names no image",
+        where=option,
+        remedy="Write [HOST[:PORT]/]NAME[:TAG] in lower-case letters, like registry.example.com/team/sliceway-gateway:0.1.0.",
     )

@@ -8,7 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from gateway.cli import app
-from model_registry.errors import ConfigError
+from model_registry.errors import ConfigError, UnknownProduct
 
 EXAMPLES = Path(__file__).parents[4] / "configs" / "examples"
 WHOLE_CARD = str(EXAMPLES / "whole-card.yaml")
@@ -56,10 +56,14 @@ def test_k8s_as_data() -> None:
         ("--namespace", "Prod", "--namespace"),
         ("--operator-namespace", "a_b", "--operator-namespace"),
         ("--node", ":", "--node"),
+        ("--node", "h999:8", "--node"),
+        ("--gateway-image", "", "--gateway-image"),
+        ("--engine-image", "my engine", "--engine-image"),
+        ("--storage-class", "Fast", "--storage-class"),
     ],
 )
 def test_wrong_options_are_told_with_what_to_do(option: str, value: str, where: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises((ConfigError, UnknownProduct)) as caught:
         run("k8s", WHOLE_CARD, option, value)
     assert (caught.value.where, bool(caught.value.remedy)) == (where, True)
 
