@@ -294,7 +294,7 @@ class EngineConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The head is whole; one of status 1xx announces another."""
         status = self._parser.get_status_code()
-        if status < 200:
+        if 100 <= status < 200:
             self._headers = []
             self._until_close = True
             return
