@@ -16,6 +16,8 @@ from placement.transition.journal import Record
 
 _IDENTITY = re.compile(r"(?:.*/)?(?P<gpu>GPU-[^/]+)/(?P<profile>[^@#]+)@(?P<start>\d+)")
 WINDOW = "1m"
+UNCUT = frozenset({"gpu", "mps", "time-slice"})
+"""Kinds of slices that are a card, or an equal share of one."""
 
 
 def console_state(
@@ -57,7 +59,11 @@ def _row(row: Mapping[str, Any], reasons: Mapping[str, str | None]) -> dict[str,
 
 
 def _gpus(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Cards with their slices in their places; what is no part of a card (cpu slices, engines elsewhere) is one row without a card."""
+    """Cards with their slices in their places; what is no part of a card (cpu slices, engines elsewhere) is one row without a card.
+
+    `columns` is what the whole card is in the slices' own unit (memory slices, or sharers of a card that is not cut); None where
+    nobody knows.
+    """
     cards: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         one = row["slice"]
@@ -67,29 +73,59 @@ def _gpus(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "id": one["id"],
             "label": one["profile"] or one["kind"],
             "start": int(found["start"]) if found else None,
+            "kind": one["kind"],
         }
         served = [name for name, tenant in row["tenants"].items() if tenant["windows"][WINDOW]["e2e_seconds"]["count"]]
         cards.setdefault(card, []).append(shown | {"model": row["model"], "state": row["state"], "tenants": served})
-    for slices in cards.values():
-        slices.sort(key=lambda s: (s["start"] or 0, s["id"]))
-        widths = memory_slices(frozenset((s["label"], s["start"]) for s in slices if s["start"] is not None))
-        for one in slices:
-            one["width"] = widths.get(one["label"], 1) if one["start"] is not None else None
-    return [{"gpu": card or None, "slices": slices} for card, slices in sorted(cards.items())]
+    return [
+        {"gpu": card or None, "columns": _set_widths(slices), "slices": slices}
+        for card, slices in sorted(cards.items())
+    ]
+
+
+def _set_widths(slices: list[dict[str, Any]]) -> int | None:
+    """Give every slice of one card its place and width, in order; the card's own width, None where that cannot be known."""
+    slices.sort(key=lambda s: (s["start"] or 0, s["id"]))
+    if all(s["kind"] in UNCUT for s in slices):
+        for place, one in enumerate(slices):
+            one["start"], one["width"] = place, 1
+        return len(slices)
+    layout = frozenset((s["label"], s["start"]) for s in slices if s["start"] is not None)
+    widths, total = memory_slices(layout), card_memory_slices(layout)
+    for one in slices:
+        one["width"] = widths.get(one["label"], 1) if one["start"] is not None else None
+    if not layout:
+        return None
+    return total or max([8, *(one["start"] + one["width"] for one in slices if one["start"] is not None)])
+
+
+def memory_slices(layout: frozenset[tuple[str, int]]) -> Mapping[str, int]:
+    """How many memory slices each profile of a card's layout (profiles with starts) takes; empty where no card can be cut so."""
+    return _drawn(layout)[0]
+
+
+def card_memory_slices(layout: frozenset[tuple[str, int]]) -> int | None:
+    """How many memory slices the card has that is cut so: 8 mostly, 4 of an A30, 12 of an RTX PRO 6000; None where none is known."""
+    return _drawn(layout)[1]
 
 
 @lru_cache(maxsize=256)
-def memory_slices(layout: frozenset[tuple[str, int]]) -> Mapping[str, int]:
-    """How many memory slices each profile of a card's layout (profiles with starts) takes.
-
-    A name alone does not tell (`1g.10gb` is one slice of an H100 and two of an A100 with 40 GB), so the products are
-    asked on which all of the layout is possible. Empty where there is none.
+def _drawn(layout: frozenset[tuple[str, int]]) -> tuple[Mapping[str, int], int | None]:
+    """A name alone does not tell (`1g.10gb` is one slice of an H100 and two of an A100 with 40 GB), so the products are
+    asked on which all of the layout is possible, and of several the one on which it is the smallest part of the card: the
+    profiles of a name that take more are those that hardly anybody cuts (more memory for the same compute).
     """
+    possible = []
     for product in load_catalogue().products:
-        known = {p.name: p for p in product.profiles if p.plannable}
-        if all(name in known and start in known[name].placements for name, start in layout):
-            return {name: known[name].memory_slices or 1 for name, _ in layout}
-    return {}
+        known = {p.name: p.memory_slices or 1 for p in product.profiles if p.plannable}
+        starts = {p.name: p.placements for p in product.profiles}
+        if product.memory_slices and all(name in known and start in starts[name] for name, start in layout):
+            taken = sum(known[name] for name, _ in layout)
+            possible.append((taken / product.memory_slices, {name: known[name] for name, _ in layout}, product))
+    if not layout or not possible:
+        return {}, None
+    _, widths, product = min(possible, key=lambda one: one[0])
+    return widths, product.memory_slices
 
 
 def _throttled(limits: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

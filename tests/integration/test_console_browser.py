@@ -183,6 +183,46 @@ def test_every_figure_of_a_slice_is_in_sight_however_long_its_id_is(
         gateway.look()
 
 
+@pytest.mark.parametrize(
+    ("slice_id", "kind", "share", "from_the_left"),
+    [
+        ("GPU-5c5f4b7e-0d4a-4bbd-9a06-2d0c7b6f1e11/1g.24gb@9", "mig", 0.25, 0.75),
+        ("GPU-5c5f4b7e-0d4a-4bbd-9a06-2d0c7b6f1e11/3g.40gb@4", "mig", 0.5, 0.5),
+        ("GPU-0b1c2d3e-0d4a-4bbd-9a06-2d0c7b6f1e11", "gpu", 1.0, 0.0),
+    ],
+)
+def test_a_slice_is_drawn_as_large_as_its_part_of_the_card(
+    page: WebDriver,
+    fleet: FakeFleet,
+    gateway: RunningGateway,
+    slice_id: str,
+    kind: str,
+    share: float,
+    from_the_left: float,
+) -> None:
+    kept = fleet.rows["chat-0"]
+    profile = slice_id.partition("/")[2].partition("@")[0] or None
+    update = {"id": slice_id, "kind": kind, "profile": profile, "gpu": slice_id.partition("/")[0]}
+    fleet.rows["chat-0"] = kept.model_copy(update={"slice": kept.slice.model_copy(update=update)})
+    fleet.publish()
+    gateway.look()
+    try:
+        signed_in(page)
+        drawn = f".slice[title^='{slice_id}']"
+        until(page, lambda: page.find_elements(By.CSS_SELECTOR, drawn), "the slice")
+        left, width, whole = page.execute_script(
+            "const one = document.querySelector(arguments[0]), at = one.getBoundingClientRect(), card = one.parentElement.getBoundingClientRect();"
+            "return [at.left - card.left, at.width, card.width];",
+            drawn,
+        )
+        assert width / whole == pytest.approx(share, abs=0.02)
+        assert left / whole == pytest.approx(from_the_left, abs=0.02)
+    finally:
+        fleet.rows["chat-0"] = kept
+        fleet.publish()
+        gateway.look()
+
+
 def test_it_says_what_is_planned_or_that_nobody_plans(page: WebDriver) -> None:
     signed_in(page)
     until(page, lambda: "No controller runs here" in find(page, "plan").text, "the plan")

@@ -63,7 +63,8 @@ function show(state) {
 function drawGpu(card) {
   const box = make("div", null, "gpu");
   box.append(make("p", card.gpu || "not on a GPU"));
-  const grid = make("div", null, card.slices.some((s) => s.start !== null) ? "card" : "card loose");
+  const grid = make("div", null, card.columns ? "card" : "card loose");
+  if (card.columns) grid.style.gridTemplateColumns = `repeat(${card.columns}, minmax(0, 1fr))`;
   for (const one of card.slices) {
     const cell = make("div", null, `slice ${one.state}`);
     if (one.start !== null) cell.style.gridColumn = `${one.start + 1} / span ${one.width}`;

@@ -3,6 +3,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+
 from gateway.console.state import console_state, memory_slices
 from model_registry.geometry import Placement
 from placement.status import ControllerStatus
@@ -60,6 +62,38 @@ def test_a_slice_is_drawn_with_the_tenants_that_were_answered_on_it() -> None:
 def test_a_profile_that_nobody_knows_still_has_a_width() -> None:
     assert memory_slices(frozenset({("9g.999gb", 0)})) == {}
     assert state(row("GPU-a/9g.999gb@0", profile="9g.999gb"))["gpus"][0]["slices"][0]["width"] == 1
+
+
+@pytest.mark.parametrize(
+    ("profile", "starts", "columns", "width"),
+    [
+        ("1g.6gb", (0, 3), 4, 1),  # A30
+        ("1g.24gb", (0, 9), 12, 3),  # RTX PRO 6000
+        ("1g.10gb", (0, 6), 8, 1),
+        ("9g.999gb", (9,), 10, 1),
+    ],
+)
+def test_a_card_is_as_wide_as_its_memory(profile: str, starts: tuple[int, ...], columns: int, width: int) -> None:
+    (card,) = state(*(row(f"GPU-a/{profile}@{start}", profile=profile) for start in starts))["gpus"]
+    assert card["columns"] == columns
+    assert [(s["start"], s["width"]) for s in card["slices"]] == [(start, width) for start in starts]
+
+
+def whole(slice_id: str, kind: str) -> dict[str, Any]:
+    one = row(slice_id, model="chat")
+    return one | {"slice": one["slice"] | {"kind": kind, "gpu": "GPU-a"}}
+
+
+def test_a_card_that_is_not_cut_is_shared_in_equal_parts() -> None:
+    (card,) = state(whole("GPU-a", "gpu"))["gpus"]
+    assert (card["columns"], [(s["start"], s["width"]) for s in card["slices"]]) == (1, [(0, 1)])
+    (card,) = state(whole("GPU-a#1", "mps"), whole("GPU-a#0", "mps"))["gpus"]
+    assert (card["columns"], [(s["id"], s["start"]) for s in card["slices"]]) == (2, [("GPU-a#0", 0), ("GPU-a#1", 1)])
+
+
+def test_what_is_on_no_card_has_no_scale() -> None:
+    (card,) = state(row("cpu-0", model="embed"))["gpus"]
+    assert (card["gpu"], card["columns"]) == (None, None)
 
 
 def test_one_name_is_as_wide_as_on_the_card_that_it_is_on() -> None:
