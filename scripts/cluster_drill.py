@@ -19,7 +19,6 @@ import os
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,7 +27,7 @@ from typing import Any
 
 import aiohttp
 import sentinel
-from drilling import Answer, Clients, DrillFailed, Wish, guarded
+from drilling import Answer, Clients, DrillFailed, Wish, add_steps, guarded, workplace
 from ray_site import FIRST, RaySite
 
 from placement.replicas.procfs import proportional_bytes
@@ -356,21 +355,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--slices-per-gpu", type=int, default=7, choices=range(1, 8), help="of 32 GPUs in all")
     parser.add_argument("--clients", type=int, default=4, help="clients of each gateway, one request after another")
-    parser.add_argument(
-        "--steps",
-        nargs="*",
-        default=list(STEPS),
-        choices=list(STEPS),
-        help="what is to happen, in this order; all of it",
-    )
-    parser.add_argument("--keep", type=Path, help="a directory for logs and state, which stays")
+    add_steps(parser, STEPS, "what is to happen, in this order; all of it")
     chosen = parser.parse_args()
-    with contextlib.ExitStack() as stack:
-        if chosen.keep:
-            chosen.keep.mkdir(parents=True)
-        directory = chosen.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cluster-drill-")))
+    with workplace(chosen.keep, "cluster-drill-") as directory:
         try:
-            report = asyncio.run(_run(chosen, directory.absolute()))
+            report = asyncio.run(_run(chosen, directory))
         except DrillFailed as error:
             sys.stderr.write(f"{error}\n")
             return 1

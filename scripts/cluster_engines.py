@@ -18,7 +18,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
-from drilling import DrillFailed, guarded
+from drilling import DrillFailed, add_steps, guarded, workplace
 from ray_site import FIRST, RaySite
 from ruamel.yaml import YAML
 
@@ -377,16 +376,12 @@ async def run(directory: Path, steps: Sequence[str]) -> Report:
 def main() -> int:
     """Run the drill; the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", nargs="*", default=list(STEPS), choices=list(STEPS), help="what is to be lost; both")
+    add_steps(parser, STEPS, "what is to be lost; both")
     parser.add_argument("--json", action="store_true", help="the report as JSON")
-    parser.add_argument("--keep", type=Path, help="a directory for logs and state, which stays")
     chosen = parser.parse_args()
-    with contextlib.ExitStack() as stack:
-        if chosen.keep:
-            chosen.keep.mkdir(parents=True)
-        directory = chosen.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cluster-engines-")))
+    with workplace(chosen.keep, "cluster-engines-") as directory:
         try:
-            report = asyncio.run(run(directory.absolute(), chosen.steps))
+            report = asyncio.run(run(directory, chosen.steps))
         except DrillFailed as error:
             sys.stderr.write(f"{error}\n")
             return 1

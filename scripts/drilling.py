@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -10,10 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,20 +68,11 @@ class Site:
 
     def sliceway(self, *words: str) -> subprocess.Popen[bytes]:
         """`sliceway ...`, its words appended to the log."""
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "gateway.cli", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self.environment(),
-                start_new_session=True,
-            )
+        return sliceway(*words, log=self.log, mark=self.mark)
 
     def environment(self) -> dict[str, str]:
-        """This process's, without its simulators, and with the mark of everything that this site starts."""
-        plain = {k: v for k, v in os.environ.items() if not k.startswith("SLICEWAY_NVML")}
-        return plain | {sentinel.VARIABLE: self.mark}
+        """Of what this site starts."""
+        return environment(self.mark)
 
     async def start(self, *words: str) -> None:
         """`sliceway up`, which goes on."""
@@ -261,6 +254,40 @@ class Clients:
         except (aiohttp.ClientError, TimeoutError) as error:
             problem = repr(error)
         return Answer(began, time.monotonic(), wish, replica, status, problem, generation)
+
+
+def sliceway(*words: str, log: Path, mark: str) -> subprocess.Popen[bytes]:
+    """`sliceway ...` in a session of its own, with `mark`, what it says appended to `log`."""
+    with log.open("ab") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", "gateway.cli", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            env=environment(mark),
+            start_new_session=True,
+        )
+
+
+def environment(mark: str) -> dict[str, str]:
+    """This process's, without its simulators, and with the mark of everything that a site starts."""
+    plain = {k: v for k, v in os.environ.items() if not k.startswith("SLICEWAY_NVML")}
+    return plain | {sentinel.VARIABLE: mark}
+
+
+def add_steps(parser: argparse.ArgumentParser, steps: Collection[str], told: str) -> None:
+    """`--steps`, all of them if unset, and `--keep`."""
+    parser.add_argument("--steps", nargs="*", default=list(steps), choices=list(steps), help=told)
+    parser.add_argument("--keep", type=Path, help="a directory for logs and state, which stays")
+
+
+@contextlib.contextmanager
+def workplace(kept: Path | None, prefix: str) -> Iterator[Path]:
+    """`kept`, which must not be there yet and stays, or a directory that goes with the block; absolute."""
+    with contextlib.ExitStack() as stack:
+        if kept is not None:
+            kept.mkdir(parents=True)
+        yield (kept or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix)))).absolute()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import drilling
 import psutil
 import sentinel
 from drilling import DrillFailed, free_port
@@ -49,20 +49,11 @@ class RaySite:
 
     def sliceway(self, name: str, *words: str) -> subprocess.Popen[bytes]:
         """`sliceway ...` in a session of its own, its words in `name`.log."""
-        with (self.directory / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "gateway.cli", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self.environment(),
-                start_new_session=True,
-            )
+        return drilling.sliceway(*words, log=self.directory / f"{name}.log", mark=self.mark)
 
     def environment(self) -> dict[str, str]:
-        """This process's, without its simulators, and with the mark of everything that this site starts."""
-        plain = {k: v for k, v in os.environ.items() if not k.startswith("SLICEWAY_NVML")}
-        return plain | {sentinel.VARIABLE: self.mark}
+        """Of what this site starts."""
+        return drilling.environment(self.mark)
 
     async def start(self) -> None:
         """The first node, until it tells the cluster's address."""
