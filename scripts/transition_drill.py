@@ -37,6 +37,7 @@ from transition_targets import TENANTS, Target, first, following, kept
 from placement.errors import TableUnreadable
 from placement.locks import holder
 from placement.orders import read_orders
+from placement.renewals import RENEWALS_FILE
 from placement.table import RoutingTable, read
 from placement.transition.journal import JOURNAL_FILE
 
@@ -321,11 +322,7 @@ class Drill:
     async def _check(self, target: Target) -> None:
         """Is everything as it was asked for, and nothing else?"""
         site, wrong = self._site, self._report.wrong
-        await until(lambda: self._serving(target), f"{target.floors} serve", site, seconds=60)
-        code, planned = await site.asked("plan")
-        if planned is None:
-            raise DrillFailed(f"plan exited with {code}:\n{site.said()}")
-        fleet = planned["fleet"]
+        code, fleet = await self._planned(target)
         if code or fleet["changed"] or fleet["transition"]["steps"]:
             wrong.append(f"the plan after apply is not empty: {fleet['transition']['steps']}")
         if (site.paths.root / JOURNAL_FILE).exists():
@@ -335,6 +332,20 @@ class Drill:
         if not int(target.reserve) <= len(fleet["reserved"]) <= 1:  # what was made once is not touched again
             wrong.append(f"reserved: {fleet['reserved']}")
         await self._check_machine(target)
+
+    async def _planned(self, target: Target) -> tuple[int, dict[str, Any]]:
+        """What `plan` says once all serve. Where a replica that is replaced is somewhere for a while, when it is back."""
+        site, renewals = self._site, self._site.paths.root / RENEWALS_FILE
+        while True:
+            await until(lambda: self._serving(target), f"{target.floors} serve", site, seconds=60)
+            renewed = renewals.exists()
+            code, planned = await site.asked("plan")
+            if planned is None:
+                raise DrillFailed(f"plan exited with {code}:\n{site.said()}")
+            fleet = planned["fleet"]
+            if not fleet["transition"]["steps"] or not (renewed or renewals.exists()):
+                return code, fleet
+            await until(lambda: not renewals.exists(), "nothing is replaced any more", site, seconds=180)
 
     async def _check_machine(self, target: Target) -> None:
         """One engine per replica, on a slice that the driver says it uses, and no other process."""
