@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from loadtests.traces import MOST_TOKENS
 from loadtests.yamlfile import Section
 
-MOST_TOKENS = 10_000_000
 _P95 = 1.6448536269514722
 """The standard normal distribution's 95th percentile."""
 

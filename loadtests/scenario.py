@@ -215,6 +215,7 @@ Seed = Annotated[int, Field(ge=0, description="The same seed asks the same, at t
 class Scenario(Section):
     """One run."""
 
+    kind: Literal["load"] = "load"
     version: Literal["v1"] = "v1"
     base_url: BaseUrl = Field(default="http://127.0.0.1:8080", description="The gateway, without /v1.")
     warmup_seconds: float = Field(

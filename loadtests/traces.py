@@ -17,6 +17,7 @@ from typing import Any
 
 from loadtests.problems import Problem, ScenarioError
 
+MOST_TOKENS = 10_000_000
 _OURS = {"at_seconds", "prompt_tokens", "output_tokens", "prefix", "prefix_tokens"}
 _MOONCAKE = {"timestamp", "input_length", "output_length", "hash_ids"}
 
@@ -50,7 +51,7 @@ def read_trace(path: Path) -> tuple[Row, ...]:
             if rows and row.at_seconds < rows[-1].at_seconds:
                 raise ValueError(f"at_seconds goes back, from {rows[-1].at_seconds:g} to {row.at_seconds:g}")
             rows.append(row)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             problems.append(Problem(_words(error), f"{path}:{number}", "See the format in docs/isolation.md."))
     if problems:
         raise ScenarioError(*problems[:20])
@@ -88,6 +89,8 @@ def _checked(row: Row) -> Row:
         raise ValueError(f"at_seconds {row.at_seconds:g} is no time from the start")
     if row.prompt_tokens < 1 or row.output_tokens < 1:
         raise ValueError("prompt_tokens and output_tokens are at least 1")
+    if max(row.prompt_tokens, row.output_tokens) > MOST_TOKENS:
+        raise ValueError(f"prompt_tokens and output_tokens are at most {MOST_TOKENS}")
     if not 0 <= row.prefix_tokens <= row.prompt_tokens:
         raise ValueError("prefix_tokens is between 0 and prompt_tokens")
     return row

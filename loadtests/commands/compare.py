@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from math import inf
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -28,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(chosen: Namespace) -> int:
     """0 nothing is worse · 1 something is."""
-    if chosen.tolerance < 1:
+    if not 1 <= chosen.tolerance < inf:
         raise ScenarioError(f"--tolerance {chosen.tolerance:g}: a ratio of after to before, 1 or more")
     found = compare(read_report(chosen.before), read_report(chosen.after), tolerance_ratio=chosen.tolerance)
     if chosen.json:

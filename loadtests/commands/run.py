@@ -7,10 +7,13 @@ from pathlib import Path
 
 from loadtests import reports
 from loadtests.commands.base import add_output, check_writable, keep_samples, print_json
+from loadtests.problems import ScenarioError
 from loadtests.progress import steps
 from loadtests.scenario import environment, load_scenario
 from loadtests.target import Target
 from loadtests.workers import crew
+
+MOST_PROCESSES = 64
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -22,6 +25,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(chosen: Namespace) -> int:
     """0 measured · 1 nothing was answered."""
+    if not 1 <= chosen.processes <= MOST_PROCESSES:
+        raise ScenarioError(f"--processes {chosen.processes}: 1 to {MOST_PROCESSES} can send a load")
     scenario = load_scenario(chosen.file)
     check_writable(samples=chosen.samples)
     keys = {tenant.name: tenant.key(environment()) for tenant in scenario.tenants}

@@ -97,6 +97,9 @@ def test_a_trace_is_read_in_both_formats(tmp_path: Path) -> None:
             "prefix_tokens",
         ),
         ('{"at_seconds": 0.1, "prompt_tokens": 5, "output_tokens": 1}', "goes back"),
+        ('{"at_seconds": 1, "prompt_tokens": 1e400, "output_tokens": 1}', "infinity"),
+        ('{"at_seconds": NaN, "prompt_tokens": 1, "output_tokens": 1}', "no time"),
+        ('{"at_seconds": 1, "prompt_tokens": 99999999999, "output_tokens": 1}', "at most 10000000"),
     ],
 )
 def test_faults_of_a_trace_name_their_line(tmp_path: Path, line: str, said: str) -> None:

@@ -186,7 +186,8 @@ def test_the_exit_code_says_whether_something_got_worse(tmp_path: Path, capsys: 
     assert "worse" in capsys.readouterr().out
     assert main(["compare", before, after, "--tolerance", "1.5"]) == 0
     assert main(["compare", after, before, "--json"]) == 0
-    assert main(["compare", before, after, "--tolerance", "0.5"]) == 2
+    for tolerance in ("0.5", "nan", "inf"):
+        assert main(["compare", before, after, "--tolerance", tolerance]) == 2
     assert main(["compare", before, str(tmp_path / "none.json")]) == 2
     assert "cannot be read" in capsys.readouterr().err
 

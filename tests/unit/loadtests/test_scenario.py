@@ -21,7 +21,7 @@ def parse(**fields: Any) -> Any:
 def test_a_scenario_from_yaml(tmp_path: Path) -> None:
     path = tmp_path / "load.yaml"
     path.write_text(
-        "version: v1\ntenants:\n"
+        "kind: load\nversion: v1\ntenants:\n"
         "  - {name: acme, model: chat}\n"
         "  - {name: noisy, model: chat, arrival: {kind: open, requests_per_second: 5}, background: true}\n",
         encoding="utf-8",
@@ -64,6 +64,7 @@ def test_a_scenario_from_yaml(tmp_path: Path) -> None:
         ({"tenants": [TENANT | {"arrival": {"kind": "open"}}]}, "requests_per_second"),
         ({"tenants": [TENANT | {"api_key": "a", "api_key_env": "B"}]}, "not both"),
         ({"version": "v2"}, "version"),
+        ({"kind": "isolation"}, "kind: must be 'load'"),
     ],
 )
 def test_faults_name_the_field(fields: dict[str, Any], said: str) -> None:
