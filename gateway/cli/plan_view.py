@@ -38,7 +38,7 @@ def show_fleet(answer: FleetAnswer, gpus: Sequence[GpuState], reserved: Sequence
     if answer.demands or answer.workload.resting:
         out.print()
         out.print(_models(answer))
-    for line in (*_unmet(answer), *_stranded(answer), *_transition(answer, labels), *_proposal(answer)):
+    for line in (*_unmet(answer), *_stranded(answer), *_transition(answer, gpus), *_proposal(answer)):
         out.print(line, highlight=False)
 
 
@@ -171,16 +171,17 @@ def _bars(gpu: FleetGpu, now: Sequence[Placement], then: Sequence[Placement]) ->
         return
     rows = [("now", now), ("then", then)]
     try:
-        layouts = [
-            (name, Layout(product, tuple(p for p in held if p != WHOLE))) for name, held in rows if WHOLE not in held
-        ]
+        layouts = [(name, None if WHOLE in held else Layout(product, tuple(held))) for name, held in rows]
     except SlicewayError:
         return
-    if not layouts:
+    drawable = [layout for _, layout in layouts if layout is not None]
+    if not drawable:
         return
-    ruler, *lines = drawn(product, [layout for _, layout in layouts], width=out.width - 8)
+    ruler, *bars = drawn(product, drawable, width=out.width - 8)
     yield Text("      ").append_text(ruler)
-    for (name, _), line in zip(layouts, lines, strict=True):
+    lines = iter(bars)
+    for name, layout in layouts:
+        line = Text("whole card, MIG off", style="dim") if layout is None else next(lines)
         yield Text(f"{name:>5} ", style="dim").append_text(line)
 
 
@@ -260,7 +261,7 @@ def _unmet_line(answer: FleetAnswer, demand: str) -> str:
     return f"[bold red]not met[/] {escape(demand)}: {what}\n  [dim]{escape(help_)}[/]"
 
 
-def _transition(answer: FleetAnswer, labels: dict[str, str]) -> Iterator[str]:
+def _transition(answer: FleetAnswer, gpus: Sequence[GpuState]) -> Iterator[str]:
     if answer.blocked is not None:
         yield f"[bold red]no safe order[/] {escape(answer.blocked.message)}\n  [dim]{escape(answer.blocked.remedy or '')}[/]"
         return
@@ -274,11 +275,20 @@ def _transition(answer: FleetAnswer, labels: dict[str, str]) -> Iterator[str]:
     if starts:
         told = ", ".join(f"{m.demand} {_duration(m.start_seconds or 0.0)} ({m.start_source})" for m in starts)
         yield f"  [dim]counted for a start: {escape(told)}[/]"
+    labels, mig = {g.uuid: f"GPU {g.index}" for g in gpus}, {g.uuid: g.mig for g in gpus}
     for step in answer.transition.steps[:_MOST_STEPS]:
-        yield f"  {step.number + 1:>3} {escape(_named(str(step), step.place, labels))}"
+        switched = _switches(step, mig.get(step.place.gpu))
+        yield f"  {step.number + 1:>3} {escape(_named(str(step), step.place, labels))}{switched}"
     left = len(answer.transition.steps) - _MOST_STEPS
     if left > 0:
         yield f"  ... and {left} more; --json lists them all"
+
+
+def _switches(step: Step, mig: bool | None) -> str:
+    """What `apply` has to be told for a step that changes a GPU's mode."""
+    if step.place.placement != WHOLE or step.kind not in ("create", "destroy") or mig is (step.kind == "destroy"):
+        return ""
+    return "  [yellow]needs --allow-mode-change[/]"
 
 
 def _named(text: str, place: Place, labels: dict[str, str]) -> str:

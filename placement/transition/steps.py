@@ -55,7 +55,7 @@ class Step:
         if self.kind in ("create", "destroy"):
             note = f" (reserved: {self.reserved})" if self.reserved else ""
             if self.place.placement.profile == WHOLE_GPU:
-                return f"switch MIG {'off' if self.kind == 'create' else 'on'} on {self.place.gpu}{note}"
+                return f"set {self.place.gpu} to MIG {'off' if self.kind == 'create' else 'on'}{note}"
             return f"{self.kind} {self.place}{note}"
         return f"{self.kind} {self.replica} on {self.place}"
 

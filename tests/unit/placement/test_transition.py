@@ -132,10 +132,10 @@ def test_a_whole_card_is_emptied_first_and_cut_again_last() -> None:
     to_whole = plan(planned(gpu("A", ("1g.10gb@0", "embed-0"), ("1g.10gb@1", None)), ("gpu@0", "chat-0")))
     steps = plan_transition(to_whole, (), allow_dip=True).steps
     switch = next(s for s in steps if s.kind == "create")
-    assert str(switch) == "switch MIG off on A"
+    assert str(switch) == "set A to MIG off"
     assert set(switch.after) == set(range(switch.number))
     back = plan(planned(gpu("A", ("gpu@0", "chat-0")), ("1g.10gb@0", "embed-0")))
-    assert "switch MIG on on A" in told(plan_transition(back, (), allow_dip=True))
+    assert "set A to MIG on" in told(plan_transition(back, (), allow_dip=True))
 
 
 def test_reservations_are_created_and_carry_their_note() -> None:

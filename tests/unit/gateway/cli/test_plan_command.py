@@ -147,6 +147,15 @@ def test_apply_carries_the_plan_out_and_a_second_time_there_is_nothing_to_do(con
     assert "no engine was started: no controller runs" in shown
 
 
+@pytest.mark.parametrize(("mig", "needed"), [("true", True), ("false", False)])
+def test_the_plan_says_where_a_cards_mode_has_to_change(config: Write, mig: str, needed: bool) -> None:
+    rest = CHAT.replace("    demand:", "    profiles: [gpu]\n    demand:")
+    shown = run("plan", config(rest=rest, discover=f"{{simulate: {{h100-sxm: 1}}, mig: {mig}}}")).stdout
+    assert "set GPU 0 to MIG off" in shown
+    assert "then whole card, MIG off" in shown
+    assert ("needs --allow-mode-change" in shown) is needed
+
+
 def test_a_model_that_is_to_have_less_is_not_told_as_one_without_a_dip(config: Write) -> None:
     told("apply", config(rest=CHAT + SMALL))
     fewer = config(rest=CHAT + SMALL.replace("replicas: 2", "replicas: 1"))
