@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from model_registry.geometry import Placement
 from placement.planner.places import Places, add_places
 from placement.planner.shapes import GpuClass, Shape
-from placement.planner.solver import INFINITY, Limits, Program, Solved
+from placement.planner.solver import INFINITY, Limits, Program, Solved, common_step
 from placement.planner.types import Constraints, FleetGpu, Level, Objective
 from placement.planner.wants import Want
 
@@ -71,6 +71,7 @@ class Master:
     _last: Solved | None = None
     _economical: bool = False
     _found: bool = False
+    _economy_held: bool = False
     _product: dict[str, str] = field(default_factory=dict)
     _places: dict[int, Places] = field(default_factory=dict)
 
@@ -98,7 +99,7 @@ class Master:
         if objective is Objective.DISTURBANCE:
             base = MOVE * sum(self.running.values())
             level = self._level(objective, self._disturbance(), limits, base=base, unit=MOVE)
-            self._economical = level is not None
+            self._economical = level is not None and not self._reusable
             return level
         if self.economise(limits) is None:
             return None
@@ -144,15 +145,31 @@ class Master:
 
     def economise(self, limits: Limits) -> float | None:
         """Make the penalties of the options taken, and where it is open their number, as small as can be; None in vain."""
-        if not (economy := self._economy()):
+        economy = {} if self._economy_held else self._economy()
+        if not economy:
             return 0.0
-        level = self._level(Objective.FRAGMENTATION, economy, limits)
-        return None if level is None else level.value
+        value = self._least_already(economy, limits)
+        if value is not None:
+            self.hold(economy, value)
+        elif (level := self._level(Objective.FRAGMENTATION, economy, limits)) is not None:
+            value = level.value
+        self._economy_held = value is not None
+        return value
+
+    def _least_already(self, terms: Terms, limits: Limits) -> float | None:
+        """What the last answer comes to, where the relaxation shows that none comes to less; None where it does not."""
+        step = common_step(terms.values())
+        if self._last is None or not self._found or not step:
+            return None
+        known = sum(cost * self._last.values[v] for v, cost in terms.items())
+        relaxed = self.program.relaxed().minimise(terms, limits)
+        return known if relaxed is not None and known - relaxed.objective < step * (1 - 1e-6) else None
 
     def hold_economy(self, value: float) -> None:
         """Keep what `economise` came to in a program that settled the same before."""
-        self._economical = True
+        self._economical = not self._reusable
         self.hold(self._economy(), value)
+        self._economy_held = True
 
     def hold_disturbance(self, value: float) -> None:
         """Keep disturbance, in layout changes, at this."""
@@ -332,7 +349,10 @@ class Master:
         return terms | {at.on: p for at in self._places.values() if (p := at.gpu.price_per_hour)}
 
     def _economy(self) -> Terms:
-        """Penalties of the options taken, and no more replicas than a rate needs where that has not been seen to."""
+        """Penalties of the options taken, and the replicas that serve rates, where their number has not been settled.
+
+        It has not where there are instances that a replica nobody needs could have at no cost.
+        """
         by_name = {w.name: w for w in self.wants}
         terms: Terms = {}
         for (group, name, profile), v in self._x.items():
@@ -343,6 +363,11 @@ class Master:
             if cost:
                 terms[v] = cost
         return terms if not self._economical or any(o.penalty for w in self.wants for o in w.options) else {}
+
+    @property
+    def _reusable(self) -> bool:
+        """Whether there are instances that somebody else could have."""
+        return any(i.reserved is None for group in self.classes for gpu in group.members for i in gpu.instances)
 
     def _add_shapes(self) -> None:
         for c, group in enumerate(self.classes):

@@ -109,9 +109,21 @@ def _search(problem: Problem, wants: Sequence[Want], limits: Limits) -> _Found:
                 return _stayed(problem, wants, shaper, moving_few, reached.answer.levels, bound=bound)
     detail = _Detail(problem, wants, shaper, sum(leaving.values()), limits)
     found = (detail.few(reached, rest) if reached else None) or detail.search(reached, rest)
-    if found.seating.unseated and len(problem.gpus) <= _SMALL:
+    true = _told_truly(problem, wants, found)
+    if len(problem.gpus) <= (_SMALL if found.seating.unseated else _TINY if true is not found else 0):
         found = detail.search(None, problem.order, by_gpu=True)
-    return found
+        true = _told_truly(problem, wants, found)
+    return true
+
+
+def _told_truly(problem: Problem, wants: Sequence[Want], found: _Found) -> _Found:
+    """The same with what it really disturbs, where limits per GPU and node move replicas that the program let stay."""
+    lost, changes = disturbance(problem, wants, found.seating)
+    true = lost + changes / MOVE
+    if all(level.objective is not Objective.DISTURBANCE or true <= level.value + 1e-6 for level in found.levels):
+        return found
+    levels = (replace(x, value=true) if x.objective is Objective.DISTURBANCE else x for x in found.levels)
+    return replace(found, levels=tuple(levels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +249,8 @@ class _Detail:
     def _full(self, classes: Sequence[GpuClass], reached: _Reached, changes: Level, economy: float) -> _Found | None:
         """Nothing is better than no fragmentation, and few shapes have none: these are tried by themselves."""
         whole = tuple(replace(c, shapes=tuple(s for s in c.shapes if not s.fragmentation)) for c in classes)
+        if not all(group.shapes for group in whole):
+            return None  # what is reserved on some GPU breaks it up, whatever is added
         master = self._master(whole, reached)
         master.hold_changes(changes.value * MOVE)
         master.hold_economy(economy)

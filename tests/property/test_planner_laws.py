@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_registry.catalogue import Product, load_catalogue
-from model_registry.errors import IllegalLayout
 from model_registry.geometry import Geometry, Layout, Placement
-from placement.planner.fragmentation import Fragmentation
+from placement.planner.brute_force import BruteForce
 from placement.planner.online import adjust
 from placement.planner.plan import plan
 from placement.planner.types import (
@@ -206,121 +204,6 @@ def test_online_placement_keeps_the_laws_and_moves_nobody(problem: Problem) -> N
         assert not adjust(done.gpus, demand).stopped
 
 
-# Brute force: every way of placing the replicas of a tiny problem, judged by its own arithmetic.
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Objectives of one way, in the default order."""
-
-    missing: tuple[float, ...]
-    price: float
-    disturbance: float
-    fragmentation: float
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        return (
-            *(round(m, 6) for m in self.missing),
-            round(self.price, 6),
-            round(self.disturbance, 6),
-            self.fragmentation,
-        )
-
-
-Seat = tuple[int, Placement]
-
-
-def ways(problem: Problem) -> Iterator[dict[Seat, str]]:
-    """Every legal choice of seats, each replica of a demand seated or not."""
-    seats = [list(seats_of(problem, d)) for d in problem.demands]
-    choices = [
-        [c for n in range((d.replicas or 0) + 1) for c in itertools.combinations(mine, n)]
-        for d, mine in zip(problem.demands, seats, strict=True)
-    ]
-    for choice in itertools.product(*choices):
-        taken = {seat: d.name for d, chosen in zip(problem.demands, choice, strict=True) for seat in chosen}
-        if len(taken) == sum(map(len, choice)) and all(legal(g, n, taken) for n, g in enumerate(problem.gpus)):
-            yield taken
-
-
-def seats_of(problem: Problem, demand: ModelDemand) -> Iterator[Seat]:
-    for number, gpu in enumerate(problem.gpus):
-        assert gpu.geometry is not None
-        for option in demand.options:
-            if option.product == gpu.product and option.profile == "gpu":
-                yield number, WHOLE
-            elif option.product == gpu.product:
-                for start in gpu.geometry.profile(option.profile).placements:
-                    yield number, Placement(start, option.profile)
-
-
-def legal(gpu: FleetGpu, number: int, taken: dict[Seat, str]) -> bool:
-    assert gpu.geometry is not None
-    mine = {at: name for (n, at), name in taken.items() if n == number}
-    there = {i.placement: i for i in gpu.instances}
-    if gpu.draining and mine:
-        return False
-    if gpu.cordoned and any(at not in there or there[at].demand != name for at, name in mine.items()):
-        return False
-    reserved = [i.placement for i in gpu.instances if i.reserved]
-    if any(at in reserved for at in mine):
-        return False
-    if WHOLE in mine:
-        return len(mine) == 1 and not reserved
-    try:
-        Layout(gpu.geometry, (*mine, *reserved))
-    except IllegalLayout:
-        return False
-    return True
-
-
-def judged(problem: Problem, taken: dict[Seat, str]) -> Judged:
-    counts = Counter(taken.values())
-    levels = sorted({d.priority for d in problem.demands}, reverse=True)
-    missing = tuple(
-        float(sum((d.replicas or 0) - counts[d.name] for d in problem.demands if d.priority == level))
-        for level in levels
-    )
-    price = moved = changes = lost = 0.0
-    names = {d.name for d in problem.demands}
-    for number, gpu in enumerate(problem.gpus):
-        used = {at: name for (n, at), name in taken.items() if n == number}
-        reserved = {i.placement for i in gpu.instances if i.reserved}
-        price += gpu.price_per_hour if used or reserved else 0.0
-        moved += sum(i.demand in names and used.get(i.placement) != i.demand for i in gpu.instances)
-        changes += changed(gpu, set(used), reserved)
-        if WHOLE not in used:
-            assert gpu.geometry is not None
-            lost += Fragmentation(gpu.geometry).of({*used, *reserved})
-    return Judged(missing, price, moved + changes / 1000, lost)
-
-
-def changed(gpu: FleetGpu, used: set[Placement], reserved: set[Placement]) -> int:
-    there = {i.placement for i in gpu.instances}
-    new = used - there
-    if not new:
-        return 0
-    if WHOLE in new or WHOLE in there:
-        return len(new) + len(there)
-    idle = sorted(there - used - reserved)
-    assert gpu.geometry is not None
-    return len(new) + min(
-        len(gone)
-        for n in range(len(idle) + 1)
-        for gone in itertools.combinations(idle, n)
-        if possible(gpu.geometry, used | reserved | (set(idle) - set(gone)))
-    )
-
-
-def possible(product: Product, placements: set[Placement]) -> bool:
-    try:
-        Layout(product, tuple(placements))
-    except IllegalLayout:
-        return False
-    return True
-
-
 @st.composite
 def tiny_problems(draw: st.DrawFn) -> Problem:
     products = draw(st.sampled_from([(A30,), (A30,), (A100,), (A30, A100)]))
@@ -341,22 +224,7 @@ def without_reserved(gpu: FleetGpu) -> FleetGpu:
 @given(tiny_problems())
 @settings(max_examples=40, deadline=None)
 def test_no_way_of_placing_a_tiny_problem_is_better(problem: Problem) -> None:
-    best = min((judged(problem, taken) for taken in ways(problem)), key=lambda j: j.key)
-    made = plan(problem)
-    found = {level.objective: level for level in made.levels}
-    assert all(level.optimal for level in made.levels)
-    assert found[Objective.DEMAND].value == pytest.approx(sum(best.missing))
-    assert found[Objective.PRICE].value == pytest.approx(best.price)
-    assert found[Objective.DISTURBANCE].value == pytest.approx(best.disturbance)
-    assert found[Objective.FRAGMENTATION].value == pytest.approx(best.fragmentation)
-    assert realised(problem, made).key == best.key, "what the levels say is what the plan does"
-
-
-def realised(problem: Problem, made: FleetPlan) -> Judged:
-    taken = {
-        (n, s.placement): str(s.demand) for n, g in enumerate(made.gpus) for s in g.slices if s.replica is not None
-    }
-    return judged(problem, taken)
+    assert BruteForce(problem).differs(plan(problem)) is None
 
 
 def test_the_levels_of_a_plan_are_never_below_their_bounds() -> None:

@@ -368,3 +368,34 @@ def test_a_plan_that_the_clock_ended_says_so() -> None:
     made = plan(problem, clock=lambda: next(at_the_last_look, 1e6))
     assert not made.reproducible
     assert made.as_public()["reproducible"] is False
+
+
+def test_a_reserved_slice_that_breaks_up_an_otherwise_empty_fleet_is_no_obstacle() -> None:
+    """No layout with it is free of fragmentation, so none is looked for among those that are."""
+    a30 = CATALOGUE.product("a30")
+    tuning = Instance(Placement.parse("1g.6gb@1"), reserved="tuning")
+    fleet = (FleetGpu("a", a30.name, a30, instances=(tuning,)),)
+    made = plan(Problem(fleet, (wants("chat", on("a30", "2g.12gb")),)))
+    assert seats(made, "chat") == ["a/2g.12gb@2"]
+    assert all(x.optimal for x in made.levels)
+    draining = (replace(fleet[0], draining=True), FleetGpu("b", a30.name, a30))
+    assert seats(plan(Problem(draining, (wants("chat", on("a30", "2g.12gb")),))), "chat") == ["b/2g.12gb@0"]
+
+
+def test_no_replica_that_nobody_needs_is_started_on_an_idle_slice_for_the_sake_of_tidiness() -> None:
+    """An idle slice counts as free, and fragmentation is less where it is taken: not worth an engine."""
+    held = (runs("3g.40gb@0", "big-0"), runs("1g.10gb@4", "chat-0"), idle("1g.10gb@5"), idle("1g.10gb@6"))
+    chat = wants("chat", SMALL, on("a100-80gb", "2g.20gb", 2.0), rate=1.0)
+    kept = wants("big", on("a100-80gb", "3g.40gb"))
+    made = plan(Problem((gpu("a", *held),), (chat, kept, wants("new", SMALL))))
+    assert len(seats(made, "chat")) == 1
+    assert all(x.optimal for x in made.levels)
+
+
+def test_a_plan_says_what_it_disturbs_where_a_limit_per_gpu_moves_a_replica() -> None:
+    """Two of a model run on one GPU where one is allowed: one of them moves, though its slice serves somebody else."""
+    fleet = (gpu("a", runs("1g.10gb@0", "chat-0"), runs("1g.10gb@1", "chat-1")), gpu("b", runs("1g.10gb@0", "code-0")))
+    made = plan(Problem(fleet, (wants("chat", SMALL, replicas=2, max_per_gpu=1), wants("code", SMALL, replicas=2))))
+    assert [d.subject for d in made.decisions if d.action == "move"] == ["chat-1"]
+    assert level(made, Objective.DISTURBANCE) == pytest.approx(1.001)
+    assert all(x.optimal for x in made.levels)
