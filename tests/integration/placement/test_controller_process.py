@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,12 +266,18 @@ def test_a_replacement_that_does_not_start_leaves_the_others_as_they_are(site: S
     site.ready("a-0")
 
 
-def test_where_a_slice_is_free_the_new_one_serves_before_the_old_one_ends(site: Site, eventually: Eventually) -> None:
+def told_of(site: Site, *arguments: str) -> tuple[subprocess.Popen[bytes], int]:
+    """A controller that has `a-0` and was told to start it with these arguments from here on, and the engine that serves."""
     site.write(A)
     controller = site.controller()
-    old = site.ready("a-0")
-    site.write(A | {"engine_args": ["--seed", "1"]})
+    engine = site.ready("a-0")
+    site.write(A | {"engine_args": list(arguments)})
     controller.send_signal(signal.SIGHUP)
+    return controller, engine
+
+
+def test_where_a_slice_is_free_the_new_one_serves_before_the_old_one_ends(site: Site, eventually: Eventually) -> None:
+    controller, old = told_of(site, "--seed", "1")
     tables = []
 
     def replaced() -> bool:
@@ -297,11 +304,7 @@ def test_where_a_slice_is_free_the_new_one_serves_before_the_old_one_ends(site: 
 
 
 def test_a_successor_that_does_not_start_leaves_the_old_one_serving(site: Site, eventually: Eventually) -> None:
-    site.write(A)
-    controller = site.controller()
-    old = site.ready("a-0")
-    site.write(A | {"engine_args": ["--die", "no such flag"]})
-    controller.send_signal(signal.SIGHUP)
+    controller, old = told_of(site, "--die", "no such flag")
     assert "no such flag" in site.wait_for("a-1", ReplicaState.FAILED).reason
     assert site.ready("a-0") == old
     assert site.table().ready("a")
@@ -312,11 +315,7 @@ def test_a_successor_that_does_not_start_leaves_the_old_one_serving(site: Site, 
 
 
 def test_a_controller_killed_between_the_two_goes_on(site: Site, eventually: Eventually) -> None:
-    site.write(A)
-    controller = site.controller()
-    old = site.ready("a-0")
-    site.write(A | {"engine_args": ["--take", "1.5"]})
-    controller.send_signal(signal.SIGHUP)
+    controller, old = told_of(site, "--take", "1.5")
     site.wait_for("a-1", ReplicaState.STARTING)
     controller.kill()
     controller.wait()
