@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gateway.config import Config
 from gateway.tenant_pools import tenant_pools
+from model_registry.errors import SlicewayError
 from placement.assign import stem_of, wanted_replicas
 from placement.errors import PartitionError, SimulatorError
 from placement.goals import PlacementConfig
@@ -62,7 +63,11 @@ def with_simulation(config: Config, fleet: str | None) -> Config:
     """`config` on the GPUs that `--simulate` names; as it is without."""
     if fleet is None:
         return config
-    return config.model_copy(update={"fleet": simulated_fleet(fleet, config.fleet)})
+    try:
+        return config.model_copy(update={"fleet": simulated_fleet(fleet, config.fleet)})
+    except SlicewayError as error:
+        error.where = error.where or "--simulate"
+        raise
 
 
 def machine_of(config: Config) -> Machine:

@@ -83,7 +83,9 @@ def show_why(answer: FleetAnswer, name: str, gpus: Sequence[GpuState] = ()) -> N
     decisions = [d for n in _demands_of(answer, name) for d in answer.plan.why(n)]
     if not models and not decisions and name not in answer.workload.unreadable:
         known = sorted({*answer.workload.models, *answer.workload.unreadable, *answer.demands})
-        raise ConfigError(f"the plan knows no model {name!r}", remedy=f"There are: {', '.join(known) or 'none'}.")
+        raise ConfigError(
+            f"the plan knows no model {name!r}", where="--why", remedy=f"There are: {', '.join(known) or 'none'}."
+        )
     for decision in decisions:
         place = f" {decision.placement}" if decision.placement else ""
         reason = decision.reason

@@ -99,7 +99,11 @@ def _cordoned(gpus: Sequence[GpuState], planning: PlanningConfig) -> frozenset[s
     if not planning.cordon:
         return frozenset()
     rule = GpuSelection(gpus=planning.cordon)
-    return frozenset(g.uuid for g in selected(gpus, rule, "fleet.cordon", load_catalogue()))
+    try:
+        return frozenset(g.uuid for g in selected(gpus, rule, "fleet.cordon", load_catalogue()))
+    except ConfigError as error:
+        error.where = "fleet.cordon"  # a list by itself, where other rules hold theirs under `gpus`
+        raise
 
 
 def _product_of(rule: GpuSelection, profile: str, gpus: Sequence[GpuState]) -> str | None:

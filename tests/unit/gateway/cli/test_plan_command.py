@@ -123,8 +123,12 @@ def test_why_prints_every_place_and_what_would_help(config: Write) -> None:
     shown = run("plan", config(), "--why", "chat").stdout
     assert "add chat-0 3g.40gb" in shown
     assert "weights of 15.27 GiB exceed" in shown
-    with pytest.raises(ConfigError, match="knows no model 'chta'"):
+    with pytest.raises(ConfigError, match="--why: the plan knows no model 'chta'"):
         run("plan", config(), "--why", "chta")
+    with pytest.raises(SlicewayError, match="--simulate: 'h100' could be any of"):
+        run("plan", config(), "--simulate", "h100:2")
+    with pytest.raises(ConfigError, match=r"fleet\.cordon: there is no GPU 7"):
+        run("plan", config(fleet="cordon: [7]"))
 
 
 def test_apply_carries_the_plan_out_and_a_second_time_there_is_nothing_to_do(config: Write) -> None:
