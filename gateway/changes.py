@@ -20,6 +20,7 @@ from placement.orders import Orders, read_orders
 from placement.planner.types import WHOLE_GPU, FleetGpu, ModelDemand
 from placement.renewals import RENEWALS_FILE, RenewalsFile, Renewed
 from placement.replicas.journal import Journal, JournalEntry
+from placement.simulate import enter
 from placement.slices import Inventory, Slice, SliceKind
 from placement.sources import make_registry
 from placement.state import StatePaths
@@ -70,6 +71,7 @@ def engine_changes(config: Config, answer: FleetAnswer | None = None) -> Changeo
 
 
 def _goals(config: Config, paths: StatePaths, current: Mapping[str, str], steps: Sequence[Step]) -> Goals:
+    enter(config.fleet, config.state)
     asked, inventory = placement_config(config), without(observe(config.fleet), withheld(paths))
     if asked.seats is not None:
         asked = asked.model_copy(update={"seats": _seats_after(asked.seats, steps)})

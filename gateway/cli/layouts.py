@@ -98,7 +98,7 @@ def plan(
     if replicas is not None and not replicas.same:
         _show_replicas(replicas, fleet)
     if engines is not None:
-        show_changes(engines, gpu_labels(loaded) if fleet is not None else None)
+        show_changes(engines, gpu_labels(loaded, engines))
 
 
 def apply(
@@ -155,7 +155,7 @@ def apply(
         if fleet is not None:
             show_applied(fleet)
         if engines is not None:
-            show_changes(engines, gpu_labels(loaded) if fleet is not None else None)
+            show_changes(engines, gpu_labels(loaded, engines))
     raise typer.Exit(0 if applied.ok and (fleet is None or fleet.ok) else 1)
 
 

@@ -90,8 +90,10 @@ def told_changes(config: Config, fleet: PlannedFleet | None) -> Changeover | Non
         return None
 
 
-def gpu_labels(config: Config) -> dict[str, str]:
-    """What GPUs are called where people read it, by their ids."""
+def gpu_labels(config: Config, changes: Changeover) -> dict[str, str]:
+    """What GPUs are called where people read it, by their ids; empty where none is spoken of."""
+    if not any("/" in told.slice_id for told in changes.replacements):
+        return {}
     return {g.uuid: f"GPU {g.index}" for g in machine_of(config).driver.observe()}
 
 
