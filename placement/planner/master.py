@@ -33,6 +33,9 @@ _FEW_NODES = 500
 _AFTER_NEAR = 0.25
 """Where an answer close to the relaxation is known, so much of the work goes into finding a better one."""
 
+_FOR_ECONOMY = 0.1
+"""Of a search that is not for the optimum, so much of the work goes into replicas that could be done without."""
+
 _HARDLY = 1.0
 """Where a gap will do, so many replicas more are not searched for: one of all that a large fleet runs."""
 
@@ -151,7 +154,7 @@ class Master:
         value = self._least_already(economy, limits)
         if value is not None:
             self.hold(economy, value)
-        elif (level := self._level(Objective.FRAGMENTATION, economy, limits)) is not None:
+        elif (level := self._level(Objective.FRAGMENTATION, economy, _for_economy(limits))) is not None:
             value = level.value
         self._economy_held = value is not None
         return value
@@ -498,3 +501,8 @@ class Master:
 
     def _sum(self, of: Callable[[Shape], int]) -> Terms:
         return {v: float(n) for (c, s), v in self._y.items() if (n := of(self._shape(c, s)))}
+
+
+def _for_economy(limits: Limits) -> Limits:
+    """Where the tree is bounded an answer near the best will do, and this is what matters least about it."""
+    return limits if limits.nodes is None else limits.share(_FOR_ECONOMY)
