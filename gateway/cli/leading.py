@@ -25,7 +25,7 @@ from gateway.config import Config, load_config
 from gateway.tenant_pools import tenant_pools
 from model_registry.errors import SlicewayError
 from model_registry.words import counted
-from placement.cluster.address import knock
+from placement.cluster.address import PATIENCE_SECONDS, knock
 from placement.cluster.errors import ClusterError, ClusterLed, ClusterLost, ClusterUnreachable
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ def claim(address: str) -> Any:
 
     from placement.cluster.actors import start_head
     from placement.cluster.asking import asking
-    from placement.cluster.start import START_SECONDS, own_versions
+    from placement.cluster.start import own_versions
 
     with asking("the cluster's head", address):
         head: Any = start_head(own_versions(), secrets.token_urlsafe(32))
-        other = ray.get(head.lead.remote(_me()), timeout=START_SECONDS)
+        other = ray.get(head.lead.remote(_me()), timeout=PATIENCE_SECONDS)
     if other:
         raise ClusterLed(
             f"the cluster at {address} already works by the configuration of {other}", where=address, remedy=_LED_REMEDY
@@ -101,11 +101,10 @@ class Leader:
         import ray
 
         from placement.cluster.asking import asking
-        from placement.cluster.start import START_SECONDS
 
         with asking("the cluster's head", self.address):
             told = _as_text(self._config), self._files, tenant_pools(self._config)
-            ray.get(self._head.aim.remote(*told), timeout=START_SECONDS)
+            ray.get(self._head.aim.remote(*told), timeout=PATIENCE_SECONDS)
         self._say_differences()
 
     def look(self) -> list[str]:
@@ -169,7 +168,7 @@ class Leader:
         try:
             new = load_config(self._path)
             check_for_cluster(new)
-            ray.get(self._head.aim.remote(_as_text(new), _shared(new), tenant_pools(new)), timeout=10.0)
+            ray.get(self._head.aim.remote(_as_text(new), _shared(new), tenant_pools(new)), timeout=PATIENCE_SECONDS)
         except SlicewayError as error:  # Ray's own kind of it would print a traceback
             say(f"the new configuration is refused, everything goes on as before: {getattr(error, 'cause', error)}")
         except RayError:

@@ -26,7 +26,7 @@ from ray.exceptions import AuthenticationError, GetTimeoutError, RayError
 
 from model_registry.atomic import write_atomically
 from placement.cluster.actors import NAMESPACE, start_agent
-from placement.cluster.address import knock
+from placement.cluster.address import PATIENCE_SECONDS, knock
 from placement.cluster.asking import asking, token_refused
 from placement.cluster.errors import ClusterUnreachable, NodeMismatch, SliceHeld
 from placement.cluster.members import Owner, Versions
@@ -284,7 +284,7 @@ def offer(machine: Machine, address: str, stop: threading.Event) -> bool:
     cluster: Any = ray
     with asking(whom, address):
         report: Any = start_agent(machine.as_node()).report.remote()
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not stop.is_set():
             if cluster.wait([report], timeout=_LOOK_SECONDS)[0]:
                 cluster.get(report)
