@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+AGAIN_SECONDS, TRIES = 0.1, 20
 
 
 def give_way(nice: int, autogroup: Path = Path("/proc/self/autogroup")) -> None:
@@ -18,5 +22,14 @@ def give_way(nice: int, autogroup: Path = Path("/proc/self/autogroup")) -> None:
     with contextlib.suppress(PermissionError):
         os.setsid()
     if os.getsid(0) == os.getpid():  # nobody else's
-        with contextlib.suppress(OSError):  # a kernel without it
-            autogroup.write_text(str(nice), encoding="ascii")
+        _tell(lambda: autogroup.write_text(str(nice), encoding="ascii"), time.sleep)
+
+
+def _tell(write: Callable[[], object], wait: Callable[[float], None]) -> None:
+    """A tenth of a second is the kernel's own bound: of all processes without CAP_SYS_ADMIN one may write so often, others try again."""
+    with contextlib.suppress(OSError):  # a kernel without it
+        for _ in range(TRIES):
+            with contextlib.suppress(BlockingIOError):
+                write()
+                return
+            wait(AGAIN_SECONDS)
