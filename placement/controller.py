@@ -24,7 +24,7 @@ from placement.memory_watch import MemoryWatch
 from placement.orders import read_orders
 from placement.renewals import Renewals, with_successors
 from placement.repartitioning import Repartitioning
-from placement.replicas.ending import first_of
+from placement.replicas.ending import all_of, first_of
 from placement.replicas.journal import Journal
 from placement.replicas.process import LocalLauncher
 from placement.resting import Rester, Resting, available_memory
@@ -230,7 +230,7 @@ class Controller:
             log.info("taking over the new configuration%s", f" and orders {ordered.number}" if news else "")
             self._adopt(goals)
             tasks = self._crew.change(goals)
-        await asyncio.gather(*tasks)
+        await all_of(tasks)  # goals of a slice made meanwhile begin launches anew
         self._carried_out = ordered.number
         self._changed.set()
 

@@ -54,7 +54,8 @@ class Crew:
     @property
     def occupied(self) -> set[str]:
         """The slices that somebody has, or is still leaving."""
-        return {r.goal.slice.id for r in self.replicas.values()} | set(self._strays)
+        left = {there for there, task in self._strays.items() if not task.done()}
+        return left | {r.goal.slice.id for r in self.replicas.values()}
 
     @property
     def in_use(self) -> set[str]:

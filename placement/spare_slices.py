@@ -23,8 +23,9 @@ _NOT_NOW = (StateLocked, ConfigError)  # a plan is carried out, or a file is bei
 
 
 class SpareSlices:
-    """Without `rooms` none are ever made. `deciding` is held while slices are given back. `replan` has goals worked out anew on
-    the slices that there are then, `postpone` has all of this looked at again later, and `changed` says that it may be now.
+    """Without `rooms` none are ever made. `deciding` is held while slices are given back or written down. `replan` has goals
+    worked out anew on the slices that there are then, `postpone` has all of this looked at again later, and `changed` says that
+    it may be now.
     """
 
     def __init__(
@@ -86,7 +87,10 @@ class SpareSlices:
         try:
             found = await asyncio.to_thread(rooms.find, goal.slice.id, apart_from)
             if found is not None:
-                self._renewals.made(found)
+                async with (
+                    self._deciding
+                ):  # else what a seat that goes over writes down meanwhile would be lost, or this
+                    self._renewals.made(found)
                 await asyncio.to_thread(rooms.make, found)
                 log.info("%s: %s is made, to start another one there beside it", goal.replica, found)
                 await self._replan()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from placement.clock import Clock
@@ -62,3 +62,10 @@ async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()
+
+
+async def all_of(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Return when all of these have ended; those that somebody gave up meanwhile have. What one raises is raised."""
+    for ended in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(ended, Exception):
+            raise ended

@@ -125,6 +125,22 @@ async def test_one_is_made_for_a_specification_and_not_again(tmp_path: Path) -> 
     await scene.done()
 
 
+async def test_its_id_is_written_down_while_nobody_else_writes_down_what_becomes_of_seats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, goals, held = Scene(tmp_path, Machine()), goals_of(tmp_path, seats=SEATED), list[bool]()
+    made = scene.renewals.made
+
+    def written(slice_id: str) -> None:
+        held.append(scene.deciding.locked())
+        made(slice_id)
+
+    monkeypatch.setattr(scene.renewals, "made", written)
+    assert scene.spare.seek("chat-0", goals)
+    await scene.done()
+    assert (held, scene.renewals.spare) == ([True], (MADE,))
+
+
 async def test_none_is_made_where_nothing_is_planned_or_cut_or_nobody_makes_any(tmp_path: Path) -> None:
     machine = Machine()
     scene = Scene(tmp_path, machine)
