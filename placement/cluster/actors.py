@@ -30,11 +30,12 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
+from model_registry.errors import ConfigError
 from placement.assign import Pools
 from placement.clock import SystemClock
 from placement.cluster.errors import NodeLost
 from placement.cluster.goal import read_goal
-from placement.cluster.head import Head, Hold
+from placement.cluster.head import Head, HeadJournal, Hold
 from placement.cluster.holder import SliceHolder
 from placement.cluster.leading import Lead
 from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions
@@ -275,8 +276,17 @@ class HeadActor:
             if self._rounds is None:
                 kept = await self._head.restore()
                 if kept.config:
-                    self._head.aim(await asyncio.to_thread(read_goal, kept.config, self._created, kept.pools))
+                    await self._aim_as_before(kept)
                 self._rounds = asyncio.create_task(self._head.run())
+
+    async def _aim_as_before(self, kept: HeadJournal) -> None:
+        """Towards what the head before this one was told, unless this program does not take it: then everything stays until
+        somebody tells another configuration.
+        """
+        try:
+            self._head.aim(await asyncio.to_thread(read_goal, kept.config, self._created, kept.pools))
+        except ConfigError as error:
+            log.error("the last configuration is not taken, waiting for another one: %s", error)
 
 
 class AgentActor:
@@ -321,7 +331,8 @@ class AgentActor:
         await asyncio.to_thread(self._processes.renew)
 
     async def stop(self, seconds: float) -> None:
-        """End this node's gateway, controller and engines."""
+        """End this node's gateway, controller and engines. Whoever asks for it ends this actor afterwards."""
+        self._agent.end()
         await asyncio.to_thread(self._processes.stop, seconds=seconds)
 
 

@@ -33,6 +33,7 @@ from placement.table import ModelRow, ReplicaState, RoutingTable
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 2.0
+ORDER_SECONDS = 5.0
 LOST_AFTER_SECONDS = 6.0
 STEP_SECONDS = 0.5
 
@@ -129,7 +130,7 @@ class Head:
         self._goal: ClusterGoal | None = None
         self._members: dict[str, _Member] = {}
         self._unplaced: Mapping[str, str] = {}
-        self._began_at = clock.monotonic()
+        self._began_at: float | None = None  # its first round, which may be long after the process started
         self._table = RoutingTable(generation=0)
         self._broadcast = Broadcast(table=self._table, head=uuid4().hex)
         self._rollout = Rollout()
@@ -181,6 +182,8 @@ class Head:
         """Look at every node, decide the seats, have the slices held, tell the nodes, publish the table."""
         if self._goal is None:
             return
+        if self._began_at is None:
+            self._began_at = self._clock.monotonic()
         await self._look()
         if self._awaits_nodes():
             return
@@ -262,7 +265,7 @@ class Head:
 
     @property
     def _young(self) -> bool:
-        return self._clock.monotonic() - self._began_at <= LOST_AFTER_SECONDS
+        return self._began_at is None or self._clock.monotonic() - self._began_at <= LOST_AFTER_SECONDS
 
     async def _report(self, node: str) -> NodeReport | None:
         try:
@@ -347,7 +350,8 @@ class Head:
             )
             if member.problem is None and _differs(order, member.ordered):
                 try:
-                    await self._nodes.order(node, order)
+                    async with asyncio.timeout(ORDER_SECONDS):  # one that hangs keeps no news from the others
+                        await self._nodes.order(node, order)
                     member.ordered = order
                 except Exception as error:  # noqa: BLE001 - it is told again in the next round, or found lost
                     log.info("node %s could not be told: %s", node, error)

@@ -133,6 +133,7 @@ class NodeAgent:
         self._observed_at = 0.0
         self._own = PlacementConfig.model_validate({"fleet": settings.fleet})
         self._cordoned: tuple[str, ...] = ()
+        self._ending = False
         self._paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     # ---- what the head asks
@@ -171,7 +172,12 @@ class NodeAgent:
         write_seats(paths.seats, SeatsFile(seats=seats, turns=order.turns, orphan_seconds=order.orphan_seconds))
         if _replace(paths.controller_config, self._controller_config(order)):
             self._processes.reload_controller()
-        self._processes.ensure_controller(paths.controller_config, paths.seats)
+        if not self._ending:
+            self._processes.ensure_controller(paths.controller_config, paths.seats)
+
+    def end(self) -> None:
+        """Start nothing again from here on: this node's processes are being ended, and the head goes on asking meanwhile."""
+        self._ending = True
 
     def _demand(self) -> Mapping[str, Signals] | None:
         now = self._now().timestamp()
@@ -179,6 +185,8 @@ class NodeAgent:
 
     def _ensure(self) -> None:
         paths = self._paths
+        if self._ending:
+            return
         if paths.controller_config.exists():
             self._processes.ensure_controller(paths.controller_config, paths.seats)
         if self.settings.listen is not None and paths.gateway_config.exists():
@@ -218,9 +226,15 @@ class NodeAgent:
                 log.info("no word from the head: %s", error)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
-            if news is not None:
+            if news is None:
+                continue
+            try:
                 await asyncio.to_thread(self.take_over, news)
-                head, sequence = news.head, news.sequence
+            except Exception as error:  # noqa: BLE001 - a disk that is full has room again some time
+                log.warning("what the head says could not be taken over, asking again: %s", error)
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            head, sequence = news.head, news.sequence
 
     def take_over(self, news: Broadcast) -> None:
         """Have this node's gateway work by `news`. A table that is older than the one there is not taken."""
@@ -234,7 +248,8 @@ class NodeAgent:
             self._fresh_seconds = fresh_for(AutoscalePolicy.model_validate(_autoscale(news.config)))
             if _replace(self._paths.gateway_config, self._gateway_config(news.config)):
                 self._processes.reload_gateway()
-            self._processes.ensure_gateway(self._paths.gateway_config)
+            if not self._ending:
+                self._processes.ensure_gateway(self._paths.gateway_config)
 
     def _known_generation(self) -> int:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -164,3 +165,28 @@ def test_a_booking_says_whose_it_is(slice_id: str) -> None:
     seat = SEAT.model_copy(update={"slice_id": slice_id})
     read: Callable[[str], Seat] = actors._seat_of
     assert read(actors._booking(seat)) == seat
+
+
+class KeptStore:
+    """What a head before has left, which worked by a configuration of its time."""
+
+    async def load(self) -> bytes:
+        return b'{"config": "{\\"models\\": 3}", "generation": 7}'
+
+    async def save(self, journal: bytes) -> None:
+        assert journal
+
+
+async def test_a_configuration_that_is_not_taken_any_more_keeps_no_other_out(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors, "RayStore", KeptStore)
+    head = actors.HeadActor(REPORT.versions.model_dump_json(), "s3", 1)
+    try:
+        assert (await head.status())["generation"] == 7
+        await head.aim('{"version": "v1", "models": []}', {})
+        assert not head._rounds.done()
+    finally:
+        head._rounds.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await head._rounds

@@ -96,6 +96,7 @@ class FakeNodes:
     holders: dict[str, Seat] = field(default_factory=dict)
     never: frozenset[str] = frozenset()
     slow: int = 0
+    hangs: str | None = None  # where an order gets no answer
 
     async def names(self) -> Sequence[str]:
         return sorted(self.nodes)
@@ -120,6 +121,8 @@ class FakeNodes:
     async def order(self, node: str, order: NodeOrder) -> None:
         if not self.nodes[node].up:
             raise NodeLost(node)
+        if node == self.hangs:
+            await asyncio.Event().wait()
         self.nodes[node].orders.append(order)
 
     async def hold(self, seat: Seat) -> Hold:
@@ -352,6 +355,37 @@ async def test_a_new_head_waits_for_nodes_that_it_has_not_heard_of_yet() -> None
     cluster.nodes.nodes["a"].up = True
     await cluster.rounds(3)
     assert len(await cluster.states()) == 4
+
+
+async def test_a_head_that_takes_long_to_read_its_configuration_waits_from_its_first_round_on() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal(chat=2))
+    await cluster.rounds()
+    seats = dict(cluster.nodes.holders)
+    (away, *_) = sorted(seat.node for seat in seats.values())
+    cluster.lose(away)
+    cluster.new_head()
+    await cluster.head.restore()
+    await cluster.pass_seconds(LOST_AFTER_SECONDS + 1)
+    cluster.head.aim(goal(chat=2))
+    await cluster.rounds(1)
+    cluster.nodes.nodes[away].up = True
+    await cluster.rounds(3)
+    assert cluster.nodes.holders == seats, "a node that is slow in the first round is not lost"
+
+
+async def test_a_node_that_hangs_while_it_is_told_keeps_no_news_from_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("placement.cluster.head.ORDER_SECONDS", 0.01)
+    cluster = two_nodes()
+    cluster.nodes.hangs = "a"
+    cluster.head.aim(goal(chat=4))
+    await cluster.rounds()
+    assert sorted((await cluster.states()).values()) == ["pending", "pending", "ready", "ready"]
+    cluster.nodes.hangs = None
+    await cluster.rounds()
+    assert set((await cluster.states()).values()) == {"ready"}, "it is told again"
 
 
 async def test_a_node_of_another_version_takes_no_part_and_says_why() -> None:

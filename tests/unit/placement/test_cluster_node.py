@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Mapping
@@ -144,6 +145,42 @@ def test_gateways_follow_newer_tables_only(agent: NodeAgent, processes: NotedPro
     config = json.loads(agent.settings.paths.gateway_config.read_bytes())
     assert config["gateway"]["listen"] == "0.0.0.0:80"
     assert processes.said == ["gateway again", "gateway", "gateway"]
+
+
+async def test_news_that_cannot_be_written_are_asked_for_again(
+    agent: NodeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("placement.cluster.node._RETRY_SECONDS", 0.0)
+    root = agent.settings.paths.gateway.root
+    root.write_bytes(b"")  # in the way, as a full disk is
+    asked: list[tuple[str, int]] = []
+
+    async def next_broadcast(head: str, after: int, timeout_seconds: float) -> Broadcast:
+        asked.append((head, after))
+        if len(asked) == 2:
+            root.unlink()
+        if len(asked) == 3:
+            raise asyncio.CancelledError
+        return Broadcast(head="h", table=RoutingTable(generation=5), config="{}", sequence=1)
+
+    with pytest.raises(asyncio.CancelledError):
+        await agent.follow(next_broadcast)
+    assert asked == [("", 0), ("", 0), ("h", 1)]
+    assert read(agent.settings.paths.gateway.routing_table).generation == 5
+
+
+async def test_an_agent_that_ends_its_processes_starts_none_again(agent: NodeAgent, processes: NotedProcesses) -> None:
+    agent.take_over(Broadcast(head="h", table=RoutingTable(generation=5), config="{}", sequence=1))
+    await agent.order(order())
+    processes.said.clear()
+    await agent.report()
+    assert processes.said == ["controller", "gateway"]
+    processes.said.clear()
+    agent.end()
+    await agent.report()
+    await agent.order(order())
+    agent.take_over(Broadcast(head="h", table=RoutingTable(generation=6), config="{}", sequence=2))
+    assert processes.said == []
 
 
 async def test_what_its_gateways_see_of_demand_is_reported_while_it_is_fresh(tmp_path: Path) -> None:
