@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import ceil
@@ -28,7 +28,7 @@ from placement.host import read_host
 from placement.partition import GpuPlan
 from placement.partition.select import selected
 from placement.planner.plan import plan
-from placement.planner.types import Constraints, FleetGpu, FleetPlan, ModelDemand, Problem
+from placement.planner.types import WHOLE_GPU, Constraints, FleetGpu, FleetPlan, ModelDemand, Problem
 from placement.registry import ModelRegistry, installed_vllm
 from placement.repartitioning import Wish
 from placement.reservations import RESERVATIONS_FILE, Reservations
@@ -152,14 +152,15 @@ def answer(
     check_pins(config.models, fleet)
     anew = None if recut else observed(config, gpus, recut=True)
     found = _answered(config, work, fleet, constraints(config.fleet, states), anew=anew, allow_dip=allow_dip)
-    found = replace(found, stranded=_stranded(config, found))
+    found = replace(found, stranded=_stranded(config, found, {p.gpu.uuid for p in gpus if not p.then_mig}))
     wish = unmet_wish(config) if desired is None and found.proposal is None else None
     if wish is None:
         return found
     return replace(found, proposal=for_demand(config, gpus, wish, unseated(config)).proposal)
 
 
-def _stranded(config: Config, found: FleetAnswer) -> tuple[str, ...]:
+def _stranded(config: Config, found: FleetAnswer, whole: Collection[str]) -> tuple[str, ...]:
+    """`whole` are ids of GPUs with MIG off: one of them that nobody uses is a slice by itself."""
     if config.fleet.autoscale.repartition == "automatic" or not found.workload.resting:
         return ()
     running = set(map(stem_of, unseated(config)))
@@ -170,8 +171,16 @@ def _stranded(config: Config, found: FleetAnswer) -> tuple[str, ...]:
         for s in there.slices
         if s.change == "idle"
     }
+    bare = (p.gpu for p in found.plan.gpus if p.gpu.id in whole and not p.slices and not p.gpu.cordoned)
+    free |= {(gpu.product, WHOLE_GPU) for gpu in bare}
     resting = (d for d in found.workload.resting if d.name not in running)
-    return tuple(d.name for d in resting if free.isdisjoint(o.key for o in d.options))
+    return tuple(d.name for d in resting if free.isdisjoint(_held_by(found.workload, d)))
+
+
+def _held_by(work: Workload, demand: ModelDemand) -> Iterator[tuple[str, str]]:
+    """Product and profile of what holds it, also of whole cards that no plan would spend on it: demand takes what is free."""
+    yield from (o.key for o in demand.options)
+    yield from ((c.place.product, WHOLE_GPU) for c in work.models[demand.model].candidates if c.breaks == "mode")
 
 
 def unmet_wish(config: Config) -> Wish | None:

@@ -206,6 +206,16 @@ def test_a_model_that_rests_can_be_woken_where_a_slice_is_free_or_may_be_cut(con
     assert "no slice is left free" not in run("plan", path).stdout
 
 
+def test_a_whole_card_that_nobody_uses_wakes_a_model_that_rests(config: Write) -> None:
+    rest = CHAT + SMALL.replace("replicas: 2", "replicas: {min: 0, max: 1}")
+    cards = "{simulate: {h100-sxm: NUMBER}, mig: false}"
+    free = config(rest=rest, discover=cards.replace("NUMBER", "2"))
+    assert told("plan", free)["fleet"]["resting"] == [{"model": "small", "wakes": True}]
+    assert "no slice is left free" not in run("plan", free).stdout
+    taken = config(rest=rest, discover=cards.replace("NUMBER", "1"))
+    assert told("plan", taken)["fleet"]["resting"] == [{"model": "small", "wakes": False}]
+
+
 def test_a_configuration_without_demands_is_planned_as_before(config: Write) -> None:
     rest = "models: [{name: chat, source: org/never-read}]"
     assert "fleet" not in told("plan", config(fleet="layouts: []", rest=rest))
