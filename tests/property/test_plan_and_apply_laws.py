@@ -18,20 +18,26 @@ from placement.transition import Executor, TransitionJournal, plan_transition
 from placement.transition.testing import FakeFleet
 
 NAMES = ("chat", "code", "embed")
+PROFILES = {
+    "a30": ("1g.6gb", "2g.12gb", "4g.24gb"),
+    "a100-80gb": ("1g.10gb", "2g.20gb", "3g.40gb", "7g.80gb"),
+}
 
 
 @cache
-def a100() -> Product:
-    return load_catalogue().product("a100-80gb")
+def product_of(name: str) -> Product:
+    return load_catalogue().product(name)
 
 
 @st.composite
-def demands(draw: st.DrawFn) -> tuple[ModelDemand, ...]:
-    """Some of three models, by rate or by number, on some profiles."""
+def demands(draw: st.DrawFn, product: Product, allowed: tuple[str, ...]) -> tuple[ModelDemand, ...]:
+    """Some of three models, by rate or by number, on some of the profiles that are `allowed`."""
     found = []
     for name in NAMES:
-        profiles = draw(st.sets(st.sampled_from(["1g.10gb", "2g.20gb", "3g.40gb", "7g.80gb"]), min_size=1))
-        options = tuple(Option(a100().name, p, float(a100().profile(p).g), a100().profile(p).g / 20) for p in profiles)
+        profiles = draw(st.sets(st.sampled_from(allowed), min_size=1))
+        options = tuple(
+            Option(product.name, p, float(product.profile(p).g), product.profile(p).g / 20) for p in profiles
+        )
         match draw(st.sampled_from(["none", "rate", "number"])):
             case "rate":
                 found.append(ModelDemand(name, name, options, rate=draw(st.floats(0.5, 8)), min_replicas=1))
@@ -54,12 +60,14 @@ async def carried_out(fleet: FakeFleet, asked: tuple[ModelDemand, ...], rules: C
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 2), st.lists(demands(), min_size=1, max_size=3), st.booleans())
+@given(st.sampled_from([(name, number) for name in PROFILES for number in (1, 2)]), st.booleans(), st.data())
 def test_after_a_plan_is_carried_out_the_next_one_has_nothing_to_do(
-    gpus: int, asked: list[tuple[ModelDemand, ...]], reserve: bool
+    gpus: tuple[str, int], reserve: bool, data: st.DataObject
 ) -> None:
-    rules = Constraints(reserve=(Reservation("1g.10gb", 1, "notebooks"),) if reserve else ())
-    fleet = FakeFleet.of(FleetGpu(f"GPU-{n}", a100().name, a100(), whole=False) for n in range(gpus))
+    product, allowed = product_of(gpus[0]), PROFILES[gpus[0]]
+    asked = data.draw(st.lists(demands(product, allowed), min_size=1, max_size=3), label="asked")
+    rules = Constraints(reserve=(Reservation(allowed[0], 1, "notebooks"),) if reserve else ())
+    fleet = FakeFleet.of(FleetGpu(f"GPU-{n}", product.name, product, whole=False) for n in range(gpus[1]))
     with tempfile.TemporaryDirectory() as folder:
         for target in asked:
             asyncio.run(carried_out(fleet, target, rules, Path(folder)))
