@@ -354,6 +354,7 @@ class Head:
                         await self._nodes.order(node, order)
                     member.ordered = order
                 except Exception as error:  # noqa: BLE001 - it is told again in the next round, or found lost
+                    member.ordered = None  # only the answer may have been lost
                     log.info("node %s could not be told: %s", node, error)
 
     # ---- what it tells

@@ -388,6 +388,25 @@ async def test_a_node_that_hangs_while_it_is_told_keeps_no_news_from_the_others(
     assert set((await cluster.states()).values()) == {"ready"}, "it is told again"
 
 
+async def test_an_order_whose_answer_is_lost_is_taken_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal(chat=2))
+    await cluster.rounds()
+    tell = cluster.nodes.order
+
+    async def tell_and_hear_nothing(node: str, order: NodeOrder) -> None:
+        await tell(node, order)
+        raise NodeLost(node)
+
+    monkeypatch.setattr(cluster.nodes, "order", tell_and_hear_nothing)
+    cluster.head.aim(goal('{"another": 1}', chat=2))
+    await cluster.head.step()
+    monkeypatch.setattr(cluster.nodes, "order", tell)
+    cluster.head.aim(goal(chat=2))
+    await cluster.rounds()
+    assert {node.orders[-1].config for node in cluster.nodes.nodes.values()} == {"{}"}
+
+
 async def test_a_node_of_another_version_takes_no_part_and_says_why() -> None:
     other = FakeNode((cpu(0),), versions=VERSIONS.model_copy(update={"python": "3.12"}))
     cluster = Cluster(FakeNodes({"a": FakeNode((cpu(0),)), "b": other}))
