@@ -246,7 +246,7 @@ class HeadActor:
         no sense; the last one stays.
         """
         await self._begun()
-        self._head.aim(await asyncio.to_thread(read_goal, config, self._created, pools))
+        await self._head.take_over(await asyncio.to_thread(read_goal, config, self._created, pools))
         await self._head.share(files)
 
     async def share(self, files: Mapping[str, str]) -> None:

@@ -139,6 +139,7 @@ class Head:
         self._remembers = False  # what the head before knew, so that it knows for which nodes to wait
         self._retiring = Retiring()
         self._news = asyncio.Condition()
+        self._writing = asyncio.Lock()
 
     # ---- what it is told
 
@@ -159,6 +160,12 @@ class Head:
         """Work towards this configuration from the next round on."""
         self._goal = goal
         self._numbers.aim(goal.models, goal.pools, goal.policy, goal.capacity_on, goal.head_room)
+
+    async def take_over(self, goal: ClusterGoal) -> None:
+        """`aim`, when it is written down: whoever hears that it was taken over does not say it again to the next head."""
+        async with self._writing:
+            await self._write({"config": goal.config, "pools": dict(goal.pools)})
+            self.aim(goal)
 
     async def share(self, files: Mapping[str, str]) -> None:
         """Have every gateway hold these files; with the first table, if there is none yet."""
@@ -424,16 +431,21 @@ class Head:
 
     async def _remember(self, seats: Mapping[str, Seat], *, generation: int | None = None) -> None:
         """Write the journal before acting on it."""
-        assert self._goal is not None
-        journal = self._journal.model_copy(
-            update={
-                "generation": self._journal.generation if generation is None else generation,
-                "config": self._goal.config,
-                "seats": dict(seats),
-                "pools": dict(self._goal.pools),
-                "numbers": dict(self._numbers.replicas),
-            }
-        )
+        async with self._writing:
+            assert self._goal is not None
+            await self._write(
+                {
+                    "generation": self._journal.generation if generation is None else generation,
+                    "config": self._goal.config,
+                    "seats": dict(seats),
+                    "pools": dict(self._goal.pools),
+                    "numbers": dict(self._numbers.replicas),
+                }
+            )
+
+    async def _write(self, update: Mapping[str, object]) -> None:
+        """Have the journal with this in it, where it has something else. One at a time: `_writing`."""
+        journal = self._journal.model_copy(update=update)
         if journal != self._journal:
             await self._store.save(journal.model_dump_json().encode())
             self._journal = journal

@@ -13,7 +13,7 @@ from model_registry.schema import DemandConfig, ModelConfig, ReplicaRange
 from placement.autoscale import Signals
 from placement.autoscale.capacity import Capacity
 from placement.cluster.errors import NodeLost
-from placement.cluster.head import LOST_AFTER_SECONDS, ClusterGoal, Head, Hold
+from placement.cluster.head import LOST_AFTER_SECONDS, ClusterGoal, Head, HeadJournal, Hold
 from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions
 from placement.demanded import model_of
 from placement.policy import AutoscalePolicy
@@ -323,6 +323,21 @@ async def test_the_next_head_changes_nothing() -> None:
     assert after.replicas == before.replicas
     assert after.generation > before.generation, "gateways take no table that is as old as theirs"
     assert {name: dict(node.running) for name, node in cluster.nodes.nodes.items()} == running
+
+
+async def test_a_configuration_that_was_taken_over_is_the_next_heads_too_and_nothing_else_is_lost() -> None:
+    cluster = two_nodes()
+    await cluster.head.take_over(goal(chat=2))
+    await cluster.rounds()
+    await cluster.head.take_over(goal('{"another": 1}', chat=2))
+    before = HeadJournal.model_validate_json(cluster.store.journal or b"")
+    assert (before.config, set(before.seats)) == ('{"another": 1}', {"chat-0", "chat-1"})
+    cluster.new_head()
+    assert await cluster.head.restore() == before, "killed before its next round"
+    cluster.store.reachable = False
+    with pytest.raises(ConnectionError):
+        await cluster.head.take_over(goal('{"third": 1}', chat=2))
+    assert HeadJournal.model_validate_json(cluster.store.journal or b"") == before
 
 
 async def test_a_head_that_has_lost_its_journal_finds_the_engines() -> None:
