@@ -87,9 +87,8 @@ class SpareSlices:
         try:
             found = await asyncio.to_thread(rooms.find, goal.slice.id, apart_from)
             if found is not None:
-                async with (
-                    self._deciding
-                ):  # else what a seat that goes over writes down meanwhile would be lost, or this
+                # Else what a seat that goes over writes down meanwhile would be lost, or this.
+                async with self._deciding:
                     self._renewals.made(found)
                 await asyncio.to_thread(rooms.make, found)
                 log.info("%s: %s is made, to start another one there beside it", goal.replica, found)
