@@ -45,7 +45,7 @@ def test_engines_get_ready_on_slices_of_their_own_and_a_stop_leaves_nothing(site
     assert after.replicas == ()
     assert {s.id for s in after.idle} == {"cpu-0", "cpu-1"}
     assert after.generation > table.generation
-    assert list((site.paths.root / "run").iterdir()) == []
+    assert list(site.paths.runtime(os.environ).iterdir()) == []
     assert site.status() is None
 
 

@@ -167,15 +167,18 @@ def test_a_socket_path_always_fits_into_an_address(tmp_path: Path) -> None:
 
 
 def test_the_socket_directory_is_ours_alone(tmp_path: Path) -> None:
+    """It is in the state directory, or elsewhere where this test's own path is long."""
+    environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
     paths = StatePaths(tmp_path / "state")
-    (tmp_path / "state" / "run").mkdir(parents=True, mode=0o755)
-    paths.prepare({})
-    assert (tmp_path / "state" / "run").stat().st_mode & 0o777 == 0o700
+    sockets = paths.runtime(environ)
+    sockets.mkdir(parents=True, mode=0o755)
+    paths.prepare(environ)
+    assert sockets.stat().st_mode & 0o777 == 0o700
     elsewhere = StatePaths(tmp_path / "other")
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "run").symlink_to(tmp_path)
+    elsewhere.runtime(environ).symlink_to(tmp_path)
     with pytest.raises(PlacementError, match="not a directory of yours"):
-        elsewhere.prepare({})
+        elsewhere.prepare(environ)
 
 
 def test_a_state_directory_that_cannot_be_made_says_which(tmp_path: Path) -> None:
