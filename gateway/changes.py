@@ -24,6 +24,7 @@ from placement.simulate import enter
 from placement.slices import Inventory, Slice, SliceKind
 from placement.sources import make_registry
 from placement.state import StatePaths
+from placement.status import ControllerStatus
 from placement.table import ReplicaState
 from placement.transition import Step
 from placement.transition.forecast import StartSource
@@ -45,19 +46,21 @@ def engine_changes(config: Config, answer: FleetAnswer | None = None) -> Changeo
     if not entries:
         return Changeover()
     steps = answer.transition.steps if answer is not None and answer.transition is not None else ()
-    goals = _goals(config, paths, {e.replica: e.slice_id for e in entries}, steps)
-    orders, renewed = read_orders(paths), RenewalsFile(paths.root / RENEWALS_FILE).read()
-    running = {e.replica: RunningEngine(e.spec_hash, serves) for e, serves in _serving(config, entries, orders)}
+    orders, renewed, status = (
+        read_orders(paths),
+        RenewalsFile(paths.root / RENEWALS_FILE).read(),
+        running_controller(config),
+    )
+    goals = _goals(config, {e.replica: e.slice_id for e in entries}, steps, orders, renewed, status)
+    running = {e.replica: RunningEngine(e.spec_hash, _serves(e, status)) for e in entries}
     takes, seen = timings(config), WakeTimes(config.state / WAKE_TIMES_FILE)
 
     def start(model: str, there: Slice) -> tuple[float, StartSource]:
         measured = seen.of(model, there).get("start")
+        if measured is not None:
+            return measured, "measured"
         profile = WHOLE_GPU if there.kind is SliceKind.GPU else there.profile or ""
-        return (
-            (measured, "measured")
-            if measured is not None
-            else takes.start(model, there.gpu.product if there.gpu else "", profile)
-        )
+        return takes.start(model, there.gpu.product if there.gpu else "", profile)
 
     about = Circumstances(
         start,
@@ -70,24 +73,31 @@ def engine_changes(config: Config, answer: FleetAnswer | None = None) -> Changeo
     return changeover(goals, running, about)
 
 
-def _goals(config: Config, paths: StatePaths, current: Mapping[str, str], steps: Sequence[Step]) -> Goals:
+def _goals(
+    config: Config,
+    current: Mapping[str, str],
+    steps: Sequence[Step],
+    orders: Orders,
+    renewed: Renewed,
+    status: ControllerStatus | None,
+) -> Goals:
+    paths = StatePaths(config.state)
     enter(config.fleet, config.state)
     asked, inventory = placement_config(config), without(observe(config.fleet), withheld(paths))
     if asked.seats is not None:
         asked = asked.model_copy(update={"seats": _seats_after(asked.seats, steps)})
     gone = {s.place.slice_id for s in steps if s.kind == "destroy"}
     inventory = replace(inventory, slices=tuple(s for s in inventory.slices if s.id not in gone))
-    status = running_controller(config)
     return plan_goals(
         asked,
         inventory,
         CalibratedRegistry(make_registry(config.engine, inventory), CalibrationStore(paths.calibration)),
         Workshop(paths),
         current=current,
-        orders=read_orders(paths),
+        orders=orders,
         demanded={name: row.replicas for name, row in status.scaling.items()} if status is not None else {},
         barred=barred(asked, inventory, paths),
-        names=RenewalsFile(paths.root / RENEWALS_FILE).read().names,
+        names=renewed.names,
     )
 
 
@@ -98,19 +108,15 @@ def _seats_after(seats: Mapping[str, str], steps: Sequence[Step]) -> dict[str, s
     return {r: s for r, s in seats.items() if (r, s) not in left} | taken
 
 
-def _serving(config: Config, entries: Sequence[JournalEntry], orders: Orders) -> list[tuple[JournalEntry, bool]]:
-    """Whether each takes requests, or would if nobody held it; as the controller tells, else as it last wrote down."""
-    status = running_controller(config)
-    states = {r.replica: r.state for r in status.replicas} if status is not None else {}
-    taking = {ReplicaState.READY, ReplicaState.DRAINING}
-    return [(e, e.ready_at is not None and (e.replica not in states or states[e.replica] in taking)) for e in entries]
+def _serves(entry: JournalEntry, status: ControllerStatus | None) -> bool:
+    """Whether it takes requests, or would if nobody held it; as the controller tells, else as it last wrote down."""
+    told = next((r.state for r in status.replicas if r.replica == entry.replica), None) if status is not None else None
+    return entry.ready_at is not None and told in (None, ReplicaState.READY, ReplicaState.DRAINING)
 
 
 def _held(goals: Goals, orders: Orders, renewed: Renewed) -> dict[str, str]:
     """Why replicas stay where they are, by name; those that may be elsewhere are left out."""
-    config = goals.config
-    wanted = {w.replica for w in wanted_replicas(config.models, config.pools, renewed.names)}
-    standing = set(config.seats) if config.seats is not None else wanted
+    standing = renewed.standing(goals.config)
     held: dict[str, str] = {}
     for name, goal in goals.replicas.items():
         if goals.models[goal.model].config.slices:

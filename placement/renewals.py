@@ -74,6 +74,12 @@ class Renewed:
     spare: tuple[str, ...] = ()
     away: tuple[tuple[str, str], ...] = ()
 
+    def standing(self, config: PlacementConfig) -> Collection[str]:
+        """The replicas that the plan, or where there is none the configuration, asks for by name: none that is there for demand."""
+        if config.seats is not None:
+            return config.seats.keys()
+        return {w.replica for w in wanted_replicas(config.models, config.pools, self.names)}
+
     def with_successor(self, one: Successor) -> Renewed:
         """One more is under way."""
         return replace(self, under_way=(*self.under_way, one))
@@ -193,9 +199,7 @@ class Renewals:
 
     def stands(self, replica: str, config: PlacementConfig) -> bool:
         """Whether the configuration or the plan asks for that replica by name. One that is there for demand has no name to hand on."""
-        if config.seats is not None:
-            return replica in config.seats
-        return any(w.replica == replica for w in wanted_replicas(config.models, config.pools, self.names))
+        return replica in self._now.standing(config)
 
     def begin(self, one: Successor) -> None:
         """Written down before its engine is started. Raises OSError."""

@@ -41,24 +41,20 @@ def dns_label(name: str, *, longest: int = MAX_LABEL) -> str:
 
 def check_label(value: str, option: str) -> str:
     """`value`, which the operator chose as it is. Raises ConfigError where it is no DNS label."""
-    if _LABEL.fullmatch(value) and len(value) <= MAX_LABEL:
-        return value
-    raise ConfigError(
-        f"{value!r} is no name that Kubernetes takes",
-        where=option,
-        remedy="Lower-case letters, digits and dashes, at most 63 of them; the first and the last is no dash.",
-    )
+    rule = "Lower-case letters, digits and dashes, at most 63 of them; the first and the last is no dash."
+    return _checked(value, _LABEL, MAX_LABEL, option, rule)
 
 
 def check_subdomain(value: str, option: str) -> str:
     """`value`, which the operator chose as it is. Raises ConfigError where it is no DNS subdomain: labels with dots between them."""
-    if _SUBDOMAIN.fullmatch(value) and len(value) <= MAX_SUBDOMAIN:
+    rule = f"Lower-case letters, digits, dashes and dots, at most {MAX_SUBDOMAIN} of them, like fast.example.com."
+    return _checked(value, _SUBDOMAIN, MAX_SUBDOMAIN, option, rule)
+
+
+def _checked(value: str, pattern: re.Pattern[str], longest: int, option: str, rule: str) -> str:
+    if pattern.fullmatch(value) and len(value) <= longest:
         return value
-    raise ConfigError(
-        f"{value!r} is no name that Kubernetes takes",
-        where=option,
-        remedy=f"Lower-case letters, digits, dashes and dots, at most {MAX_SUBDOMAIN} of them, like fast.example.com.",
-    )
+    raise ConfigError(f"{value!r} is no name that Kubernetes takes", where=option, remedy=rule)
 
 
 def check_image(value: str, option: str) -> str:
