@@ -31,9 +31,10 @@ def store(tmp_path: Path) -> Keystore:
 
 def test_a_key_opens_for_its_tenant_and_is_kept_nowhere(store: Keystore) -> None:
     key, record = store.create("acme", now=NOW, name="laptop")
-    assert re.fullmatch(r"sk-sliceway-[a-z2-9]{8}-[A-Za-z0-9_-]{43}", key)
+    shape = re.fullmatch(r"sk-sliceway-[a-z2-9]{8}-(?P<secret>[A-Za-z0-9_-]{43})", key)
+    assert shape
     assert store.load().tenant_of(key, NOW) == "acme"
-    secret = key.rpartition("-")[2]
+    secret = shape["secret"]
     for file in store.root.iterdir():
         assert secret.encode() not in file.read_bytes()
         assert file.stat().st_mode & 0o077 == 0
