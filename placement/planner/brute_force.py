@@ -2,7 +2,8 @@
 
 Nothing here knows patterns, relaxations or solvers. Which placements may be together is asked of `Layout`, one by one;
 which of all ways is the best is found by looking at them all. Objectives add up over GPUs, so of the ways to use one GPU
-that give every demand the same slices only the best is combined with those of the others.
+that give every demand the same slices only the best is combined with those of the others; where layout changes are limited,
+the best for each number of them.
 """
 
 from __future__ import annotations
@@ -17,15 +18,32 @@ from model_registry.catalogue import Product
 from model_registry.errors import IllegalLayout
 from model_registry.geometry import Layout, Placement, option_of
 from placement.planner.fragmentation import Fragmentation
-from placement.planner.types import WHOLE, WHOLE_GPU, FleetGpu, FleetPlan, ModelDemand, Objective, Problem
+from placement.planner.types import (
+    WHOLE,
+    WHOLE_GPU,
+    FleetGpu,
+    FleetPlan,
+    ModelDemand,
+    Objective,
+    Option,
+    PlannedGpu,
+    Problem,
+    Reservation,
+)
 
 _MOVE = 1000
 """A replica moved or stopped weighs as much as so many layout changes."""
 
 _SAME = 1e-5
 
+_FIRST = 1 << 40
+"""The priority of what is reserved: above that of every demand."""
+
 Slices = tuple[tuple[str, str, str, str], ...]
 """What one GPU gives: (demand, product, profile, GPU) for every replica on it, sorted."""
+
+Given = tuple[Slices, int]
+"""What one GPU gives, and the instances created and destroyed for it where they are limited (0 where they are not)."""
 
 Cost = tuple[float, ...]
 """Price and disturbance in the order in which they count, penalties, replicas, fragmentation; they add up over GPUs."""
@@ -59,18 +77,19 @@ class Outcome:
 class BruteForce:
     """All ways of using the fleet of one problem. For a GPU or two, and a handful of replicas.
 
-    Raises ValueError for a problem that it does not cover: reservations still to be made, limits on layout changes, and
-    orders in which demand is not the first objective and fragmentation the last.
+    Raises ValueError for a problem that it does not cover: orders in which demand is not the first objective and
+    fragmentation the last.
     """
 
     def __init__(self, problem: Problem) -> None:
         order = problem.order
-        if problem.constraints.reserve or problem.constraints.max_layout_changes is not None:
-            raise ValueError("reservations and limits on layout changes are not tried out")
         if len(order) != len(Objective) or order[0] is not Objective.DEMAND or order[-1] is not Objective.FRAGMENTATION:
             raise ValueError(f"the order {', '.join(order)} is not tried out")
         self._problem = problem
-        self._demands = {d.name: d for d in problem.demands}
+        self._limit = problem.constraints.max_layout_changes
+        self._reserved = {_subject(r): r for r in problem.constraints.reserve}
+        wanted = (*problem.demands, *(_to_make(r, problem.gpus) for r in problem.constraints.reserve))
+        self._demands = {d.name: d for d in wanted}
         self._nodes = {g.id: g.node for g in problem.gpus}
         self._factor = 1.0 + problem.constraints.headroom_ratio
         self._measures = {g.geometry: Fragmentation(g.geometry) for g in problem.gpus if g.geometry is not None}
@@ -83,12 +102,16 @@ class BruteForce:
         """What a plan comes to. Raises ValueError if it is no legal way of using the fleet."""
         given: list[tuple[str, str, str, str]] = []
         costs = []
+        changes = 0
         for planned in plan.gpus:
-            used = {s.placement: str(s.demand) for s in planned.slices if s.replica is not None}
+            used = self._used(planned)
             if not (_open_to(planned.gpu, used) and _together(planned.gpu, used)):
                 raise ValueError(f"{planned.gpu.id} cannot be used like that")
             given += _slices(planned.gpu, used)
             costs.append(self._cost(planned.gpu, used))
+            changes += planned.changes
+        if self._limit is not None and changes > self._limit:
+            raise ValueError(f"{changes} layout changes, and {self._limit} are allowed")
         missing = self._missing(given)
         if missing is None:
             raise ValueError("a limit of a demand is broken")
@@ -104,12 +127,26 @@ class BruteForce:
                 return f"the plan says {level}, and the best is {best}"
         return None
 
+    def _used(self, planned: PlannedGpu) -> dict[Placement, str]:
+        """Who uses which placement of a planned GPU, besides what was reserved there before."""
+        used = {s.placement: str(s.demand) for s in planned.slices if s.replica is not None}
+        for made in (s for s in planned.slices if s.reserved is not None and s.change != "keep"):
+            used[made.placement] = next(
+                name
+                for name, r in self._reserved.items()
+                if (r.note, r.profile) == (made.reserved, made.placement.profile)
+                and r.product in (None, planned.gpu.product)
+            )
+        return used
+
     def _outcomes(self) -> Iterator[tuple[tuple[object, ...], Outcome]]:
         """Every combination of what the GPUs can give, each with its rank."""
         ways = [self._on(gpu) for gpu in self._problem.gpus]
         judged: dict[Slices, tuple[float, ...] | None] = {}
         for choice in itertools.product(*(way.items() for way in ways)):
-            given = tuple(sorted(itertools.chain.from_iterable(slices for slices, _ in choice)))
+            if self._limit is not None and sum(changes for (_, changes), _ in choice) > self._limit:
+                continue
+            given = tuple(sorted(itertools.chain.from_iterable(slices for (slices, _), _ in choice)))
             if given not in judged:
                 judged[given] = self._missing(given)
             missing = judged[given]
@@ -122,13 +159,14 @@ class BruteForce:
         price, disturbance = cost[:2] if price_first else (cost[1], cost[0])
         return Outcome(missing, price, disturbance, cost[-1])
 
-    def _on(self, gpu: FleetGpu) -> Mapping[Slices, Cost]:
+    def _on(self, gpu: FleetGpu) -> Mapping[Given, Cost]:
         """What one GPU can give, each at its least cost."""
-        best: dict[Slices, Cost] = {}
+        best: dict[Given, Cost] = {}
         for used in self._usages(gpu):
-            slices, cost = _slices(gpu, used), self._cost(gpu, used)
-            if slices not in best or _rounded(cost) < _rounded(best[slices]):
-                best[slices] = cost
+            changes = 0 if self._limit is None else _changes(gpu, set(used), _reserved_on(gpu))
+            given, cost = (_slices(gpu, used), changes), self._cost(gpu, used)
+            if given not in best or _rounded(cost) < _rounded(best[given]):
+                best[given] = cost
         return best
 
     def _usages(self, gpu: FleetGpu) -> Iterator[dict[Placement, str]]:
@@ -198,7 +236,7 @@ class BruteForce:
         return max(short, (rate - served) / best, 0.0)
 
     def _cost(self, gpu: FleetGpu, used: Mapping[Placement, str]) -> Cost:
-        reserved = {i.placement for i in gpu.instances if i.reserved is not None}
+        reserved = _reserved_on(gpu)
         price = gpu.price_per_hour if used or reserved else 0.0
         moved = sum(i.demand in self._demands and used.get(i.placement) != i.demand for i in gpu.instances)
         disturbance = moved + _changes(gpu, set(used), reserved) / _MOVE
@@ -215,6 +253,32 @@ class BruteForce:
     def _penalty(self, gpu: FleetGpu, name: str, placement: Placement) -> float:
         options = self._demands[name].options
         return next(o.penalty for o in options if o.key == (gpu.product, placement.profile))
+
+
+def _to_make(reservation: Reservation, gpus: Iterable[FleetGpu]) -> ModelDemand:
+    """What is still to be reserved, as a demand before all others: what carries the note already counts."""
+    mine = [g for g in gpus if reservation.product in (None, g.product)]
+    held = Counter((i.reserved, i.profile) for g in mine for i in g.instances)
+    left = max(0, reservation.count - held[reservation.note, reservation.profile])
+    options = tuple(
+        Option(product, reservation.profile) for product in {g.product for g in mine if _can_hold(g, reservation)}
+    )
+    return ModelDemand(_subject(reservation), "", options, left, priority=_FIRST)
+
+
+def _subject(reservation: Reservation) -> str:
+    """A name that no demand has."""
+    return f"[{reservation.note}, {reservation.profile}, {reservation.product}]"
+
+
+def _can_hold(gpu: FleetGpu, reservation: Reservation) -> bool:
+    if reservation.profile == WHOLE_GPU:
+        return gpu.whole
+    return gpu.geometry is not None and reservation.profile in {p.name for p in gpu.geometry.profiles}
+
+
+def _reserved_on(gpu: FleetGpu) -> set[Placement]:
+    return {i.placement for i in gpu.instances if i.reserved is not None}
 
 
 def possible(product: Product, placements: Iterable[Placement]) -> bool:

@@ -24,6 +24,7 @@ from placement.planner.types import (
     Objective,
     Option,
     Problem,
+    Reservation,
 )
 
 _STEADY = (Objective.DEMAND, Objective.DISTURBANCE, Objective.PRICE, Objective.FRAGMENTATION)
@@ -65,7 +66,10 @@ class Kind:
 def kinds(catalogue: Catalogue) -> tuple[Kind, ...]:
     """The kinds that the planner is compared with brute force on: one or two GPUs each."""
     a30, a100 = catalogue.product("a30"), catalogue.product("a100-80gb")
-    return (_one_a30(a30), _one_a100(a100), _two_a30(a30), _limits(a30), _mixed(a30, a100), _two_a100(a100))
+    return (
+        *(_one_a30(a30), _one_a100(a100), _two_a30(a30), _limits(a30), _mixed(a30, a100), _two_a100(a100)),
+        *(_reservations_a30(a30), _reservations_mixed(a30, a100), _changes_a100(a100), _changes_a30(a30)),
+    )
 
 
 def _one_a30(a30: Product) -> Kind:
@@ -174,6 +178,85 @@ def _two_a100(a100: Product) -> Kind:
     return Kind("two A100s", (pairs, chat, _FEW), build)
 
 
+def _reservations_a30(a30: Product) -> Kind:
+    """Slices to be reserved on two A30s in use, some of them there already, one GPU open, cordoned or draining."""
+    states = _states(a30, (("chat", _IDLE), (_RESERVED, "chat"), ("chat", _RESERVED, "gone")))
+    reserve: list[tuple[Reservation, ...]] = [
+        (one,) for one in (_kept("1g.6gb", 1), _kept("1g.6gb", 3), _kept("2g.12gb", 2), _kept("4g.24gb", 1))
+    ]
+    reserve += [(_kept("1g.6gb", 2), _kept("2g.12gb", 1, "notebooks")), (_kept("gpu", 1), _kept("1g.6gb", 1))]
+    options = [_options(a30, names) for names in (("1g.6gb",), ("1g.6gb", "2g.12gb"), ("2g.12gb", "gpu"))]
+
+    def build(
+        first: Held,
+        second: Held,
+        state: str,
+        kept: tuple[Reservation, ...],
+        one: tuple[Option, ...],
+        much: Asked,
+        order: Any,
+    ) -> Problem:
+        fleet = (_gpu("a", a30, first, state=state), _gpu("b", a30, second, price=1.5))
+        return Problem(fleet, (_demand("chat", one, much),), Constraints(kept), order)
+
+    asked = ({"replicas": 2}, {"replicas": 5}, {"rate": 2.5})
+    axes = (states, states, ("open", "cordoned", "draining"), reserve, options, asked, (DEFAULT_ORDER, _STEADY))
+    return Kind("reservations on two A30s", axes, build)
+
+
+def _reservations_mixed(a30: Product, a100: Product) -> Kind:
+    """A slice to be reserved on an A30 beside an A100, of one product or either, with few layout changes or any number."""
+    reserve = [(_kept("3g.40gb", 1),), (_kept("1g.10gb", 2), _kept("1g.6gb", 1)), (_kept("gpu", 1, product=a30.name),)]
+    reserve += [(_kept("gpu", 1),), (_kept("2g.20gb", 1), _kept("4g.40gb", 1, "notebooks"))]
+    chat = (*_options(a30, ("2g.12gb",)), *_options(a100, ("1g.20gb", "2g.20gb")))
+
+    def build(
+        small: Held, large: Held, price: float, kept: tuple[Reservation, ...], much: Asked, limit: int | None
+    ) -> Problem:
+        fleet = (_gpu("a", a30, small), _gpu("b", a100, large, price=price))
+        return Problem(fleet, (_demand("chat", chat, much),), Constraints(kept, max_layout_changes=limit))
+
+    held = _states(a30, (("chat", _IDLE),)), _states(a100, (("chat", _RESERVED, _IDLE),), most=4)
+    return Kind("reservations on an A30 and an A100", (*held, (1.0, 2.5), reserve, _FEW, (None, 2, 4)), build)
+
+
+def _changes_a100(a100: Product) -> Kind:
+    """Few layout changes allowed on one A100 in use by two demands."""
+    chat = [_options(a100, names) for names in (("1g.10gb",), ("2g.20gb",), ("1g.10gb", "3g.40gb"), ("7g.80gb", "gpu"))]
+    code = [_options(a100, names) for names in (("1g.10gb", "2g.20gb"), ("3g.40gb",))]
+
+    def build(
+        held: Held, one: tuple[Option, ...], much: Asked, other: tuple[Option, ...], limit: int, order: Any
+    ) -> Problem:
+        demands = _demand("chat", one, much), _demand("code", other, {"replicas": 2})
+        return Problem((_gpu("a", a100, held),), demands, Constraints(max_layout_changes=limit), order)
+
+    axes = (_states(a100, _MIXED_USERS), chat, _FEW, code, (0, 1, 2, 3, 5), (DEFAULT_ORDER, _STEADY))
+    return Kind("layout changes on an A100", axes, build)
+
+
+def _changes_a30(a30: Product) -> Kind:
+    """Few layout changes allowed on two A30s: between them and what is reserved, who gets them matters."""
+    states = _states(a30, (("chat", "code"), (_IDLE, "chat", "gone")))
+    options = [_options(a30, names) for names in (("1g.6gb",), ("2g.12gb",), ("1g.6gb", "4g.24gb"), ("2g.12gb", "gpu"))]
+    reserve = ((), (_kept("1g.6gb", 1),), (_kept("2g.12gb", 2),))
+
+    def build(
+        first: Held,
+        second: Held,
+        one: tuple[Option, ...],
+        much: Asked,
+        kept: tuple[Reservation, ...],
+        limit: int,
+        priority: int,
+    ) -> Problem:
+        other = ModelDemand("code", "code", _options(a30, ("1g.6gb", "2g.12gb")), replicas=2, priority=priority)
+        fleet = (_gpu("a", a30, first), _gpu("b", a30, second, price=1.5))
+        return Problem(fleet, (_demand("chat", one, much), other), Constraints(kept, max_layout_changes=limit))
+
+    return Kind("layout changes on two A30s", (states, states, options, _FEW, reserve, (0, 1, 2, 4), (0, 1)), build)
+
+
 _USERS = ("chat", _IDLE, _RESERVED)
 _MIXED_USERS = (("chat",), ("code", "chat"), (_IDLE, "chat", "gone"))
 _FEW: tuple[Asked, ...] = ({"replicas": 0}, {"replicas": 1}, {"replicas": 3}, {"rate": 2.5})
@@ -205,6 +288,10 @@ def _options(of: Product, names: Sequence[str]) -> tuple[Option, ...]:
 
 def _demand(name: str, options: tuple[Option, ...], asked: Asked) -> ModelDemand:
     return ModelDemand(name, name, options, **asked)
+
+
+def _kept(profile: str, count: int, note: str = "tuning", *, product: str | None = None) -> Reservation:
+    return Reservation(profile, count, note, product)
 
 
 def _gpu(name: str, of: Product, held: Held, *, state: str = "open", node: str = "n", price: float = 1.0) -> FleetGpu:

@@ -37,6 +37,10 @@ SAMPLES = {
     "limits on two A30s": 60,
     "an A30 and an A100": 120,
     "two A100s": 6,
+    "reservations on two A30s": 48,
+    "reservations on an A30 and an A100": 48,
+    "layout changes on an A100": 48,
+    "layout changes on two A30s": 48,
 }
 
 
@@ -99,11 +103,29 @@ def test_brute_force_tells_a_plan_that_could_be_better_or_says_more_than_is_true
     assert "the plan says" in str(BruteForce(problem).differs(boasting))
 
 
+def test_brute_force_counts_what_is_reserved_and_what_is_reserved_already() -> None:
+    problem = Problem((running("1g.6gb@0"),), (one("1g.6gb"),), Constraints((Reservation("2g.12gb", 2),)))
+    best = BruteForce(problem).best()
+    assert best.missing == (0.0, 1.0), "what is reserved comes before the replica that runs"
+    made = plan(problem)
+    assert BruteForce(problem).of(made).close_to(best)
+    held = replace(problem, gpus=made.after())
+    assert BruteForce(held).best().missing == (0.0, 1.0)
+    without = replace(problem, constraints=Constraints())
+    assert "is possible" in str(BruteForce(problem).differs(replace(plan(without), levels=made.levels)))
+
+
+def test_brute_force_takes_no_more_layout_changes_than_are_allowed() -> None:
+    wanted = replace(one("1g.6gb"), replicas=3)
+    problem = Problem((running("1g.6gb@0"),), (wanted,), Constraints(max_layout_changes=1))
+    assert BruteForce(problem).best().missing == (1.0,)
+    unlimited = plan(replace(problem, constraints=Constraints()))
+    with pytest.raises(ValueError, match="2 layout changes, and 1 are allowed"):
+        BruteForce(problem).of(unlimited)
+
+
 def test_brute_force_refuses_what_it_does_not_cover() -> None:
     gpus, demands = (running("1g.6gb@0"),), (one("1g.6gb"),)
-    for constraints in (Constraints((Reservation("1g.6gb"),)), Constraints(max_layout_changes=1)):
-        with pytest.raises(ValueError, match="not tried out"):
-            BruteForce(Problem(gpus, demands, constraints))
     with pytest.raises(ValueError, match="not tried out"):
         BruteForce(Problem(gpus, demands, order=(Objective.PRICE, Objective.DEMAND)))
 
