@@ -88,7 +88,7 @@ def _parsed(data: bytes) -> tuple[int, str]:
 
 class Announcement(BaseModel):
     """What one gateway process goes by: the digest of its configuration's file, and the last request to read it again that
-    it has seen to, whether the file was good or not.
+    it has seen to, whether the file was good or not; and where it listens, which `--listen` may have chosen.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -98,13 +98,15 @@ class Announcement(BaseModel):
     boot_id: str
     digest: str
     reloads: int
+    listen: str = ""
 
 
 class Announcements:
     """What the gateways of one state directory go by, each in a file of its own, for who changes the configuration under them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, listen: str = "") -> None:
         self._directory = directory
+        self._listen = listen
 
     def write(self, config: Config, reloads: int) -> None:
         """Tell what this process goes by. Where that cannot be written, nobody waits for this gateway."""
@@ -115,6 +117,7 @@ class Announcements:
             boot_id=boot_id(),
             digest=served_digest(config),
             reloads=reloads,
+            listen=self._listen,
         )
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)

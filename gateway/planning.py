@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from math import ceil
 
@@ -61,7 +61,8 @@ class FleetAnswer:
     `transition` is None where no order of steps keeps every promise (`blocked` says why). `proposal` is what cutting GPUs
     anew would add where the configuration does not let the plan cut them, or where demand asks for more at this moment.
     `stranded` names resting demands (`min: 0`) that a request would not wake: no slice that is left free holds them, and
-    the configuration has none cut for them.
+    the configuration has none cut for them. `assumed_prices` is what is counted for products that have no price, where
+    others have one.
     """
 
     workload: Workload
@@ -72,6 +73,7 @@ class FleetAnswer:
     blocked: TransitionBlocked | None = None
     proposal: Repartition | None = None
     stranded: tuple[str, ...] = ()
+    assumed_prices: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def demands(self) -> Mapping[str, ModelDemand]:
@@ -101,6 +103,7 @@ class FleetAnswer:
                 "blocked": self.blocked.as_dict() if self.blocked else None,
             },
             "proposal": self.proposal.as_public() if self.proposal else None,
+            "assumed_prices": dict(self.assumed_prices),
         }
 
 
@@ -151,19 +154,21 @@ def answer(
     fleet = observed(config, gpus, recut=recut)
     check_pins(config.models, fleet)
     anew = None if recut else observed(config, gpus, recut=True)
-    found = _answered(config, work, fleet, constraints(config.fleet, states), anew=anew, allow_dip=allow_dip)
-    found = replace(found, stranded=_stranded(config, found, {p.gpu.uuid for p in gpus if not p.then_mig}))
+    found = answered(config, work, fleet, constraints(config.fleet, states), anew=anew, allow_dip=allow_dip)
+    whole, running = {p.gpu.uuid for p in gpus if not p.then_mig}, set(map(stem_of, unseated(config)))
+    found = replace(found, stranded=stranded(config, found, whole, running))
     wish = unmet_wish(config) if desired is None and found.proposal is None else None
     if wish is None:
         return found
     return replace(found, proposal=for_demand(config, gpus, wish, unseated(config)).proposal)
 
 
-def _stranded(config: Config, found: FleetAnswer, whole: Collection[str]) -> tuple[str, ...]:
-    """`whole` are ids of GPUs with MIG off: one of them that nobody uses is a slice by itself."""
+def stranded(config: Config, found: FleetAnswer, whole: Collection[str], running: Collection[str]) -> tuple[str, ...]:
+    """The resting demands that a request would not wake. `whole` are ids of GPUs with MIG off: one of them that nobody uses is
+    a slice by itself. `running` are demands of which a replica runs.
+    """
     if config.fleet.autoscale.repartition == "automatic" or not found.workload.resting:
         return ()
-    running = set(map(stem_of, unseated(config)))
     free = {
         (there.gpu.product, s.placement.profile)
         for there in found.plan.gpus
@@ -228,10 +233,10 @@ def what_if(config: Config, products: Mapping[str, int]) -> FleetAnswer:
         for p, number in kinds.items()
         for n in range(number)
     )
-    return _answered(config, work, fleet, constraints(config.fleet))
+    return answered(config, work, fleet, constraints(config.fleet))
 
 
-def _answered(
+def answered(
     config: Config,
     work: Workload,
     fleet: tuple[FleetGpu, ...],
@@ -240,7 +245,7 @@ def _answered(
     anew: tuple[FleetGpu, ...] | None = None,
     allow_dip: bool = False,
 ) -> FleetAnswer:
-    """`anew` is the same fleet if its GPUs may be cut, where the plan must not cut them itself."""
+    """Plan `work` on `fleet`. `anew` is the same fleet if its GPUs may be cut, where the plan must not cut them itself."""
     problem = Problem(fleet, work.demands, limits)
     found, proposal = plan(problem), None
     if found.unmet and anew is not None:
@@ -248,7 +253,8 @@ def _answered(
     transition, blocked = _transition(found, problem.demands, allow_dip=allow_dip)
     took = timings(config)
     told = forecast(transition, found, {d.name: d for d in problem.demands}, took) if transition else None
-    return FleetAnswer(work, problem, found, transition, told, blocked, proposal)
+    assumed = config.fleet.assumed_prices(g.product for g in fleet)
+    return FleetAnswer(work, problem, found, transition, told, blocked, proposal, assumed_prices=assumed)
 
 
 def demanded(config: Config, cards: Sequence[Card], *, desired: Mapping[str, int] | None = None) -> Workload:
@@ -343,9 +349,8 @@ def _occupancy(
 
     The requests of a demand are divided equally among its replicas.
     """
-    planned = seats(config).read()
+    planned, status = seats(config).read(), running_controller(config)
     if planned is None:
-        status = running_controller(config)
         planned = {r.replica: r.slice.id for r in status.replicas} if status is not None else {}
     planned |= extras
     replicas = Counter(map(stem_of, planned))
@@ -356,7 +361,10 @@ def _occupancy(
     pinned = {slice_id: m.name for m in config.models for slice_id in m.slices}
     instances = {f"{g.uuid}/{i.name}" for g in gpus for i in g.instances}
     reserved = {s: note for s, note in reservations(config).read().items() if s in instances}
-    return Occupancy(there, reserved, pinned)
+    for_demand = (
+        {r.slice.id: r.replica for r in status.replicas if stem_of(r.replica) in status.scaling} if status else {}
+    )
+    return Occupancy(there, reserved, pinned, for_demand)
 
 
 def _transition(

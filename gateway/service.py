@@ -111,7 +111,7 @@ class Gateway:
         self._parts = parts
         self._config_path = config_path
         self._generations = Generations(StatePaths(config.state).generation)
-        self._announcements = Announcements(StatePaths(config.state).gateways)
+        self._announcements = Announcements(StatePaths(config.state).gateways, listen=config.gateway.listen)
         self._generation = self._generations.of(config)
         self._reloads = parts.overlay.value.reloads
         self._tokens = self._made_tokens()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
@@ -117,7 +117,12 @@ class AutoscalePolicy(Section):
     )
 
     @model_validator(mode="after")
-    def _down_slower_than_up(self) -> AutoscalePolicy:
+    def _times_go_together(self) -> AutoscalePolicy:
+        if self.window < self.look_every:
+            raise ValueError(
+                f"window ({self.window:g}s) is shorter than look_every ({self.look_every:g}s), so requests between two looks "
+                "would not count; make it at least as long"
+            )
         if self.scale_down_after < self.scale_up_after:
             raise ValueError(
                 "scale_down_after is shorter than scale_up_after, so replicas would come and go; make it longer"
@@ -177,6 +182,14 @@ class PlanningConfig(Section):
                     f"two reservations have the note {note!r}; the note tells them apart, so name each its own"
                 )
         return value
+
+    def assumed_prices(self, products: Iterable[str]) -> dict[str, float]:
+        """What is counted for those of `products` (the catalogue's names) that have no price, where others have one."""
+        if not self.prices:
+            return {}
+        catalogue = load_catalogue()
+        named = {_product_name(catalogue, name) for name in self.prices}
+        return {product: self.price_per_hour(product) for product in sorted(set(products) - named)}
 
     def price_per_hour(self, product: str) -> float:
         """What a GPU-hour of `product` (the catalogue's name) costs; 1 where no price is named at all.

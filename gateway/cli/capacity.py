@@ -14,6 +14,7 @@ from rich.text import Text
 from gateway.cli.capacity_chart import Bar, bars_of, svg
 from gateway.cli.locate import ConfigArgument, config_path
 from gateway.cli.output import Json, err, found_at, out, print_json
+from gateway.cli.plan_view import show_assumed_prices
 from gateway.config import Config, load_config
 from gateway.planning import demanded, measured, tenant_of
 from model_registry.atomic import write_atomically
@@ -78,7 +79,7 @@ def capacity_command(
         print_json(found.as_public() | known | {"unreadable": unreadable, "estimate": True})
     else:
         _show(found, work, priced=priced)
-        _show_assumed(prices, assumed)
+        show_assumed_prices({name: prices[name] for name in assumed}, also=", or with --price")
         if chart is not None:
             out.print(f"[dim]· The picture is in {escape(str(chart))}.[/]", highlight=False)
     raise typer.Exit(0 if found.best.meets_all and not work.unreadable else 1)
@@ -168,16 +169,6 @@ def _show(found: Capacity, work: Workload, *, priced: bool) -> None:
             highlight=False,
         )
     out.print("[dim]· Speeds are estimated from the roofline; fleet.head_room plans for more than is asked.[/]")
-
-
-def _show_assumed(prices: Mapping[str, float], products: Sequence[str]) -> None:
-    """Whoever reads a sum must know of prices in it that nobody named."""
-    for product in products:
-        out.print(
-            f"[dim]·[/] [yellow]{escape(product)} has no price[/]: counted at {prices[product]:.2f}, the mean of those that have "
-            f"one. Name it in fleet.prices, or with --price.",
-            highlight=False,
-        )
 
 
 def _show_unreadable(work: Workload) -> None:

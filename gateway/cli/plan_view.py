@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from rich.console import RenderableType
 from rich.markup import escape
@@ -26,12 +26,13 @@ _MOST_STEPS = 40
 
 def show_fleet(answer: FleetAnswer, gpus: Sequence[GpuState], reserved: Sequence[ReservedSlice] = ()) -> None:
     """Everything but the reasons."""
-    labels = {g.uuid: f"GPU {g.index}" for g in gpus}
+    labels = labels_of(gpus)
     out.print(_summary(answer), highlight=False)
-    order = {g.uuid: g.index for g in gpus}
+    order = {g.uuid: place for place, g in enumerate(gpus)}
+    kept = {there.slice_id for there in reserved}
     for planned in sorted(answer.plan.gpus, key=lambda p: order.get(p.gpu.id, len(order))):
         if planned.changes or planned.used or planned.gpu.instances:
-            for line in _gpu_lines(planned, answer, labels):
+            for line in _gpu_lines(planned, answer, labels, kept):
                 out.print(line, highlight=False)
     for there in reserved:
         out.print(f"[dim]reserved[/] {escape(str(there))}", highlight=False)
@@ -40,6 +41,22 @@ def show_fleet(answer: FleetAnswer, gpus: Sequence[GpuState], reserved: Sequence
         out.print(_models(answer))
     for line in (*_unmet(answer), *_stranded(answer), *_transition(answer, gpus), *_proposal(answer)):
         out.print(line, highlight=False)
+    show_assumed_prices(answer.assumed_prices)
+
+
+def show_assumed_prices(prices: Mapping[str, float], *, also: str = "") -> None:
+    """Whoever reads a sum must know of prices in it that nobody named. `also` is another way to name one."""
+    for product, price in prices.items():
+        out.print(
+            f"[dim]·[/] [yellow]{escape(product)} has no price[/]: counted at {price:.2f}, the mean of those that have "
+            f"one. Name it in fleet.prices{also}.",
+            highlight=False,
+        )
+
+
+def labels_of(gpus: Sequence[GpuState]) -> dict[str, str]:
+    """What GPUs are called where people read it, by their ids; those of a cluster (`NODE/UUID`) with their node."""
+    return {g.uuid: f"{node} GPU {g.index}" if (node := g.uuid.rpartition("/")[0]) else f"GPU {g.index}" for g in gpus}
 
 
 def show_step(step: Step, what: str, labels: dict[str, str]) -> None:
@@ -89,8 +106,8 @@ def show_why(answer: FleetAnswer, name: str, gpus: Sequence[GpuState] = ()) -> N
     for decision in decisions:
         place = f" {decision.placement}" if decision.placement else ""
         reason = decision.reason
-        for gpu in gpus:
-            reason = reason.replace(f"GPU {gpu.uuid}", f"GPU {gpu.index}")
+        for uuid, label in labels_of(gpus).items():
+            reason = reason.replace(f"GPU {uuid}", label)
         out.print(f"[bold]{decision.action}[/] {escape(decision.subject)}{place}: {escape(reason)}", highlight=False)
     if name in answer.workload.unreadable:
         out.print(f"[red]not planned[/]: {escape(str(answer.workload.unreadable[name]))}", highlight=False)
@@ -131,7 +148,9 @@ def _summary(answer: FleetAnswer) -> str:
     return f"[bold]plan[/] {len(used)} of {counted(len(answer.plan.gpus), 'GPU')} in use{cost}  [dim]{proof}[/]"
 
 
-def _gpu_lines(planned: PlannedGpu, answer: FleetAnswer, labels: dict[str, str]) -> Iterator[RenderableType]:
+def _gpu_lines(
+    planned: PlannedGpu, answer: FleetAnswer, labels: dict[str, str], kept: Collection[str]
+) -> Iterator[RenderableType]:
     gpu = planned.gpu
     flags = " (cordoned)" if gpu.cordoned else ""
     changed = planned.changes or any(s.change == "reuse" for s in planned.slices)
@@ -147,14 +166,19 @@ def _gpu_lines(planned: PlannedGpu, answer: FleetAnswer, labels: dict[str, str])
         whither = "" if decision is None else " moves" if decision.action == "move" else " stops"
         yield f"[red]- {placement}[/] {escape(replica or 'idle')}{whither}"
     for planned_slice in planned.slices:
-        yield _slice_line(planned_slice, labels)
+        place = Place(gpu.id, planned_slice.placement)
+        reserved = planned_slice.change != "keep" or place.slice_id in kept
+        yield _slice_line(planned_slice, labels, reserved=reserved)
 
 
-def _slice_line(there: PlannedSlice, labels: dict[str, str]) -> str:
-    who = there.replica or (f"reserved: {there.reserved}" if there.reserved else "idle")
+def _slice_line(there: PlannedSlice, labels: dict[str, str], *, reserved: bool) -> str:
+    """`reserved` tells slices that were made for other work from those that others have anyway, which the plan leaves alone."""
+    who = there.replica or there.reserved or "idle"
+    if there.reserved and reserved:
+        who = f"reserved: {there.reserved}"
     text = f"{there.placement} {escape(who)}"
     if there.was:
-        gpu, _, placement = there.was.partition("/")
+        gpu, _, placement = there.was.rpartition("/")
         text += f" [dim]from {labels.get(gpu, gpu)} {placement}[/]"
     match there.change:
         case "create":
@@ -277,7 +301,7 @@ def _transition(answer: FleetAnswer, gpus: Sequence[GpuState]) -> Iterator[str]:
     if starts:
         told = ", ".join(f"{m.demand} {_duration(m.start_seconds or 0.0)} ({m.start_source})" for m in starts)
         yield f"  [dim]counted for a start: {escape(told)}[/]"
-    labels, mig = {g.uuid: f"GPU {g.index}" for g in gpus}, {g.uuid: g.mig for g in gpus}
+    labels, mig = labels_of(gpus), {g.uuid: g.mig for g in gpus}
     for step in answer.transition.steps[:_MOST_STEPS]:
         switched = _switches(step, mig.get(step.place.gpu))
         yield f"  {step.number + 1:>3} {escape(_named(str(step), step.place, labels))}{switched}"

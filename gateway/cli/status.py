@@ -20,6 +20,7 @@ from rich.text import Text
 from gateway.cli.locate import ConfigArgument, ConfigOption, required_config
 from gateway.cli.output import Json, out, print_json
 from gateway.config import Config
+from gateway.generations import Announcements
 from model_registry.words import counted
 from placement.state import StatePaths
 from placement.status import ControllerStatus, read_status
@@ -66,8 +67,7 @@ def look(config: Config) -> dict[str, Any]:
     `slices` is the gateway's `/slices` with the controller's `reason`, `stage` and `restarts` added; where the gateway does not
     run, it is made from the controller's replicas, without latencies.
     """
-    base = base_url(config.gateway.listen, config.gateway.scheme)
-    readiness, why = _fetch(f"{base}/readyz")
+    base, readiness, why = _gateway_of(config)
     slices, _ = _fetch(f"{base}/slices")
     controller = read_status(StatePaths(config.state).controller_status)
     alive = controller is not None and _process_lives(controller.pid)
@@ -91,6 +91,21 @@ def look(config: Config) -> dict[str, Any]:
         "controller": told,
         "slices": [_with_reason(row, controller, readiness) for row in rows],
     }
+
+
+def _gateway_of(config: Config) -> tuple[str, Any, str]:
+    """The address of a gateway of this state directory that answers, what it says, and why none does.
+
+    Gateways tell where they listen, which need not be where the configuration says (`--listen`).
+    """
+    told = [one.listen for one in Announcements(StatePaths(config.state).gateways).read() if one.listen]
+    asked = [base_url(listen, config.gateway.scheme) for listen in dict.fromkeys((*told, config.gateway.listen))]
+    problem = ""
+    for base in asked:
+        readiness, problem = _fetch(f"{base}/readyz")
+        if readiness is not None:
+            return base, readiness, ""
+    return asked[-1], None, problem
 
 
 def base_url(listen: str, scheme: str = "http") -> str:

@@ -31,11 +31,15 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Occupancy:
-    """Who has which slice, by slice id (`<GPU UUID>/<profile>@<start>`, a GPU's UUID for all of it)."""
+    """Who has which slice, by slice id (`<GPU UUID>/<profile>@<start>`, a GPU's UUID for all of it).
+
+    `for_demand` names replicas that no plan has seated: they are left alone like other processes, and told by name.
+    """
 
     running: Mapping[str, Running] = field(default_factory=dict)
     reserved: Mapping[str, str] = field(default_factory=dict)
     pinned: Mapping[str, str] = field(default_factory=dict)
+    for_demand: Mapping[str, str] = field(default_factory=dict)
 
 
 def observed_fleet(
@@ -76,7 +80,7 @@ def check_pins(models: Iterable[ModelConfig], fleet: Sequence[FleetGpu]) -> None
     gpus = {g.id: g for g in fleet}
     for model in models:
         for slice_id in model.slices:
-            uuid, _, place = slice_id.partition("/")
+            uuid, _, place = slice_id.rpartition("/") if "@" in slice_id.rpartition("/")[2] else (slice_id, "", "")
             gpu = gpus.get(uuid)
             if gpu is None:
                 continue  # not a GPU's slice, or one that `assign` will miss with the list of what there is
@@ -169,4 +173,9 @@ def _instance(
         return Instance(placement, running.replica, running.demand, requests=running.requests)
     processes = there.processes if there is not None else gpu.processes if placement == WHOLE else ()
     foreign = tuple(p for p in processes if p.how != "open")
-    return Instance(placement, reserved=f"in use by {', '.join(named(foreign))}" if foreign else None)
+    if not foreign:
+        return Instance(placement)
+    replica = occupancy.for_demand.get(slice_id)
+    return Instance(
+        placement, reserved=f"{replica}, there for demand" if replica else f"in use by {', '.join(named(foreign))}"
+    )

@@ -118,6 +118,7 @@ def test_models_that_something_else_runs_have_no_demand(tmp_path: Path) -> None:
         ("{reserve: [{1g.10gb: 1, note: x}, {2g.20gb: 1, note: x}]}", "two reservations have the note 'x'"),
         ("{head_room: lots}", "write 20% or 0.2"),
         ("{autoscale: {scale_up_after: 5m, scale_down_after: 1m}}", "replicas would come and go"),
+        ("{autoscale: {look_every: 5s, window: 2s}}", "window (2s) is shorter than look_every (5s)"),
         ("{autoscale: {tolerence: 0.1}}", "Did you mean 'tolerance'?"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from model_registry.geometry import Placement
 from placement.assign import seated
 from placement.errors import ModeChangeNeeded, NotCarriedOut, PlacementError
-from placement.gpus import GpuState
+from placement.gpus import GpuProcess, GpuState
 from placement.nvml.partition import NvmlPartitioner
 from placement.partition import plan as plan_layouts
 from placement.planned_seats import PlannedSeats
@@ -95,6 +96,19 @@ class Machine:
 @pytest.fixture
 def machine(nvml: Nvml, tmp_path: Path) -> Machine:
     return Machine(nvml, tmp_path)
+
+
+async def test_processes_of_replicas_that_no_plan_seated_are_told_by_their_names(machine: Machine) -> None:
+    """Either way the slice is left alone."""
+    await machine.fleet.create(machine.step("create", "3g.40gb@4"))
+    (gpu,) = machine.driver.observe()
+    (made,) = gpu.instances
+    busy = replace(made.compute[0], processes=(GpuProcess(7, "python"),))
+    plans = plan_layouts([replace(gpu, instances=(replace(made, compute=(busy,)),))], ())
+    for known, told in (({}, "in use by python"), ({f"{gpu.uuid}/3g.40gb@4": "chat-1"}, "chat-1, there for demand")):
+        (seen,) = observed_fleet(plans, PlanningConfig(), Occupancy(for_demand=known))
+        (there,) = seen.instances
+        assert told in str(there.reserved)
 
 
 async def test_an_engine_comes_and_goes_with_its_slice_and_its_seat(machine: Machine) -> None:

@@ -344,6 +344,18 @@ def test_a_price_that_nobody_named_is_told_where_others_are_named(config: Write)
     assert (told(*named)["assumed_prices"], told(*named)["prices"]["A100-80GB"]) == ([], 1.5)
 
 
+def test_a_plan_tells_prices_that_nobody_named(config: Write) -> None:
+    both, planned = "{simulate: {h100-sxm: 1, a100-80gb: 1}}", "partition: planned\n  prices: {a100-80gb: 1.5%s}"
+    words = ("plan", config(fleet=planned % "", discover=both))
+    assert "H100-80GB-SXM has no price: counted at 1.50" in run(*words).stdout
+    assert told(*words)["fleet"]["assumed_prices"] == {"H100-80GB-SXM": 1.5}
+    config(fleet=planned % ", h100-sxm: 2.5", discover=both)
+    assert "has no price" not in run(*words).stdout
+    assert told(*words)["fleet"]["assumed_prices"] == {}
+    config(discover=both)
+    assert "has no price" not in run(*words).stdout, "without any prices GPUs are counted"
+
+
 def test_nothing_to_plan_for_is_wrong_input(config: Write) -> None:
     with pytest.raises(ConfigError, match="no model to plan for"):
         run("capacity", config(rest=""), "--gpu", "h100-sxm")

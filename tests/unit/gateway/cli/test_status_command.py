@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from gateway.cli.status import base_url, duration, render
+from gateway.cli.status import base_url, duration, look, render
+from gateway.config import Config
+from gateway.generations import Announcements
+from placement.state import StatePaths
 
 
 def shown(seen: dict[str, Any], *, tenants: bool = False) -> str:
@@ -107,6 +115,49 @@ def test_reasons_and_stages_are_shown_as_they_are() -> None:
 )
 def test_durations_have_three_figures(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+class Ready(BaseHTTPRequestHandler):
+    """A gateway without a slice."""
+
+    def do_GET(self) -> None:
+        body = b'{"ready": true, "generation": 4}' if self.path == "/readyz" else b"[]"
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def serving() -> Iterator[str]:
+    """Where such a gateway listens."""
+    with HTTPServer(("127.0.0.1", 0), Ready) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_gateway_that_runs_is_found_where_it_listens(tmp_path: Path, serving: str) -> None:
+    """`up --listen` serves at another address than the configuration names."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{deaf.getsockname()[1]}"
+        config = Config.model_validate(
+            {"version": "v1", "state_dir": str(tmp_path), "gateway": {"listen": listen}, "models": []}
+        )
+        announced = Announcements(StatePaths(config.state).gateways, listen=serving)
+        announced.write(config, 0)
+        found = look(config)["gateway"]
+        assert (found["running"], found["url"], found["generation"]) == (True, f"http://{serving}", 4)
+        announced.remove()
+        found = look(config)["gateway"]
+        assert (found["running"], found["url"]) == (False, f"http://{listen}")
+        assert listen in found["problem"]
 
 
 @pytest.mark.parametrize(
