@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from placement.cluster.goal import read_goal
 from placement.cluster.head import Head, HeadJournal, Hold
 from placement.cluster.holder import SliceHolder
 from placement.cluster.leading import Lead
-from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions
+from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions
 from placement.cluster.node import NodeAgent, NodePaths, NodeSettings
 from placement.cluster.offers import node_resource, resource_of
 from placement.cluster.processes import LocalProcesses
@@ -232,7 +233,7 @@ class HeadActor:
         logging.basicConfig(level=logging.INFO)
         self._head = Head(RayNodes(), RayStore(), SystemClock(), Versions.model_validate_json(versions), secret=secret)
         self._created = created
-        self._told: tuple[Broadcast, str] | None = None
+        self._told: deque[tuple[Broadcast | News, str]] = deque(maxlen=8)
         self._lead = Lead()
         self._begin = asyncio.Lock()
         self._rounds: asyncio.Task[None] | None = None
@@ -254,16 +255,25 @@ class HeadActor:
         await self._head.share(files)
 
     async def next_broadcast(self, head: str, after: int, timeout_seconds: float) -> str | None:
-        """As `Head.next_broadcast`, as JSON."""
+        """As `Head.next_broadcast`, as JSON: what agents of earlier versions ask for."""
         await self._begun()
         news = await self._head.next_broadcast(head, after, timeout_seconds=timeout_seconds)
         return self._as_json(news) if news else None
 
-    def _as_json(self, news: Broadcast) -> str:
-        """The same text for every node that asks."""
-        if self._told is None or self._told[0] is not news:
-            self._told = news, news.model_dump_json()
-        return self._told[1]
+    async def next_news(self, head: str, after: int, timeout_seconds: float) -> str | None:
+        """As `Head.next_news`, as JSON."""
+        await self._begun()
+        news = await self._head.next_news(head, after, timeout_seconds=timeout_seconds)
+        return self._as_json(news) if news else None
+
+    def _as_json(self, news: Broadcast | News) -> str:
+        """The same text for every node that is told the same."""
+        for known, text in self._told:
+            if known is news:
+                return text
+        text = news.model_dump_json()
+        self._told.append((news, text))
+        return text
 
     async def status(self) -> dict[str, object]:
         """As `Head.status`."""
@@ -319,7 +329,7 @@ class AgentActor:
     async def report(self) -> str:
         """The node as it is. The first question also has the agent follow the head's table."""
         if self._following is None:
-            self._following = asyncio.create_task(self._agent.follow(_next_broadcast))
+            self._following = asyncio.create_task(self._agent.follow(_next_news))
         return (await self._agent.report()).model_dump_json()
 
     async def order(self, order: str) -> None:
@@ -336,10 +346,13 @@ class AgentActor:
         await asyncio.to_thread(self._processes.stop, seconds=seconds)
 
 
-async def _next_broadcast(head: str, after: int, timeout_seconds: float) -> Broadcast | None:
+async def _next_news(head: str, after: int, timeout_seconds: float) -> News | None:
     actor = await asyncio.to_thread(ray.get_actor, HEAD, namespace=NAMESPACE)
-    text = await actor.next_broadcast.remote(head, after, timeout_seconds)
-    return Broadcast.model_validate_json(text) if text else None
+    if not hasattr(actor, "next_news"):  # a head of an earlier version
+        text = await actor.next_broadcast.remote(head, after, timeout_seconds)
+        return News(whole=Broadcast.model_validate_json(text)) if text else None
+    text = await actor.next_news.remote(head, after, timeout_seconds)
+    return News.model_validate_json(text) if text else None
 
 
 def start_head(versions: Versions, secret: str) -> ActorHandle[Any]:

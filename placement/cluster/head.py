@@ -12,15 +12,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
-from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model_registry.schema import ModelConfig
 from placement.assign import Pools
 from placement.clock import Clock
+from placement.cluster.bulletin import Bulletin
 from placement.cluster.eligible import problems_of
-from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions
+from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions
 from placement.cluster.merge import merge_tables, reasons
 from placement.cluster.numbers import CapacityOn, ClusterNumbers, nobody_knows
 from placement.cluster.retiring import Retiring
@@ -132,13 +132,12 @@ class Head:
         self._unplaced: Mapping[str, str] = {}
         self._began_at: float | None = None  # its first round, which may be long after the process started
         self._table = RoutingTable(generation=0)
-        self._broadcast = Broadcast(table=self._table, head=uuid4().hex)
+        self._bulletin = Bulletin()
         self._rollout = Rollout()
         self._seating = SeatingBook()
         self._numbers = ClusterNumbers()
         self._remembers = False  # what the head before knew, so that it knows for which nodes to wait
         self._retiring = Retiring()
-        self._news = asyncio.Condition()
         self._writing = asyncio.Lock()
 
     # ---- what it is told
@@ -169,10 +168,10 @@ class Head:
 
     async def share(self, files: Mapping[str, str]) -> None:
         """Have every gateway hold these files; with the first table, if there is none yet."""
-        if self._broadcast.sequence:
+        if self._bulletin.latest.sequence:
             await self._tell(self._table, files=files)
         else:
-            self._broadcast = self._broadcast.model_copy(update={"files": dict(files)})
+            self._bulletin.share(files)
 
     # ---- rounds
 
@@ -371,18 +370,11 @@ class Head:
 
         A head that has published nothing yet has nothing to say: the last head's table is better than an empty one.
         """
-        async with self._news:
-            try:
-                async with asyncio.timeout(timeout_seconds):
-                    await self._news.wait_for(
-                        lambda: (
-                            self._broadcast.sequence > 0
-                            and (self._broadcast.head, self._broadcast.sequence) != (head, after)
-                        )
-                    )
-            except TimeoutError:
-                return None
-            return self._broadcast
+        return await self._bulletin.after(head, after, timeout_seconds=timeout_seconds)
+
+    async def next_news(self, head: str, after: int, *, timeout_seconds: float) -> News | None:
+        """As `next_broadcast`, as what is another since the one numbered `after` where this head has told that one."""
+        return await self._bulletin.news(head, after, timeout_seconds=timeout_seconds)
 
     def status(self) -> dict[str, object]:
         """For people: nodes, seats, and everything that waits, with its reason."""
@@ -418,16 +410,8 @@ class Head:
         }
 
     async def _tell(self, table: RoutingTable, *, files: Mapping[str, str] | None = None) -> None:
-        async with self._news:
-            self._table = table
-            self._broadcast = Broadcast(
-                head=self._broadcast.head,
-                table=table,
-                files=self._broadcast.files if files is None else dict(files),
-                config=self._goal.config if self._goal else "",
-                sequence=self._broadcast.sequence + 1,
-            )
-            self._news.notify_all()
+        self._table = table
+        await self._bulletin.tell(table, self._goal.config if self._goal else "", files=files)
 
     async def _remember(self, seats: Mapping[str, Seat], *, generation: int | None = None) -> None:
         """Write the journal before acting on it."""

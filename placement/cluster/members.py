@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from placement.autoscale import Signals
 from placement.slices import Slice
-from placement.table import RoutingTable
+from placement.table import ModelRow, ReplicaRow, RoutingTable, SliceRow
 
 
 class _Row(BaseModel):
@@ -103,6 +103,36 @@ class Broadcast(_Row):
     )
     config: str = ""
     sequence: int = 0
+
+
+class TableChange(_Row):
+    """What makes the cluster's table of the one before it. Rows come with the name of the row that they follow, `""` for the first."""
+
+    generation: int
+    models: tuple[ModelRow, ...] | None = Field(default=None, description="All of them; None: as before.")
+    replicas: tuple[tuple[str, ReplicaRow], ...] = ()
+    replicas_gone: tuple[str, ...] = ()
+    idle: tuple[tuple[str, SliceRow], ...] = ()
+    idle_gone: tuple[str, ...] = ()
+    digest: str = Field(description="Of the table that this has to make; see `change.digest_of`.")
+
+
+class BroadcastChange(_Row):
+    """A broadcast for who has number `after` of the same head. What is None is as it was there."""
+
+    head: str
+    sequence: int
+    after: int
+    table: TableChange
+    files: Mapping[str, str] | None = Field(default=None, repr=False)
+    config: str | None = None
+
+
+class News(_Row):
+    """A broadcast, as a whole or as what is another: one of the two."""
+
+    whole: Broadcast | None = None
+    change: BroadcastChange | None = None
 
 
 def slice_key(node: str, slice_id: str) -> str:

@@ -20,7 +20,8 @@ from uuid import uuid4
 
 from model_registry.atomic import write_atomically
 from placement.autoscale import Signals
-from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Versions
+from placement.cluster.change import broadcast_of
+from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Versions
 from placement.cluster.seats import SeatRow, SeatsFile, read_seats, write_seats
 from placement.demand_slices import barred
 from placement.errors import TableUnreadable
@@ -39,8 +40,8 @@ OBSERVE_SECONDS = 10.0
 POLL_SECONDS = 20.0
 _RETRY_SECONDS = 0.5
 
-NextBroadcast = Callable[[str, int, float], Awaitable[Broadcast | None]]
-"""Head, sequence, timeout in seconds -> what is newer than that; see `Head.next_broadcast`. Raises when there is no head."""
+NextNews = Callable[[str, int, float], Awaitable[News | None]]
+"""Head, sequence, timeout in seconds -> what is newer than that; see `Head.next_news`. Raises when there is no head."""
 
 
 class Processes(Protocol):
@@ -216,12 +217,13 @@ class NodeAgent:
 
     # ---- what it asks the head
 
-    async def follow(self, next_broadcast: NextBroadcast) -> None:
+    async def follow(self, next_news: NextNews) -> None:
         """Write every new table and the keys where this node's gateway looks for them. Without a head the last ones stay."""
-        head, sequence = "", 0
+        known: Broadcast | None = None
         while True:
+            head, sequence = (known.head, known.sequence) if known else ("", 0)
             try:
-                news = await next_broadcast(head, sequence, POLL_SECONDS)
+                news = await next_news(head, sequence, POLL_SECONDS)
             except Exception as error:  # noqa: BLE001 - whatever keeps the head from answering, there may be one again
                 log.info("no word from the head: %s", error)
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -229,12 +231,19 @@ class NodeAgent:
             if news is None:
                 continue
             try:
-                await asyncio.to_thread(self.take_over, news)
+                known = await asyncio.to_thread(self._take_in, news, known)
             except Exception as error:  # noqa: BLE001 - a disk that is full has room again some time
                 log.warning("what the head says could not be taken over, asking again: %s", error)
                 await asyncio.sleep(_RETRY_SECONDS)
-                continue
-            head, sequence = news.head, news.sequence
+
+    def _take_in(self, news: News, known: Broadcast | None) -> Broadcast | None:
+        """Take over what `news` makes of what is known. None: it makes no sense of that, so the whole has to be asked for."""
+        latest = broadcast_of(news, known)
+        if latest is None:
+            log.warning("what the head says has changed is not what it has: asking for the whole table")
+        else:
+            self.take_over(latest)
+        return latest
 
     def take_over(self, news: Broadcast) -> None:
         """Have this node's gateway work by `news`. A table that is older than the one there is not taken."""

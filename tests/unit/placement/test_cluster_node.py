@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from placement.autoscale import Signals
-from placement.cluster.members import Broadcast, NodeOrder, Owner, Versions
+from placement.cluster.members import Broadcast, BroadcastChange, News, NodeOrder, Owner, TableChange, Versions
 from placement.cluster.node import NodeAgent, NodePaths, NodeSettings
 from placement.cluster.seats import SeatKeeper, read_seats, this_process
 from placement.figures import FRESH_SECONDS, FiguresFile, GatewayFigures, ModelFigures
@@ -155,18 +155,35 @@ async def test_news_that_cannot_be_written_are_asked_for_again(
     root.write_bytes(b"")  # in the way, as a full disk is
     asked: list[tuple[str, int]] = []
 
-    async def next_broadcast(head: str, after: int, timeout_seconds: float) -> Broadcast:
+    async def next_news(head: str, after: int, timeout_seconds: float) -> News:
         asked.append((head, after))
         if len(asked) == 2:
             root.unlink()
         if len(asked) == 3:
             raise asyncio.CancelledError
-        return Broadcast(head="h", table=RoutingTable(generation=5), config="{}", sequence=1)
+        return News(whole=Broadcast(head="h", table=RoutingTable(generation=5), config="{}", sequence=1))
 
     with pytest.raises(asyncio.CancelledError):
-        await agent.follow(next_broadcast)
+        await agent.follow(next_news)
     assert asked == [("", 0), ("", 0), ("h", 1)]
     assert read(agent.settings.paths.gateway.routing_table).generation == 5
+
+
+async def test_a_change_that_does_not_make_the_heads_table_has_the_whole_asked_for(agent: NodeAgent) -> None:
+    first, second = (Broadcast(head="h", table=RoutingTable(generation=i), config="{}", sequence=i) for i in (1, 2))
+    wrong = BroadcastChange(head="h", sequence=2, after=1, table=TableChange(generation=2, digest="of another"))
+    asked: list[tuple[str, int]] = []
+
+    async def next_news(head: str, after: int, timeout_seconds: float) -> News:
+        asked.append((head, after))
+        if len(asked) == 4:
+            raise asyncio.CancelledError
+        return (News(whole=first), News(change=wrong), News(whole=second))[len(asked) - 1]
+
+    with pytest.raises(asyncio.CancelledError):
+        await agent.follow(next_news)
+    assert asked == [("", 0), ("h", 1), ("", 0), ("h", 2)]
+    assert read(agent.settings.paths.gateway.routing_table).generation == 2
 
 
 async def test_an_agent_that_ends_its_processes_starts_none_again(agent: NodeAgent, processes: NotedProcesses) -> None:

@@ -1,0 +1,88 @@
+"""What the head tells every gateway, to whom it was told last: only what is another since, where that is known."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from uuid import uuid4
+
+from placement.cluster.change import change_between, digest_of
+from placement.cluster.members import Broadcast, BroadcastChange, News
+from placement.table import RoutingTable
+
+REMEMBERED = 32
+"""Broadcasts that a change can be told from. Who has an older one than that gets the whole table."""
+
+
+class Bulletin:
+    """The broadcasts of one head, numbered from 1; none as long as `sequence` is 0."""
+
+    def __init__(self) -> None:
+        self._latest = Broadcast(head=uuid4().hex, table=RoutingTable(generation=0))
+        self._told: dict[int, Broadcast] = {}
+        self._news: dict[int, News] = {}  # of the latest, by what it is told from; the same for all who have that
+        self._digest = ""
+        self._another = asyncio.Condition()
+
+    @property
+    def latest(self) -> Broadcast:
+        """The newest one."""
+        return self._latest
+
+    async def tell(self, table: RoutingTable, config: str, *, files: Mapping[str, str] | None = None) -> None:
+        """A new broadcast, for everybody who asks; `files` None: those of the last one."""
+        async with self._another:
+            before = self._latest
+            self._latest = Broadcast(
+                head=before.head,
+                table=table,
+                files=before.files if files is None else dict(files),
+                config=config,
+                sequence=before.sequence + 1,
+            )
+            self._told[self._latest.sequence] = self._latest
+            self._told.pop(self._latest.sequence - REMEMBERED, None)
+            self._news.clear()
+            self._digest = ""
+            self._another.notify_all()
+
+    def share(self, files: Mapping[str, str]) -> None:
+        """Have the first broadcast carry these files. Only before there is one."""
+        self._latest = self._latest.model_copy(update={"files": dict(files)})
+
+    async def after(self, head: str, sequence: int, *, timeout_seconds: float) -> Broadcast | None:
+        """The newest broadcast, as soon as there is one that is not number `sequence` of `head`; None if there is none in time."""
+        async with self._another:
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    await self._another.wait_for(
+                        lambda: (
+                            self._latest.sequence > 0 and (self._latest.head, self._latest.sequence) != (head, sequence)
+                        )
+                    )
+            except TimeoutError:
+                return None
+            return self._latest
+
+    async def news(self, head: str, sequence: int, *, timeout_seconds: float) -> News | None:
+        """As `after`, told as what is another since number `sequence` of `head`, where that is still known."""
+        latest = await self.after(head, sequence, timeout_seconds=timeout_seconds)
+        if latest is None:
+            return None
+        before = self._told.get(sequence) if head == latest.head else None
+        known = before.sequence if before else 0
+        if known not in self._news:
+            self._news[known] = News(change=self._change(before)) if before else News(whole=latest)
+        return self._news[known]
+
+    def _change(self, before: Broadcast) -> BroadcastChange:
+        latest = self._latest
+        self._digest = self._digest or digest_of(latest.table)
+        return BroadcastChange(
+            head=latest.head,
+            sequence=latest.sequence,
+            after=before.sequence,
+            table=change_between(before.table, latest.table, self._digest),
+            files=None if before.files == latest.files else latest.files,
+            config=None if before.config == latest.config else latest.config,
+        )
