@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import shutil
+import socket
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import pytest
 
@@ -53,3 +55,30 @@ def test_a_closed_loop_counts_answers_and_events(tools: Tools, engine: int) -> N
 def test_where_nobody_listens_the_load_says_so(tools: Tools) -> None:
     with pytest.raises(BenchError, match="could not be carried out"):
         tools.closed(1, request(1, stream=False, tokens=1), connections=1, seconds=0.1)
+
+
+@pytest.mark.parametrize("size", [200_000, 256 * 2**10, 300_000, 5_000_000])
+def test_a_body_of_any_size_is_answered_by_its_beginning_and_the_next_one_too(engine: int, size: int) -> None:
+    def asked(fields: bytes, length: int) -> bytes:
+        body = b'{"model":"bench",' + fields + b',"messages":["'
+        body += b"x" * (length - len(body) - 3) + b'"]}'
+        return b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+
+    with socket.create_connection(("127.0.0.1", engine), timeout=60) as client, client.makefile("rb") as answers:
+        for length in (size, 5000):
+            client.sendall(asked(b'"max_tokens":2,"stream":true', length))
+            assert _read(answers).count(b"sieve") == 2
+        client.sendall(asked(b'"max_tokens":2', size) + asked(b'"max_tokens":3', 5000))
+        assert all(b'"usage"' in _read(answers) for _ in range(2))
+
+
+def _read(answers: BinaryIO) -> bytes:
+    """The body of the next answer."""
+    head = b"".join(iter(answers.readline, b"\r\n"))
+    if b"content-length: " in head:
+        return answers.read(int(head.partition(b"content-length: ")[2].split(b"\r\n")[0]))
+    body = b""
+    while size := int(answers.readline(), 16):
+        body += answers.read(size + 2)
+    answers.readline()
+    return body
