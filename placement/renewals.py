@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -19,7 +19,8 @@ from typing import Protocol
 
 from model_registry.atomic import write_atomically
 from model_registry.errors import SlicewayError
-from placement.assign import natural, stem_of, wanted_replicas
+from model_registry.schema import ModelConfig
+from placement.assign import Pools, natural, stem_of, wanted_replicas
 from placement.errors import PlacementError, StateLocked
 from placement.goals import Goals, PlacementConfig, Workshop
 from placement.planned_seats import SEATS_FILE, PlannedSeats
@@ -104,12 +105,8 @@ class Renewed:
         return replace(self.without(one.replica), spare=spare, away=away)
 
     def called(self, old: str, new: str, config: PlacementConfig) -> Renewed:
-        """The replicas of one pool, with `new` where `old` was."""
-        pool = stem_of(old)
-        wanted = [w.replica for w in wanted_replicas(config.models, config.pools, self.names)]
-        mine = tuple(new if name == old else name for name in wanted if stem_of(name) == pool)
-        others = tuple(name for name in self.names if stem_of(name) != pool)
-        return replace(self, names=(*others, *mine)) if old in wanted else self
+        """As `renamed`."""
+        return replace(self, names=renamed(self.names, old, new, config.models, config.pools))
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +249,14 @@ class Renewals:
             self._now = renewed
 
 
+def renamed(names: tuple[str, ...], old: str, new: str, models: Sequence[ModelConfig], pools: Pools) -> tuple[str, ...]:
+    """`names` with those of one pool, `new` where `old` was; as they are where nobody asks for `old` by name."""
+    pool = stem_of(old)
+    wanted = [w.replica for w in wanted_replicas(models, pools, names)]
+    mine = tuple(new if name == old else name for name in wanted if stem_of(name) == pool)
+    return (*(name for name in names if stem_of(name) != pool), *mine) if old in wanted else names
+
+
 def fresh_name(old: str, used: Collection[str]) -> str:
     """The lowest number of the same pool that nobody has."""
     pool = stem_of(old)
@@ -287,7 +292,7 @@ def place_beside(
     def rank(one: Slice) -> tuple[bool, bool, bool, int, object]:
         smaller = one.memory_bytes < here.memory_bytes
         return (
-            not _alike(one, here),
+            not alike(one, here),
             smaller,
             _group(one) not in busy,
             abs(one.memory_bytes - here.memory_bytes),
@@ -313,7 +318,7 @@ def as_planned(
         return True
     here = like or goals.replicas[old].slice
     busy = _busy(goals, taken, {here.id, goals.replicas[old].slice.id, *away})
-    return _alike(target, here) and (_group(here) not in busy or _group(target) in busy)
+    return alike(target, here) and (_group(here) not in busy or _group(target) in busy)
 
 
 def _occupied(goals: Goals) -> set[str]:
@@ -367,7 +372,7 @@ def _group(one: Slice) -> str | None:
     return one.gpu.uuid if one.gpu else None
 
 
-def _alike(one: Slice, other: Slice) -> bool:
+def alike(one: Slice, other: Slice) -> bool:
     """Whether they are cut the same, out of the same product."""
 
     def kind(s: Slice) -> tuple[object, ...]:

@@ -23,9 +23,10 @@ from placement.cluster.eligible import problems_of
 from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions
 from placement.cluster.merge import merge_tables, reasons
 from placement.cluster.numbers import CapacityOn, ClusterNumbers, nobody_knows
+from placement.cluster.renewing import Asked, Renewing, Successor
 from placement.cluster.retiring import Retiring
 from placement.cluster.rollout import Rollout
-from placement.cluster.seating import FitOn, SeatingBook
+from placement.cluster.seating import FitOn, Seating, SeatingBook, without_slices
 from placement.demanded import model_of
 from placement.policy import AutoscalePolicy
 from placement.table import ModelRow, ReplicaState, RoutingTable
@@ -91,6 +92,8 @@ class HeadJournal(BaseModel):
     secret: str = ""
     pools: Pools = {}
     numbers: Mapping[str, int] = {}
+    names: tuple[str, ...] = ()
+    successors: Mapping[str, Successor] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,9 @@ class Head:
         self._table = RoutingTable(generation=0)
         self._bulletin = Bulletin()
         self._rollout = Rollout()
+        self._renewing = Renewing()
         self._seating = SeatingBook()
+        self._seating_of_all = SeatingBook()
         self._numbers = ClusterNumbers()
         self._remembers = False  # what the head before knew, so that it knows for which nodes to wait
         self._retiring = Retiring()
@@ -153,6 +158,7 @@ class Head:
         self._table = RoutingTable(generation=self._journal.generation)
         self._remembers = bool(self._journal.config)
         self._numbers.restore(self._journal.numbers)
+        self._renewing.restore(self._journal.names, self._journal.successors)
         return self._journal
 
     def aim(self, goal: ClusterGoal) -> None:
@@ -195,32 +201,69 @@ class Head:
             return
         reports = self._reports()
         held = await self._nodes.held()
-        seats = self._choose(reports, self._current(reports, held))
+        seats = self._choose(reports, self._current(reports, held), held)
         await self._remember(seats)
         owners, waiting = await self._hold(seats, held)
-        staying = {replica: seat for replica, seat in seats.items() if replica not in self._retiring.leaving}
-        self._rollout.look(self._obedient(reports), staying)
         await self._order(seats, owners)
         await self._publish(reports, seats, waiting)
 
-    def _choose(self, reports: Mapping[str, NodeReport], current: Mapping[str, Seat]) -> Mapping[str, Seat]:
-        """Who sits where from here on: as many as demand asks for, and for a moment those who are to go."""
+    def _choose(
+        self, reports: Mapping[str, NodeReport], current: Mapping[str, Seat], held: Mapping[str, Seat]
+    ) -> Mapping[str, Seat]:
+        """Who sits where from here on: as many as demand asks for, who is to take another one's place beside it, and for a
+        moment those who are to go.
+        """
         assert self._goal is not None
-        now = self._clock.monotonic()
+        goal, now, obedient = self._goal, self._clock.monotonic(), self._obedient(reports)
+        if not self._remembers and not self._journal.config:
+            self._renewing.find(goal.models, goal.pools, current, reports)
+        self._renewing.look(goal.models, goal.pools, current, obedient)
         demand = [member.report.demand for member in self._members.values()]
-        self._numbers.look(reports, demand, current, now, complete=self._remembers or not self._young)
-        seating = self._seating.seat(
-            self._goal.models,
-            reports,
-            self._goal.fit_on,
-            current,
-            pools=self._goal.pools,
-            numbers=self._numbers.replicas,
-        )
+        counted = self._renewing.counted(current)
+        self._numbers.look(reports, demand, counted, now, complete=self._remembers or not self._young)
+        self._renewing.give_way(Asked(goal.models, goal.pools, self._numbers.replicas), current)
+        seating = self._seat(reports, current)
         self._unplaced = reasons(seating.unplaced)
-        known = {m.name for m in self._goal.models}
-        leaving = self._retiring.keep(seating.seats, self._journal.seats, known, self._obedient(reports), now)
-        return {**seating.seats, **leaving}
+        beside = self._renewing.give_up(seating.seats, current)
+        staying = {**seating.seats, **beside}
+        known = {m.name for m in goal.models}
+        leaving = self._retiring.keep(staying, self._journal.seats, known, obedient, now)
+        self._rollout.stay(frozenset(self._renewing.under_way.values()))
+        self._rollout.look(obedient, staying, pause=bool(self._renewing.left))
+        return {**staying, **self._begin_beside(obedient, staying, {**held, **leaving}), **leaving}
+
+    def _seat(self, reports: Mapping[str, NodeReport], current: Mapping[str, Seat]) -> Seating:
+        """Seats for all but those that start beside another one, who keep theirs unless somebody waits for it."""
+        assert self._goal is not None
+        counted = self._renewing.counted(current)
+        kept = {current[replica].key for replica in self._renewing.under_way}
+        seatings = []
+        for book, offers in ((self._seating, without_slices(reports, kept)), (self._seating_of_all, reports)):
+            seatings.append(
+                book.seat(
+                    self._goal.models,
+                    offers,
+                    self._goal.fit_on,
+                    counted,
+                    pools=self._goal.pools,
+                    numbers=self._numbers.replicas,
+                    names=self._renewing.names,
+                )
+            )
+            if not kept or not seatings[0].unplaced:
+                break
+        return min(seatings, key=lambda one: len(one.unplaced))
+
+    def _begin_beside(
+        self, reports: Mapping[str, NodeReport], staying: Mapping[str, Seat], taken: Mapping[str, Seat]
+    ) -> Mapping[str, Seat]:
+        """Another one for the replica whose turn it is, where a slice is free for that."""
+        assert self._goal is not None
+        begun = None
+        if (old := self._rollout.begins) is not None:
+            begun = self._renewing.begin(old, self._goal.models, reports, self._goal.fit_on, staying, taken)
+        self._rollout.stay(frozenset(self._renewing.under_way.values()))
+        return {begun.replica: begun} if begun is not None else {}
 
     def _obedient(self, reports: Mapping[str, NodeReport]) -> Mapping[str, NodeReport]:
         """Of the nodes that take orders."""
@@ -398,6 +441,7 @@ class Head:
                     "slice": seat.key,
                     "state": states[replica].state.value if replica in states else ReplicaState.PENDING.value,
                     "reason": states[replica].reason if replica in states else None,
+                    "in_place_of": self._renewing.under_way.get(replica),
                 }
                 for replica, seat in sorted(self._journal.seats.items())
             ],
@@ -405,7 +449,9 @@ class Head:
             "planned": {model: planned.as_public() for model, planned in self._numbers.planned.items()},
             "scaling": {
                 pool: row.model_dump() | {"short": row.short}
-                for pool, row in self._numbers.rows(set(self._journal.seats) - self._retiring.leaving).items()
+                for pool, row in self._numbers.rows(
+                    self._renewing.counted(self._journal.seats).keys() - self._retiring.leaving
+                ).items()
             },
         }
 
@@ -424,6 +470,8 @@ class Head:
                     "seats": dict(seats),
                     "pools": dict(self._goal.pools),
                     "numbers": dict(self._numbers.replicas),
+                    "names": self._renewing.names,
+                    "successors": dict(self._renewing.successors),
                 }
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from placement.cluster.members import NodeReport, Seat
 from placement.rolling import Standing, next_turn
@@ -12,31 +12,43 @@ from placement.table import ReplicaState
 class Rollout:
     """Whose turn it is (`placement.rolling`), in two steps: `leaving` in the table that gateways follow, then `turns` for its node.
 
-    Nothing of it is written down: a head that starts finds in the nodes' reports who is outdated and who is being started.
+    Whoever another one starts beside (`placement.cluster.renewing`) has its turn and goes on meanwhile. Nothing of it is written down: a head that starts finds in the nodes' reports who is outdated and who is being started.
     """
 
     def __init__(self) -> None:
         self._in_turn: str | None = None
         self._new = True
         self._waits = False
+        self._stay: Collection[str] = ()
         self._told_at: int | None = None
         self._everybody_knows = False
 
     @property
     def leaving(self) -> frozenset[str]:
         """The replica that gets no new requests, because it is about to be replaced."""
-        return frozenset({self._in_turn}) if self._in_turn is not None and self._waits else frozenset()
+        waits = self._in_turn is not None and self._waits and self._in_turn not in self._stay
+        return frozenset({self._in_turn}) if waits and self._in_turn is not None else frozenset()
+
+    @property
+    def begins(self) -> str | None:
+        """The replica that is to be replaced, as long as nobody has been told that it is leaving."""
+        return next(iter(self.leaving), None) if self._told_at is None else None
 
     @property
     def turns(self) -> frozenset[str]:
         """The replica that its node is to replace now."""
         return self.leaving if self._everybody_knows else frozenset()
 
-    def look(self, reports: Mapping[str, NodeReport], seats: Mapping[str, Seat]) -> None:
-        """See how far it is. `reports` are those of the nodes that take orders."""
+    def stay(self, replicas: Collection[str]) -> None:
+        """These are left when another one has their place, and not before."""
+        self._stay = replicas
+
+    def look(self, reports: Mapping[str, NodeReport], seats: Mapping[str, Seat], *, pause: bool = False) -> None:
+        """See how far it is. `reports` are those of the nodes that take orders. With `pause` it is nobody else's turn yet."""
         states = _states(reports, seats)
         standings = [_standing(seats[r], state, r in reports[seats[r].node].outdated) for r, state in states.items()]
-        before, self._in_turn = self._in_turn, next_turn(standings, self._before(states, standings))
+        before, turn = self._in_turn, next_turn(standings, self._before(states, standings))
+        self._in_turn = None if pause and turn != before else turn
         self._waits = any(one.replica == self._in_turn and one.outdated for one in standings)
         if self._in_turn != before:
             self._told_at, self._everybody_knows = None, False
@@ -49,9 +61,13 @@ class Rollout:
             self._told_at = generation
 
     def _before(self, states: Mapping[str, ReplicaState | None], standings: Sequence[Standing]) -> str | None:
-        """Who was in turn. For a head that has just begun that is who is being started, where others are outdated."""
+        """Who was in turn. For a head that has just begun that is who stays until another one has its place, else who is being
+        started, where others are outdated.
+        """
         if self._new and standings:
             self._new = False
+            if self._stay:
+                return min(self._stay)
             if any(one.outdated for one in standings):
                 starting = (one.replica for one in standings if one.under_way)
                 return min((r for r in starting if states[r] is ReplicaState.STARTING), default=None)

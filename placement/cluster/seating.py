@@ -58,11 +58,13 @@ def seat_replicas(
     *,
     pools: Pools | None = None,
     numbers: Mapping[str, int] | None = None,
+    names: Sequence[str] = (),
 ) -> Seating:
     """Seat every replica of `models` on the nodes of `reports`, keeping the seats of `current` that are still there.
 
     `pools` are the tenants that have replicas of their own, and `numbers` how many replicas demand asks for, by pool: those beyond
-    what is configured take free slices that no node has cordoned, and give way to whoever is configured.
+    what is configured take free slices that no node has cordoned, and give way to whoever is configured. `names` are what replicas
+    are called that have taken another one's place.
     Models that something else runs (`endpoints`) have no replicas. A model's `spread` keeps its replicas on different nodes, or
     on different GPUs as far as slices say which GPU they are of. Equal inputs give equal seats, in whatever order they come.
     """
@@ -74,7 +76,7 @@ def seat_replicas(
             homes[slices[-1].id] = node, one
     inventory = Inventory(tuple(slices))
     here = {replica: seat.key for replica, seat in current.items() if seat.key in homes}
-    configured = wanted_replicas(models, pools)
+    configured = wanted_replicas(models, pools, names)
     wanted = _by_importance(configured, models, here)
     more = _by_importance(more_replicas(models, pools or {}, configured, numbers or {}, here), models, here)
     fits = _fits({w.model for w in (*wanted, *more)}, inventory, fit_on)
@@ -107,14 +109,27 @@ class SeatingBook:
         *,
         pools: Pools | None = None,
         numbers: Mapping[str, int] | None = None,
+        names: Sequence[str] = (),
     ) -> Seating:
         """As `seat_replicas`. `fit_on` is taken for another one only where it is another object."""
         offers = {node: (report.slices, report.cordoned) for node, report in reports.items()}
-        asked = (models, offers, fit_on, dict(current), dict(pools or {}), dict(numbers or {}))
+        asked = (models, offers, fit_on, dict(current), dict(pools or {}), dict(numbers or {}), tuple(names))
         if asked != self._asked:
-            self._found = seat_replicas(models, reports, fit_on, current, pools=pools, numbers=numbers)
+            self._found = seat_replicas(models, reports, fit_on, current, pools=pools, numbers=numbers, names=names)
             self._asked = asked
         return self._found
+
+
+def without_slices(reports: Mapping[str, NodeReport], keys: Collection[str]) -> Mapping[str, NodeReport]:
+    """`reports` without the slices that have these names in the cluster."""
+    if not keys:
+        return reports
+
+    def left(report: NodeReport) -> NodeReport:
+        slices = tuple(one for one in report.slices if slice_key(report.node, one.id) not in keys)
+        return report if len(slices) == len(report.slices) else report.model_copy(update={"slices": slices})
+
+    return {node: left(report) for node, report in reports.items()}
 
 
 @dataclass(frozen=True, slots=True)
