@@ -147,8 +147,9 @@ class GpuState:
 
     @property
     def label(self) -> str:
-        """How messages name it: by index and product."""
-        return f"GPU {self.index} ({self.product})"
+        """How messages name it: by index and product; in a cluster, where `uuid` is `NODE/UUID`, by its node as well."""
+        node = self.uuid.rpartition("/")[0]
+        return f"{node} GPU {self.index} ({self.product})" if node else f"GPU {self.index} ({self.product})"
 
     @property
     def all_processes(self) -> tuple[GpuProcess, ...]:

@@ -78,7 +78,7 @@ def join(
     A cluster that does not answer is waited for, five minutes the first time. If its head is lost later, engines go on, and this
     machine joins again as soon as there is one.
     """
-    _prepare_ray(_existing(token))
+    prepare_ray(existing(token))
     from placement.cluster.start import own_address
 
     machine = _machine(
@@ -100,7 +100,7 @@ def list_nodes(
     address: Annotated[str, typer.Argument(help="The cluster's address.")], token: Token = None, as_json: Json = False
 ) -> None:
     """The cluster's nodes and replicas, and what waits for what."""
-    _prepare_ray(_existing(token))
+    prepare_ray(existing(token))
     import ray
 
     from placement.cluster.actors import HEAD, NAMESPACE
@@ -131,7 +131,7 @@ def upgrade(
 
     Engines run on; they are replaced where the configuration or the installed engine asks for others.
     """
-    _prepare_ray(_existing(token))
+    prepare_ray(existing(token))
     from placement.cluster.actors import AGENT
     from placement.cluster.asking import asking
     from placement.cluster.start import connect
@@ -185,7 +185,7 @@ def up_on_ray(path: Path, config: Config, address: str, *, listen: str | None) -
     """Serve `config` on a cluster: the one at `address`, or a new one whose first node is this machine (`local`)."""
     local = address == LOCAL
     check_for_cluster(config)
-    _prepare_ray(_own_token(config.state) if local else None)
+    prepare_ray(_own_token(config.state) if local else None)
     from placement.cluster.start import Raylet, connect, own_address
 
     raylet = None
@@ -247,7 +247,8 @@ def _own_token(state: Path) -> Path:
     return path
 
 
-def _existing(token: Path | None) -> Path | None:
+def existing(token: Path | None) -> Path | None:
+    """The token's file, if one is named. Raises ConfigError where there is none, or it is empty."""
     if token is not None and not token.is_file():
         raise ConfigError(
             "there is no token here",
@@ -307,7 +308,7 @@ def _free_port(address: str, port: int = 0) -> int:
         return int(probe.getsockname()[1])
 
 
-def _prepare_ray(token: Path | None) -> None:
+def prepare_ray(token: Path | None) -> None:
     """Set what Ray reads when it is imported: no usage reports, and the token that everybody in the cluster must show.
 
     Raises ConfigError where Ray is to encrypt and cannot, PlacementError where it is not installed.

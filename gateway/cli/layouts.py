@@ -16,6 +16,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from gateway.applying import tell_gateways
 from gateway.cli.changes_view import show_changes
+from gateway.cli.cluster_plan import OnRay, TokenFile, plan_on_ray
 from gateway.cli.layout_view import show_outcomes, show_plans, show_replicas
 from gateway.cli.locate import ConfigArgument, config_path
 from gateway.cli.output import Json, err, out, print_json
@@ -73,9 +74,18 @@ def plan(
     ] = None,
     allow_dip: AllowDip = False,
     simulate: Simulate = None,
+    ray: OnRay = None,
+    token: TokenFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show what `apply` would do, as a difference, and what stands in its way. Changes nothing."""
+    """Show what `apply` would do, as a difference, and what stands in its way. Changes nothing.
+
+    With --ray, for all nodes of a cluster at once.
+    """
+    if ray is not None:
+        _refuse_with_ray(layouts_only=layouts_only, simulate=simulate)
+        plan_on_ray(load_config(config_path(config)), ray, token, why=why, allow_dip=allow_dip, as_json=as_json)
+        return
     loaded = with_simulation(load_config(config_path(config)), simulate)
     plans = _planned(loaded)
     replicas = None if layouts_only else replica_difference(loaded)
@@ -99,6 +109,15 @@ def plan(
         _show_replicas(replicas, fleet)
     if engines is not None:
         show_changes(engines, gpu_labels(loaded, engines))
+
+
+def _refuse_with_ray(*, layouts_only: bool, simulate: str | None) -> None:
+    if layouts_only or simulate is not None:
+        raise ConfigError(
+            "a cluster's GPUs are those of its nodes, with what runs on them",
+            where="--layouts-only" if layouts_only else "--simulate",
+            remedy="Leave it out; a node has simulated GPUs with: sliceway node join ADDRESS --simulate h100-sxm:8.",
+        )
 
 
 def apply(

@@ -43,6 +43,7 @@ from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Ow
 from placement.cluster.node import NodeAgent, NodePaths, NodeSettings
 from placement.cluster.offers import node_resource, resource_of
 from placement.cluster.processes import LocalProcesses
+from placement.cluster.survey import NodeGpus
 from placement.inventory import observe
 from placement.schema import FleetConfig
 from placement.simulate import enter
@@ -112,6 +113,10 @@ class RayNodes:
     async def order(self, node: str, order: NodeOrder) -> None:
         """Tell it what to run. Raises NodeLost."""
         await self._agent(node, lambda agent: agent.order.remote(order.model_dump_json()))
+
+    async def gpus(self, node: str) -> NodeGpus:
+        """What its driver shows. Raises NodeLost."""
+        return NodeGpus.model_validate_json(await self._agent(node, lambda agent: agent.gpus.remote()))
 
     async def hold(self, seat: Seat) -> Hold:
         """The slice for this replica, and the process on its node that the engine is to belong to; how far that is."""
@@ -280,6 +285,11 @@ class HeadActor:
         await self._begun()
         return {**self._head.status(), "pid": os.getpid()}
 
+    async def survey(self) -> str:
+        """As `Head.survey`, as JSON."""
+        await self._begun()
+        return (await self._head.survey()).model_dump_json()
+
     async def _begun(self) -> None:
         """Rounds begin with the first word from anybody: Ray restarts this actor without telling it anything."""
         async with self._begin:
@@ -335,6 +345,10 @@ class AgentActor:
     async def order(self, order: str) -> None:
         """Run this and nothing else."""
         await self._agent.order(NodeOrder.model_validate_json(order))
+
+    async def gpus(self) -> str:
+        """As `NodeAgent.gpus`, as JSON."""
+        return (await self._agent.gpus()).model_dump_json()
 
     async def renew(self) -> None:
         """Replace this node's gateway and controller by the installed version's."""

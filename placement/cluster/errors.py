@@ -4,6 +4,7 @@ ClusterError
 ├── NodeLost            a node does not answer
 ├── NodeMismatch        a node runs other versions than the head
 ├── SliceHeld           a node offers a slice, or has a name, that another node already has
+├── NotSurveyed         a node does not tell what a plan has to know of it
 ├── ClusterLed          another `sliceway up` leads this cluster
 ├── TokenRefused        it asks for another token than the one it was shown
 └── ClusterUnreachable  there is no cluster at that address, or none could be started
@@ -38,6 +39,12 @@ class SliceHeld(ClusterError):
     """A node offers a slice that another node already offers, or comes under its name."""
 
     code = "slice_held"
+
+
+class NotSurveyed(ClusterError):
+    """A node does not tell its GPUs, so nothing can be planned."""
+
+    code = "not_surveyed"
 
 
 class ClusterLed(ClusterError):

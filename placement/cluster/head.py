@@ -20,6 +20,7 @@ from placement.assign import Pools
 from placement.clock import Clock
 from placement.cluster.bulletin import Bulletin
 from placement.cluster.eligible import problems_of
+from placement.cluster.errors import NotSurveyed
 from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions
 from placement.cluster.merge import merge_tables, reasons
 from placement.cluster.numbers import CapacityOn, ClusterNumbers, nobody_knows
@@ -27,6 +28,7 @@ from placement.cluster.renewing import Asked, Renewing, Successor
 from placement.cluster.retiring import Retiring
 from placement.cluster.rollout import Rollout
 from placement.cluster.seating import FitOn, Seating, SeatingBook, without_slices
+from placement.cluster.survey import NodeGpus, ReplicaNow, Survey, SurveyedNode
 from placement.demanded import model_of
 from placement.policy import AutoscalePolicy
 from placement.table import ModelRow, ReplicaState, RoutingTable
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 2.0
 ORDER_SECONDS = 5.0
+SURVEY_SECONDS = 10.0
 LOST_AFTER_SECONDS = 6.0
 STEP_SECONDS = 0.5
 
@@ -59,6 +62,9 @@ class Nodes(Protocol):
 
     async def order(self, node: str, order: NodeOrder) -> None:
         """Tell it what to run; the same order twice is one order. Raises NodeLost."""
+
+    async def gpus(self, node: str) -> NodeGpus:
+        """The GPUs that a plan may count on, read anew. Raises NodeLost."""
 
     async def hold(self, seat: Seat) -> Hold:
         """Ask for the slice, or how far that is. Returns without waiting for it."""
@@ -454,6 +460,40 @@ class Head:
                 ).items()
             },
         }
+
+    async def survey(self) -> Survey:
+        """The cluster as plans see it; every node is asked for its GPUs. Raises NotSurveyed where one cannot tell them."""
+        nodes = [
+            node
+            for node, member in sorted(self._members.items())
+            if member.problem is None or member.frozen  # who offers what another one has takes no part
+        ]
+        found = await asyncio.gather(*(self._surveyed(node) for node in nodes))
+        states = {row.replica: row.state.value for row in self._table.replicas}
+        return Survey(
+            nodes=tuple(found),
+            replicas={
+                replica: ReplicaNow(seat=seat, state=states.get(replica, ReplicaState.PENDING.value))
+                for replica, seat in sorted(self._journal.seats.items())
+            },
+            unplaced=dict(self._unplaced),
+            numbers=dict(self._numbers.replicas),
+            running=self._numbers.running,
+            config=self._journal.config,
+        )
+
+    async def _surveyed(self, node: str) -> SurveyedNode:
+        try:
+            async with asyncio.timeout(SURVEY_SECONDS):
+                found = await self._nodes.gpus(node)
+        except Exception as error:
+            raise NotSurveyed(
+                f"node {node!r} does not tell its GPUs: {error or type(error).__name__}",
+                where=node,
+                remedy="`sliceway node list` shows what is the matter with it. A node that runs another version may not know the "
+                "question: upgrade it, or have it leave, and plan again.",
+            ) from error
+        return SurveyedNode(node=node, gpus=found.gpus, cordoned=found.cordoned, frozen=self._members[node].frozen)
 
     async def _tell(self, table: RoutingTable, *, files: Mapping[str, str] | None = None) -> None:
         self._table = table

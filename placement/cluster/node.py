@@ -23,6 +23,7 @@ from placement.autoscale import Signals
 from placement.cluster.change import broadcast_of
 from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Versions
 from placement.cluster.seats import SeatRow, SeatsFile, read_seats, write_seats
+from placement.cluster.survey import NodeGpus, gpus_to_plan
 from placement.demand_slices import barred
 from placement.errors import TableUnreadable
 from placement.figures import FRESH_SECONDS, fresh_for, read_figures
@@ -175,6 +176,10 @@ class NodeAgent:
             self._processes.reload_controller()
         if not self._ending:
             self._processes.ensure_controller(paths.controller_config, paths.seats)
+
+    async def gpus(self) -> NodeGpus:
+        """The GPUs that a plan may count on, as the driver shows them at this moment."""
+        return gpus_to_plan(self._own.fleet, await asyncio.to_thread(self._observe))
 
     def end(self) -> None:
         """Start nothing again from here on: this node's processes are being ended, and the head goes on asking meanwhile."""

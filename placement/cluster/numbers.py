@@ -76,6 +76,11 @@ class ClusterNumbers:
         return scaled | {name: planned.replicas for name, planned in self._planned.items()}
 
     @property
+    def running(self) -> Mapping[str, int]:
+        """Requests at once, as gateways told last, by pool."""
+        return {pool: signals.running for pool, signals in self._signals.items()}
+
+    @property
     def planned(self) -> Mapping[str, Planned]:
         """The numbers of models that name a demand and no number, by model."""
         return self._planned

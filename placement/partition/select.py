@@ -76,7 +76,9 @@ def _is_kind(selector: Selector) -> bool:
 def _matches(gpu: GpuState, selector: Selector, catalogue: Catalogue) -> bool:
     if isinstance(selector, int):
         return gpu.index == selector
-    return gpu.uuid == selector if UUID.fullmatch(selector) else _is_product(gpu, selector, catalogue)
+    if UUID.fullmatch(selector):
+        return gpu.uuid.rpartition("/")[2] == selector  # a cluster calls its GPUs NODE/UUID
+    return _is_product(gpu, selector, catalogue)
 
 
 def _is_product(gpu: GpuState, name: str, catalogue: Catalogue) -> bool:

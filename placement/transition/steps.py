@@ -31,8 +31,8 @@ class Place:
     @classmethod
     def parse(cls, text: str) -> Place:
         """The inverse of `str`. Raises UnknownProfile for what is no placement."""
-        gpu, _, placement = text.partition("/")
-        return cls(gpu, Placement.parse(placement) if placement else WHOLE)
+        gpu, _, placement = text.rpartition("/")  # a cluster's GPUs have a slash in their names: NODE/UUID
+        return cls(gpu, Placement.parse(placement)) if "@" in placement else cls(text, WHOLE)
 
 
 @dataclass(frozen=True, slots=True)

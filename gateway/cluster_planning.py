@@ -1,0 +1,170 @@
+"""A configuration and a cluster as a question to the planner: `gateway.planning` on what all nodes' drivers show.
+
+What runs where is what the cluster's head says, so nothing of a machine's state directory is read but what was measured there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from gateway.config import Config
+from gateway.layouts import ReplicaDifference
+from gateway.planning import FleetAnswer, ReservedSlice, answered, demanded, stranded
+from gateway.tenant_pools import tenant_pools
+from model_registry.errors import ConfigError
+from model_registry.schema import ModelConfig, ReplicaRange
+from placement.assign import stem_of
+from placement.cluster.survey import Survey, fleet_of, layouts_of
+from placement.gpu_slices import slices_of
+from placement.gpus import GpuState
+from placement.partition import GpuPlan
+from placement.schema import SimulatedFleet
+from placement.table import ReplicaState
+from placement.workload import Card, Workload, cards_of, check_pins, constraints
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPlan:
+    """What a configuration makes of a cluster. `layouts` is empty where none is configured; `apart` are models that it says nothing
+    about, because replicas of theirs are on slices of no GPU. `worked_by` is whether the head works by this configuration.
+    """
+
+    survey: Survey
+    answer: FleetAnswer
+    layouts: tuple[GpuPlan, ...]
+    apart: tuple[str, ...]
+    worked_by: bool
+
+    @property
+    def gpus(self) -> tuple[GpuState, ...]:
+        """Every GPU, as `NODE/UUID`."""
+        return self.survey.gpus
+
+    @property
+    def replicas(self) -> ReplicaDifference:
+        """What the head has seated against what of it serves."""
+        return ReplicaDifference(
+            controller=True,
+            missing=tuple(sorted(self.survey.unplaced)),
+            not_ready=tuple(
+                (name, now.state)
+                for name, now in sorted(self.survey.replicas.items())
+                if now.state != ReplicaState.READY.value
+            ),
+        )
+
+    @property
+    def reserved(self) -> tuple[ReservedSlice, ...]:
+        """Slices that are kept for other work."""
+        there = {s.id: s for gpu in self.gpus for s in slices_of(gpu)}
+        return tuple(
+            ReservedSlice(key, note, there[key].uuid, "")
+            for key, note in sorted(self.survey.reserved.items())
+            if key in there
+        )
+
+    def as_public(self) -> dict[str, object]:
+        """The stable JSON shape: that of `sliceway plan --json`, with the nodes of the GPUs."""
+        return {
+            "changes": any(p.actions for p in self.layouts) or self.answer.plan.changed,
+            "blocked": any(p.obstacles for p in self.layouts) or self.answer.blocked is not None,
+            "simulated": self.survey.simulated,
+            "gpus": [p.as_public() for p in self.layouts],
+            "replicas": self.replicas.as_public(),
+            "nodes": [{"node": n.node, "gpus": len(n.gpus), "frozen": n.frozen} for n in self.survey.nodes],
+            "apart": list(self.apart),
+            "same_configuration": self.worked_by,
+            "fingerprint": self.survey.fingerprint,
+        }
+
+
+def plan_cluster(config: Config, survey: Survey, *, allow_dip: bool = False) -> ClusterPlan:
+    """Plan `config` on the GPUs of all nodes. Reads models' metadata, here, and what was measured from the state directory.
+
+    Replicas that demand asks for at the moment count as asked for, where the model names no demand. Raises ConfigError where there
+    is no GPU, and for contradictions (a pin on a cordoned GPU), and what the planner raises.
+    """
+    if not survey.gpus:
+        raise ConfigError(
+            "only GPUs are planned, and no node of this cluster has one",
+            where="fleet",
+            remedy="The head seats replicas on the slices of cores that nodes offer: sliceway node list.",
+        )
+    apart = survey.elsewhere
+    config = _on(config, survey).model_copy(update={"models": tuple(m for m in config.models if m.name not in apart)})
+    layouts = layouts_of(survey, config.fleet.layouts)
+    recut = config.fleet.partition == "planned"
+    fleet = fleet_of(survey, layouts, config.fleet, config.models, recut=recut)
+    check_pins(config.models, fleet)
+    anew = None if recut else fleet_of(survey, layouts, config.fleet, config.models, recut=True)
+    work = _demanded(config, cards_of(survey.gpus), _desired(config, survey))
+    found = answered(config, work, fleet, constraints(config.fleet, survey.gpus), anew=anew, allow_dip=allow_dip)
+    if found.transition is not None:
+        # What the head looks at before the first step is the survey, and not what one configuration makes of it.
+        found = replace(found, transition=replace(found.transition, fingerprint=survey.fingerprint))
+    whole = {p.gpu.uuid for p in layouts if not p.then_mig}
+    running = {stem_of(replica) for replica in survey.replicas}
+    found = replace(found, stranded=stranded(config, found, whole, running))
+    return ClusterPlan(
+        survey, found, layouts if config.fleet.layouts else (), tuple(sorted(apart)), _same(config, survey)
+    )
+
+
+def config_text(config: Config) -> str:
+    """The configuration as a cluster's head is told it."""
+    return json.dumps(config.model_dump(mode="json", exclude_unset=True))
+
+
+def _same(config: Config, survey: Survey) -> bool:
+    try:
+        known = Config.model_validate(json.loads(survey.config))
+    except ValueError:
+        return False
+    models = {m.name: m for m in config.models}
+    asked = [m for m in known.models if m.name not in survey.elsewhere]
+    return {m.name: m for m in asked} == models and (known.tenants, known.engine) == (config.tenants, config.engine)
+
+
+def _on(config: Config, survey: Survey) -> Config:
+    """What was measured on simulated GPUs counts where all are, and nowhere else."""
+    named = isinstance(config.fleet.discover, SimulatedFleet)
+    if named == survey.simulated:
+        return config
+    discover = SimulatedFleet(simulate={"h100-sxm": 1}) if survey.simulated else "auto"
+    return config.model_copy(update={"fleet": config.fleet.model_copy(update={"discover": discover})})
+
+
+def _desired(config: Config, survey: Survey) -> dict[str, int]:
+    """The numbers that gateways' figures have led to; a configured demand is weighed by the plan itself."""
+    counted = {m.name for m in config.models if isinstance(m.replicas, ReplicaRange) and m.demand is None}
+    return {pool: number for pool, number in survey.numbers.items() if pool.partition("@")[0] in counted}
+
+
+def _demanded(config: Config, cards: tuple[Card, ...], desired: Mapping[str, int]) -> Workload:
+    """As on one machine, except that tenants have replicas of their own only where the head gives them some: of models whose
+    number follows demand.
+    """
+    pools = tenant_pools(config)
+    shared = config.model_copy(
+        update={"tenants": tuple(t.model_copy(update={"isolation": "shared"}) for t in config.tenants)}
+    )
+    parts = [
+        demanded(_with(one, models), cards, desired=desired)
+        for one, models in (
+            (config, [m for m in config.models if m.name in pools]),
+            (shared, [m for m in config.models if m.name not in pools]),
+        )
+    ]
+    return Workload(
+        demands=tuple(d for part in parts for d in part.demands),
+        models={name: choices for part in parts for name, choices in part.models.items()},
+        shares={name: shares for part in parts for name, shares in part.shares.items()},
+        unreadable={name: error for part in parts for name, error in part.unreadable.items()},
+        resting=tuple(d for part in parts for d in part.resting),
+    )
+
+
+def _with(config: Config, models: list[ModelConfig]) -> Config:
+    return config.model_copy(update={"models": tuple(models)})
