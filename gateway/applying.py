@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -17,6 +17,7 @@ from gateway.config import Config
 from gateway.generations import Announcements, digest_of, served_digest
 from gateway.layouts import Machine, running_controller, seats
 from gateway.planning import FleetAnswer, answer, observed, reservations
+from gateway.reviewed import ReviewedPlan
 from model_registry.errors import SlicewayError
 from placement.changeover import Changeover
 from placement.clock import SystemClock
@@ -41,13 +42,15 @@ class AppliedPlan:
     """What became of a plan. `answer` None: a transition that was under way could not be finished, so nothing was planned.
 
     `gateways` is how many gateways took the configuration over for it. `changes` is what the controller does afterwards, where
-    engines run by earlier settings; None where that could not be told.
+    engines run by earlier settings; None where that could not be told. `labels` are what GPUs are called, by their ids, also of
+    those that have vanished meanwhile.
     """
 
     outcome: Outcome
     answer: FleetAnswer | None = None
     gateways: int = 0
     changes: Changeover | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -72,14 +75,16 @@ def apply_plan(
     *,
     allow_dip: bool = False,
     allow_mode_change: bool = False,
+    reviewed: ReviewedPlan | None = None,
     watch: Watch = unwatched,
 ) -> AppliedPlan:
     """Make the fleet what the plan says, one step after the other, the controller's engines with it.
 
     The caller holds `one_at_a_time`. Raises TransitionBlocked where no order of steps keeps every promise, StalePlan
     where something else changes the fleet meanwhile, and what planning raises. A step that fails is told in the outcome.
+    With `reviewed` that plan is carried out or none: StalePlan is raised for any other, and where a transition is under way.
     """
-    return asyncio.run(_apply(config, machine, allow_dip, allow_mode_change, watch))
+    return asyncio.run(_apply(config, machine, allow_dip, allow_mode_change, reviewed, watch))
 
 
 def tell_gateways(
@@ -103,17 +108,24 @@ def tell_gateways(
 
 
 async def _apply(
-    config: Config, machine: Machine, allow_dip: bool, allow_mode_change: bool, watch: Watch
+    config: Config,
+    machine: Machine,
+    allow_dip: bool,
+    allow_mode_change: bool,
+    reviewed: ReviewedPlan | None,
+    watch: Watch,
 ) -> AppliedPlan:
     works = Works.of(
         config, machine, recut=config.fleet.partition == "planned", allow_mode_change=allow_mode_change, watch=watch
     )
     wanted = digest_of(config)
-    resumed = await works.finished(wanted)
+    resumed = await works.finished(wanted) if reviewed is None else None
     if resumed is not None and not resumed.ok:
         return AppliedPlan(resumed)
     plans = plan_layouts(await works.gpus(), config.fleet.layouts)
     found = await asyncio.to_thread(answer, config, plans, allow_dip=allow_dip)
+    if reviewed is not None:
+        reviewed.check(None, found)
     if found.transition is None:
         assert found.blocked is not None
         raise found.blocked

@@ -21,7 +21,7 @@ from gateway.cli.layout_view import show_outcomes, show_plans, show_replicas
 from gateway.cli.locate import ConfigArgument, config_path
 from gateway.cli.output import Json, err, out, print_json
 from gateway.cli.plan import AllowDip, PlannedFleet, carry_out, gpu_labels, planned_fleet, told_changes
-from gateway.cli.plan_view import show_applied, show_fleet, show_why
+from gateway.cli.plan_view import show_applied, show_fleet, show_left_out, show_why
 from gateway.cli.simulate import Simulate
 from gateway.cluster_config import led_elsewhere
 from gateway.config import Config, load_config
@@ -36,6 +36,7 @@ from gateway.layouts import (
     tell_controller,
     with_simulation,
 )
+from gateway.reviewed import ReviewedPlan
 from model_registry.errors import ConfigError
 from placement.exports import (
     export_config,
@@ -105,6 +106,7 @@ def plan(
     show_plans(plans)
     if fleet is not None:
         show_fleet(fleet.answer, fleet.gpus, fleet.reserved)
+        show_left_out(fleet.left_out)
     if replicas is not None and not replicas.same:
         _show_replicas(replicas, fleet)
     if engines is not None:
@@ -130,6 +132,14 @@ def apply(
         bool, typer.Option("--allow-mode-change", help="Switch MIG on or off where a layout needs it; reset such GPUs.")
     ] = False,
     allow_dip: AllowDip = False,
+    plan_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="What `plan --json` printed: carry out this, and nothing where fleet or configuration are others by now.",
+        ),
+    ] = None,
     simulate: Simulate = None,
     as_json: Json = False,
 ) -> None:
@@ -137,15 +147,21 @@ def apply(
 
     Slices that stay are not touched; exits 1 if not all of it could be done.
     """
+    reviewed = ReviewedPlan.read(plan_file) if plan_file is not None else None
     path = config_path(config)
     loaded = with_simulation(load_config(path), simulate)
     if (why := led_elsewhere(loaded)) is not None:
         raise why
+    if reviewed is not None:
+        now = None if layouts_only else planned_fleet(loaded, allow_dip=allow_dip)
+        reviewed.check(_planned(loaded), now.answer if now is not None else None)
     applied = _apply(loaded, drain=drain, allow_mode_change=allow_mode_change)
     told = not layouts_only and applied.changed and tell_controller(loaded, path)
     fleet, gateways, engines = None, 0, None
     if not layouts_only and applied.ok:
-        fleet = carry_out(loaded, allow_dip=allow_dip, allow_mode_change=allow_mode_change, quiet=as_json)
+        fleet = carry_out(
+            loaded, allow_dip=allow_dip, allow_mode_change=allow_mode_change, quiet=as_json, reviewed=reviewed
+        )
         engines = fleet.changes if fleet is not None else told_changes(loaded, None)
         gateways = fleet.gateways if fleet is not None else tell_gateways(loaded)
         told = (controller_is_behind(loaded) and tell_controller(loaded, path)) or told
@@ -173,6 +189,7 @@ def apply(
             out.print(f"{gateways} gateway{'s' * (gateways > 1)} went over to this configuration")
         if fleet is not None:
             show_applied(fleet)
+            show_left_out(machine_of(loaded).driver.left_out())
         if engines is not None:
             show_changes(engines, gpu_labels(loaded, engines))
     raise typer.Exit(0 if applied.ok and (fleet is None or fleet.ok) else 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import typer
@@ -16,6 +16,7 @@ from gateway.cli.plan_view import show_step
 from gateway.config import Config
 from gateway.layouts import machine_of, one_at_a_time, plans_fleet
 from gateway.planning import FleetAnswer, ReservedSlice, answer, reserved_slices
+from gateway.reviewed import ReviewedPlan
 from model_registry.errors import ConfigError, SlicewayError
 from placement.changeover import Changeover
 from placement.gpus import GpuState
@@ -32,11 +33,12 @@ AllowDip = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class PlannedFleet:
-    """The answer, the GPUs it is for, and the slices that are reserved there."""
+    """The answer, the GPUs it is for, the slices that are reserved there, and why GPUs are left out that the machine has."""
 
     answer: FleetAnswer
     gpus: Sequence[GpuState]
     reserved: Sequence[ReservedSlice]
+    left_out: Sequence[str] = ()
 
     def started(self, missing: Sequence[str]) -> int:
         """How many replicas the next `up` starts, where none runs: those that the plan seats, and pinned ones, which it leaves
@@ -48,7 +50,10 @@ class PlannedFleet:
 
     def as_public(self, why: str | None = None) -> dict[str, object]:
         """The stable JSON shape: `fleet` in `sliceway plan --json`. `why` keeps the decisions about one model only."""
-        public = self.answer.as_public() | {"reserved": [r.as_public() for r in self.reserved]}
+        public = self.answer.as_public() | {
+            "reserved": [r.as_public() for r in self.reserved],
+            "left_out": list(self.left_out),
+        }
         if why is not None:
             names = [d.name for d in self.answer.demands.values() if why in (d.name, d.model)] or [why]
             public["decisions"] = [d.as_public() for n in names for d in self.answer.plan.why(n)]
@@ -68,7 +73,8 @@ def planned_fleet(config: Config, *, asked: bool = False, allow_dip: bool = Fals
                 remedy="Plan for GPUs that are not there: --simulate h100-sxm:2.",
             )
         return None
-    gpus = machine_of(config).driver.observe()
+    driver = machine_of(config).driver
+    gpus = driver.observe()
     if not gpus:
         if asked or config.fleet.partition == "planned":
             raise ConfigError(
@@ -78,7 +84,7 @@ def planned_fleet(config: Config, *, asked: bool = False, allow_dip: bool = Fals
             )
         return None
     found = answer(config, plan_layouts(gpus, config.fleet.layouts), allow_dip=allow_dip)
-    return PlannedFleet(found, gpus, reserved_slices(config, gpus))
+    return PlannedFleet(found, gpus, reserved_slices(config, gpus), driver.left_out())
 
 
 def told_changes(config: Config, fleet: PlannedFleet | None) -> Changeover | None:
@@ -97,8 +103,10 @@ def gpu_labels(config: Config, changes: Changeover) -> dict[str, str]:
     return {g.uuid: f"GPU {g.index}" for g in machine_of(config).driver.observe()}
 
 
-def carry_out(config: Config, *, allow_dip: bool, allow_mode_change: bool, quiet: bool) -> AppliedPlan | None:
-    """Carry the plan out, telling each step unless `quiet`; None where nothing is planned."""
+def carry_out(
+    config: Config, *, allow_dip: bool, allow_mode_change: bool, quiet: bool, reviewed: ReviewedPlan | None = None
+) -> AppliedPlan | None:
+    """Carry the plan out, telling each step unless `quiet`; None where nothing is planned. With `reviewed` that plan or none."""
     if config.fleet.discover in ("cpu", "none") or config.fleet.slices or not plans_fleet(config):
         return None
     machine = machine_of(config)
@@ -112,4 +120,12 @@ def carry_out(config: Config, *, allow_dip: bool, allow_mode_change: bool, quiet
             show_step(step, what, labels)
 
     with one_at_a_time(config, machine):
-        return apply_plan(config, machine, allow_dip=allow_dip, allow_mode_change=allow_mode_change, watch=watch)
+        applied = apply_plan(
+            config,
+            machine,
+            allow_dip=allow_dip,
+            allow_mode_change=allow_mode_change,
+            reviewed=reviewed,
+            watch=watch,
+        )
+    return replace(applied, labels=labels)

@@ -15,7 +15,7 @@ from gateway.cli.profiles import drawn
 from gateway.planning import FleetAnswer, ReservedSlice
 from model_registry.errors import ConfigError, SlicewayError
 from model_registry.geometry import Layout, Placement
-from model_registry.words import are, counted
+from model_registry.words import counted
 from placement.capacity import costs_of_demands
 from placement.gpus import GpuState
 from placement.planner.types import WHOLE, FleetGpu, PlannedGpu, PlannedSlice
@@ -54,6 +54,12 @@ def show_assumed_prices(prices: Mapping[str, float], *, also: str = "") -> None:
         )
 
 
+def show_left_out(notes: Sequence[str]) -> None:
+    """What is not planned for, though the machine has it."""
+    for note in notes:
+        out.print(f"[yellow]note[/] {escape(note)}", highlight=False)
+
+
 def labels_of(gpus: Sequence[GpuState]) -> dict[str, str]:
     """What GPUs are called where people read it, by their ids; those of a cluster (`NODE/UUID`) with their node."""
     return {g.uuid: f"{node} GPU {g.index}" if (node := g.uuid.rpartition("/")[0]) else f"GPU {g.index}" for g in gpus}
@@ -61,7 +67,7 @@ def labels_of(gpus: Sequence[GpuState]) -> dict[str, str]:
 
 def show_step(step: Step, what: str, labels: dict[str, str]) -> None:
     """One line when a step begins, and one when it fails; what is done is counted at the end."""
-    text = escape(_named(str(step), step.place, labels))
+    text = escape(_in_words(str(step), labels))
     if what == "begun":
         out.print(f"  {text}", highlight=False)
     elif what == "failed":
@@ -72,13 +78,14 @@ def show_applied(applied: AppliedPlan) -> None:
     """What is done of a plan, what is not, and why."""
     outcome = applied.outcome
     if outcome.error is not None:
-        out.print(
-            f"[bold red]stopped[/] at {escape(str(outcome.failed))}: {escape(str(outcome.error))}", highlight=False
-        )
-        done = f"{counted(len(outcome.done), 'step')} {are(len(outcome.done))} done"
-        out.print(f"{done}; the fleet serves with what it has. Not done:", highlight=False)
-        for step in outcome.not_done:
-            out.print(f"  {escape(str(step))}", highlight=False)
+        at = f"{_in_words(str(outcome.failed), applied.labels)}: " if outcome.failed is not None else ""
+        why = _in_words(str(outcome.error), applied.labels)
+        out.print(f"[bold red]stopped[/] at {escape(at)}{escape(why)}", highlight=False)
+        out.print("The fleet serves with what it has.")
+        for title, steps in (("Done", outcome.done), ("Not done", outcome.not_done)):
+            out.print(f"{title}:" if steps else f"{title}: nothing", highlight=False)
+            for step in steps:
+                out.print(f"  {escape(_in_words(str(step), applied.labels))}", highlight=False)
         out.print("[dim]`sliceway apply CONFIG` tries again from there.[/]", highlight=False)
     elif outcome.done:
         out.print(f"[green]as planned[/]: {counted(len(outcome.done), 'step')} done", highlight=False)
@@ -304,7 +311,7 @@ def _transition(answer: FleetAnswer, gpus: Sequence[GpuState]) -> Iterator[str]:
     labels, mig = labels_of(gpus), {g.uuid: g.mig for g in gpus}
     for step in answer.transition.steps[:_MOST_STEPS]:
         switched = _switches(step, mig.get(step.place.gpu))
-        yield f"  {step.number + 1:>3} {escape(_named(str(step), step.place, labels))}{switched}"
+        yield f"  {step.number + 1:>3} {escape(_in_words(str(step), labels))}{switched}"
     left = len(answer.transition.steps) - _MOST_STEPS
     if left > 0:
         yield f"  ... and {left} more; --json lists them all"
@@ -317,9 +324,11 @@ def _switches(step: Step, mig: bool | None) -> str:
     return "  [yellow]needs --allow-mode-change[/]"
 
 
-def _named(text: str, place: Place, labels: dict[str, str]) -> str:
-    label = labels.get(place.gpu, place.gpu)
-    return text.replace(f"{place.gpu}/", f"{label} ").replace(place.gpu, label)
+def _in_words(text: str, labels: Mapping[str, str]) -> str:
+    """The same with what GPUs are called in the place of their ids."""
+    for gpu, label in labels.items():
+        text = text.replace(f"GPU {gpu}", label).replace(f"{gpu}/", f"{label} ").replace(gpu, label)
+    return text
 
 
 def _proposal(answer: FleetAnswer) -> Iterator[str]:

@@ -17,6 +17,7 @@ from placement.gpus import GpuState, named
 from placement.nvml.access import gpu_handles, mig_handles, or_none, processes, session
 from placement.nvml.gpus import read_gpu
 from placement.nvml.product import drivers_product, known_product
+from placement.nvml.read import left_out
 from placement.partition.apply import ModeChange
 from placement.partition.diff import PRIVILEGE_REMEDY
 
@@ -42,6 +43,17 @@ class NvmlPartitioner:
                 if handle is not None
             )
             return tuple(gpu for gpu in found if gpu is not None)
+
+    def left_out(self) -> tuple[str, ...]:
+        """Why GPUs that the driver counts are not among those that `observe` tells, a sentence for each."""
+        n, found = self._nvml, []
+        with self._session():
+            for index in range(n.nvmlDeviceGetCount()):
+                try:
+                    n.nvmlDeviceGetUUID(n.nvmlDeviceGetHandleByIndex(index))
+                except n.NVMLError as error:
+                    found.append(left_out(n, index, error))
+        return tuple(found)
 
     def create(self, gpu: str, placement: Placement) -> None:
         """Make the instance at its start (never where the driver would put it), then its full compute instance."""

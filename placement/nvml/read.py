@@ -48,7 +48,7 @@ def _read(nvml: Any) -> NvidiaState:
         try:
             gpus.append(read_gpu(nvml, index, nvml.nvmlDeviceGetHandleByIndex(index), catalogue, driver))
         except nvml.NVMLError as error:
-            lost.append(_left_out(nvml, index, error))
+            lost.append(left_out(nvml, index, error))
     return NvidiaState(
         driver=driver,
         slices=tuple(s for gpu in gpus for s in slices_of(gpu)),
@@ -58,7 +58,8 @@ def _read(nvml: Any) -> NvidiaState:
     )
 
 
-def _left_out(nvml: Any, index: int, error: Any) -> str:
+def left_out(nvml: Any, index: int, error: Any) -> str:
+    """Why a GPU that the driver counts is not among those that are used."""
     advice = "; check that /dev/nvidia* may be read and written" if error.value == nvml.NVML_ERROR_NO_PERMISSION else ""
     if error.value == nvml.NVML_ERROR_GPU_IS_LOST:
         advice = "; it has fallen off the bus, see `dmesg` for its XID"

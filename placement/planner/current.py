@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from placement.errors import StalePlan
-from placement.planner.types import FleetGpu, FleetPlan, fingerprint
+from placement.planner.types import FleetGpu, fingerprint
+
+_MOST_NAMED = 3
 
 
-def check_current(plan: FleetPlan, gpus: Iterable[FleetGpu]) -> None:
-    """Raise StalePlan, naming what is different, if `gpus` are not as they were when `plan` was made."""
-    gpus = tuple(gpus)
-    if fingerprint(gpus) == plan.fingerprint:
+def states(gpus: Iterable[FleetGpu]) -> dict[str, str]:
+    """What every GPU is like, as a digest, by its id."""
+    return {gpu.id: fingerprint([gpu]) for gpu in gpus}
+
+
+def check_current(
+    then: Mapping[str, str], now: Mapping[str, str], *, where: str | None = None, remedy: str = "Plan again."
+) -> None:
+    """Raise StalePlan, naming what is different, if GPUs are not `now` as they were `then`, when a plan was made (`states`)."""
+    if then == now:
         return
-    differences = list(_differences({g.gpu.id: g.gpu for g in plan.gpus}, {g.id: g for g in gpus}))
-    more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+    differences = list(_differences(then, now))
+    left = len(differences) - _MOST_NAMED
+    more = f", and {left} more" if left > 0 else ""
     raise StalePlan(
-        f"the plan was made for another state of the fleet: {', '.join(differences[:3])}{more}",
-        remedy="Plan again.",
+        f"the plan was made for another state of the fleet: {', '.join(differences[:_MOST_NAMED])}{more}",
+        where=where,
+        remedy=remedy,
     )
 
 
-def _differences(then: dict[str, FleetGpu], now: dict[str, FleetGpu]) -> Iterator[str]:
+def _differences(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
     for gpu in sorted(then.keys() | now.keys()):
         if gpu not in now:
             yield f"GPU {gpu} is gone"
         elif gpu not in then:
             yield f"GPU {gpu} has come"
-        elif fingerprint([then[gpu]]) != fingerprint([now[gpu]]):
+        elif then[gpu] != now[gpu]:
             yield f"GPU {gpu} has changed"

@@ -355,6 +355,7 @@ class PlannedGpu:
             "used": self.used,
             "slices": [s.as_public() for s in self.slices],
             "destroyed": [str(p) for p in self.destroyed],
+            "observed": fingerprint([self.gpu]),
         }
 
 
@@ -461,7 +462,7 @@ class FleetPlan:
 
     `levels` are in the problem's order of objectives. `seconds` is what making it took; it is left out of comparison, so
     equal problems have equal plans. Not so where a plan is not `reproducible`: then the clock ended a search that was far too
-    long, and another run may find another plan. `fingerprint` is that of the observed state (see `check_current`).
+    long, and another run may find another plan. `fingerprint` is that of the observed state.
     """
 
     gpus: tuple[PlannedGpu, ...]

@@ -18,6 +18,9 @@ from placement.errors import PlanError, StalePlan
 from placement.transition.journal import Record, TransitionJournal
 from placement.transition.steps import Place, Step, Transition
 
+_LOST = "See `dmesg` for its XID; then plan again with what is left: sliceway plan CONFIG."
+_CHANGED = "Something else changed the fleet; plan again: sliceway plan CONFIG."
+
 EngineState = Literal["starting", "serving", "draining", "failed"]
 
 
@@ -197,9 +200,8 @@ class Executor:
             return
         obstacle = why_not(step, observed)
         if obstacle is not None:
-            raise StalePlan(
-                f"{step}: {obstacle}", remedy="Something else changed the fleet; plan again: sliceway plan CONFIG."
-            )
+            lost = step.place.gpu not in observed.gpus
+            raise StalePlan(obstacle, remedy=_LOST if lost else _CHANGED)
         actions = {
             "drain": self._fleet.drain,
             "stop": self._fleet.stop,
@@ -276,5 +278,5 @@ def _check_gpus(transition: Transition, observed: Observed) -> None:
     if gone:
         raise StalePlan(
             f"the plan was made with GPU{'s' * (len(gone) > 1)} {', '.join(gone)}, which {'are' if len(gone) > 1 else 'is'} gone",
-            remedy="See `dmesg` for its XID; then plan again with what is left: sliceway plan CONFIG.",
+            remedy=_LOST,
         )

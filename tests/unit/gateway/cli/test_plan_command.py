@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,11 +19,15 @@ from gateway.config import load_config
 from gateway.layouts import machine_of
 from gateway.planning import answer, reservations
 from model_registry.errors import ConfigError, SlicewayError, UnknownProduct
-from placement.errors import TransitionBlocked
+from placement.errors import StalePlan, TransitionBlocked
 from placement.nvml.partition import NvmlPartitioner
 from placement.partition import apply as apply_layouts
 from placement.partition import plan as plan_layouts
 from placement.partition.rules import LayoutRule
+from placement.schema import SimulatedFleet
+from placement.simulate import machine_directory
+from placement.simulator import Simulation
+from placement.transition import Step
 
 MODELS = Path(__file__).parents[4] / "configs" / "examples" / "models"
 CHAT = f"""
@@ -342,6 +347,83 @@ def test_a_price_that_nobody_named_is_told_where_others_are_named(config: Write)
     named = (*words, "--price", "h100-sxm=2.5")
     assert "has no price" not in run(*named).stdout
     assert (told(*named)["assumed_prices"], told(*named)["prices"]["A100-80GB"]) == ([], 1.5)
+
+
+# ---- plans that have been looked at
+
+
+def reviewed(config: Write, tmp_path: Path, **written: str) -> tuple[Path, Path]:
+    """A configuration, and the file with its plan."""
+    path, file = config(**written), tmp_path / "plan.json"
+    file.write_text(run("plan", path, "--json").stdout, encoding="utf-8")
+    return path, file
+
+
+def machine(tmp_path: Path) -> Simulation:
+    return Simulation.open(machine_directory(SimulatedFleet(simulate={"h100-sxm": 2}), tmp_path / "state"))
+
+
+def test_a_plan_that_was_looked_at_is_carried_out_once(config: Write, tmp_path: Path) -> None:
+    path, file = reviewed(config, tmp_path)
+    assert told("apply", path, "--plan", file)["fleet"]["ok"]
+    with pytest.raises(StalePlan, match=r"GPU GPU-\S+ has changed") as refused:
+        run("apply", path, "--plan", file)
+    assert (refused.value.where, "sliceway plan" in str(refused.value.remedy)) == (str(file), True)
+
+
+def test_a_plan_is_refused_when_a_gpu_has_vanished_since(config: Write, tmp_path: Path) -> None:
+    for fleet in ("partition: planned", "layouts: [{gpus: all, layout: {3g.40gb: 2}}]"):
+        shutil.rmtree(tmp_path / "state", ignore_errors=True)
+        path, file = reviewed(config, tmp_path, fleet=fleet)
+        gone = json.loads(file.read_text(encoding="utf-8"))["fleet"]["gpus"][1]["gpu"]
+        simulation = machine(tmp_path)
+        simulation.lose(next(g.index for g in machine_of(load_config(path)).driver.observe() if g.uuid == gone))
+        with pytest.raises(StalePlan, match=f"another state of the fleet: GPU {gone} is gone"):
+            run("apply", path, "--plan", file)
+        (left,) = machine_of(load_config(path)).driver.observe()
+        assert left.instances == ()
+        assert "is left out: GPU is lost" in run("plan", path).stdout
+        assert "is left out: GPU is lost" in str(told("plan", path)["fleet"]["left_out"])
+
+
+def test_a_plan_is_refused_when_the_configuration_is_another_one(config: Write, tmp_path: Path) -> None:
+    path, file = reviewed(config, tmp_path)
+    config(rest=CHAT + SMALL)
+    with pytest.raises(StalePlan, match="another plan would be carried out by now"):
+        run("apply", path, "--plan", file)
+    with pytest.raises(StalePlan, match="another plan would be carried out by now"):
+        run("apply", path, "--plan", file, "--layouts-only")
+    file.write_text("{}", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not what `sliceway plan --json` prints"):
+        run("apply", path, "--plan", file)
+    with pytest.raises(ConfigError, match="No such file"):
+        run("apply", path, "--plan", tmp_path / "missing.json")
+
+
+def test_a_gpu_that_vanishes_on_the_way_stops_apply_with_what_is_done_and_what_is_not(
+    config: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = config(rest=SMALL.replace("  - name", "models:\n  - name") + "    spread: gpus\n")
+    steps = told("plan", path)["fleet"]["transition"]["steps"]
+    first, last = (next(s["gpu"] for s in order if s["action"] == "create") for order in (steps, steps[::-1]))
+    assert first != last, "a replica on each GPU"
+    lost = next(g.index for g in machine_of(load_config(path)).driver.observe() if g.uuid == last)
+    simulation = machine(tmp_path)
+
+    def lose(step: Step, what: str, _: object) -> None:
+        if (what, step.kind, step.place.gpu) == ("begun", "create", last):
+            simulation.lose(lost)
+
+    monkeypatch.setattr("gateway.cli.plan.show_step", lose)
+    shown = run("apply", path, code=1).stdout
+    assert f"stopped at create GPU {lost} " in shown
+    assert f"GPU {lost} does not answer any more" in shown
+    assert last not in shown, "called as elsewhere"
+    done, not_done = shown.partition("Done:")[2].split("Not done:")
+    assert f"create GPU {lost}" in not_done
+    assert f"create GPU {lost}" not in done
+    assert f"create GPU {1 - lost}" in done
+    assert f"GPU {lost} is left out" in shown
 
 
 def test_a_plan_tells_prices_that_nobody_named(config: Write) -> None:

@@ -10,7 +10,7 @@ import pytest
 from model_registry.catalogue import load_catalogue
 from model_registry.geometry import Placement
 from placement.errors import StalePlan
-from placement.planner.current import check_current
+from placement.planner.current import check_current, states
 from placement.planner.plan import plan
 from placement.planner.solver import Limits
 from placement.planner.types import (
@@ -286,12 +286,15 @@ def test_a_closed_gpu_that_would_do_is_named() -> None:
 def test_a_plan_for_another_state_is_refused_with_the_difference() -> None:
     fleet = (gpu("a"), gpu("b"))
     made = plan(Problem(fleet, (wants("chat", SMALL),)))
-    check_current(made, fleet)
-    check_current(made, reversed(fleet))
+    then = states(g.gpu for g in made.gpus)
+    check_current(then, states(fleet))
+    check_current(then, states(reversed(fleet)))
     with pytest.raises(StalePlan, match="GPU b is gone"):
-        check_current(made, fleet[:1])
+        check_current(then, states(fleet[:1]))
     with pytest.raises(StalePlan, match="GPU a has changed, GPU c has come"):
-        check_current(made, (gpu("a", idle("1g.10gb@0")), gpu("b"), gpu("c")))
+        check_current(then, states((gpu("a", idle("1g.10gb@0")), gpu("b"), gpu("c"))))
+    with pytest.raises(StalePlan, match="GPU c has come, GPU d has come, GPU e has come, and 1 more"):
+        check_current(then, states((*fleet, *map(gpu, "cdef"))))
 
 
 def test_an_empty_question_has_an_empty_answer() -> None:
