@@ -345,6 +345,7 @@ class Controller:
             scaling=self._scaling.rows(goals, self._resting.choices),
             repartition=self._repartitioning.status(goals.config.fleet.autoscale),
             used_bytes=self._memory.used_bytes,
+            versions=self._bench.engine_version,
             outdated=self._turns.outdated(goals),
             notes=(*goals.inventory.notes, *self._turns.notes(goals)),
         )

@@ -63,7 +63,13 @@ def slice_row(one: Slice) -> SliceRow:
 
 
 def replica_status(
-    goal: Goal, view: View, *, log: Path, memory_used_bytes: int | None, outdated: bool = False
+    goal: Goal,
+    view: View,
+    *,
+    log: Path,
+    memory_used_bytes: int | None,
+    outdated: bool = False,
+    engine_version: str | None = None,
 ) -> ReplicaStatus:
     """One replica for people."""
     return ReplicaStatus(
@@ -73,6 +79,7 @@ def replica_status(
         cores=format_cores(goal.slice.cores),
         memory_bytes=goal.slice.memory_bytes,
         memory_used_bytes=memory_used_bytes,
+        engine_version=engine_version,
         state=view.state,
         stage=view.stage,
         reason=view.reason,

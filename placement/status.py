@@ -51,6 +51,7 @@ class ReplicaStatus(_Row):
     adopted: bool = False
     outdated: bool = Field(default=False, description="Runs by an earlier configuration until its turn comes.")
     endpoint: str | None = None
+    engine_version: str | None = Field(default=None, description="Of the vLLM that it starts; unset for other engines.")
     log: str
     placement: dict[str, Any] | None = Field(
         default=None, description="What was found out about where it runs, when it became ready; see placement.proof."

@@ -11,6 +11,7 @@ from placement.clock import Clock
 from placement.errors import TableUnreadable
 from placement.goals import Goals
 from placement.publish import controller_status, error_row, replica_status, routing_table
+from placement.replicas.parts import Goal
 from placement.replicas.replica import Replica
 from placement.state import StatePaths
 from placement.status import Refusal, RepartitionStatus, ScalingRow, write_status
@@ -57,10 +58,12 @@ class Teller:
         scaling: Mapping[str, ScalingRow],
         repartition: RepartitionStatus,
         used_bytes: Callable[[int | None], int | None],
+        versions: Callable[[Goal], str | None],
         outdated: Container[str] = (),
         notes: Sequence[str] = (),
     ) -> None:
-        """Write what has changed. `used_bytes` tells a session's memory, `outdated` replicas of an earlier configuration.
+        """Write what has changed. `used_bytes` tells a session's memory, `versions` of which vLLM the engine is, `outdated` replicas of
+        an earlier configuration.
 
         Raises OSError.
         """
@@ -84,6 +87,7 @@ class Teller:
                     log=self._paths.log(r.goal.replica),
                     memory_used_bytes=used_bytes(r.view.session),
                     outdated=r.goal.replica in outdated,
+                    engine_version=versions(r.goal),
                 )
                 for r in rows
             ],

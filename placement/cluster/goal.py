@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
@@ -82,8 +82,10 @@ class _Known:
             return unsized(target, fits=False, reason=str(self.problems.get(name, "the model is not known")))
         return self.registries[device].fit(sized, target)
 
-    def capacity(self, name: str, target: Slice) -> Capacity | None:
-        """What a replica bears there by the estimate: what load tests have measured lies on single machines."""
+    def capacity(self, name: str, target: Slice, measured: Measured) -> Capacity | None:
+        """What a replica bears there, as `measured`, else by the estimate."""
+        if measured.throughput:
+            return self._capacity(name, target, replace(measured, now=datetime.now(UTC)))
         shape = (
             name,
             target.kind,
@@ -93,10 +95,10 @@ class _Known:
             target.gpu and target.gpu.product,
         )
         if shape not in self.capacities:
-            self.capacities[shape] = self._capacity(name, target)
+            self.capacities[shape] = self._capacity(name, target, Measured())
         return self.capacities[shape]
 
-    def _capacity(self, name: str, target: Slice) -> Capacity | None:
+    def _capacity(self, name: str, target: Slice, measured: Measured) -> Capacity | None:
         sized = self.sized.get((name, "cpu" if target.kind is SliceKind.CPU else "cuda"))
         fit = self.fit(name, target)
         if sized is None or not fit.fits:
@@ -104,4 +106,4 @@ class _Known:
         accepted = sized.config.accepted_profiles
         if accepted and target.profile not in accepted:
             return None
-        return capacity_on(sized, target, fit, Measured(throughput=(), engine_version=None, now=datetime.now(UTC)))
+        return capacity_on(sized, target, fit, measured)

@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from model_registry.schema import ModelConfig
 from placement.assign import Pools
 from placement.clock import Clock
+from placement.cluster.borne import CapacityOn, nobody_knows
 from placement.cluster.bulletin import Bulletin
 from placement.cluster.eligible import problems_of
 from placement.cluster.errors import NotSurveyed
 from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions
 from placement.cluster.merge import merge_tables, reasons
-from placement.cluster.numbers import CapacityOn, ClusterNumbers, nobody_knows
+from placement.cluster.numbers import ClusterNumbers
 from placement.cluster.renewing import Asked, Renewing, Successor
 from placement.cluster.retiring import Retiring
 from placement.cluster.rollout import Rollout

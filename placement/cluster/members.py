@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from model_registry.sizing.throughput import Throughput
 from placement.autoscale import Signals
 from placement.slices import Slice
 from placement.table import ModelRow, ReplicaRow, RoutingTable, SliceRow
@@ -66,6 +67,10 @@ class NodeReport(_Row):
         default=None, description="What its gateways see of models that follow demand; None where none tells anything."
     )
     cordoned: tuple[str, ...] = Field(default=(), description="Slices that demand gets nothing of.")
+    engines: Mapping[str, str] = Field(
+        default_factory=dict, description="Which vLLM replicas start, where that is known."
+    )
+    measured: tuple[Throughput, ...] = Field(default=(), description="What `sliceway bench capacity` has kept there.")
 
 
 class NodeOrder(_Row):

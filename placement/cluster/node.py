@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from model_registry.atomic import write_atomically
+from model_registry.sizing.throughput import THROUGHPUT_FILE, Throughput
 from placement.autoscale import Signals
 from placement.cluster.change import broadcast_of
 from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Versions
@@ -32,6 +33,7 @@ from placement.policy import AutoscalePolicy
 from placement.replicas.journal import Journal
 from placement.slices import Inventory
 from placement.state import StatePaths
+from placement.scaling import Stamp, ThroughputFile
 from placement.status import ControllerStatus, ErrorRow, read_status
 from placement.table import ReplicaState, RoutingTable, publish, read
 
@@ -69,6 +71,11 @@ class NodePaths:
 
     @property
     def engines(self) -> StatePaths:
+    @property
+    def throughput(self) -> Path:
+        """What load tests have measured, in the state directory of which this is `nodes/NAME`."""
+        return self.root.parents[1] / THROUGHPUT_FILE
+
         """The controller's: journal, logs, sockets, its own table."""
         return StatePaths(self.root / "engines")
 
@@ -141,6 +148,8 @@ class NodeAgent:
     # ---- what the head asks
 
     async def report(self) -> NodeReport:
+        self._throughput = ThroughputFile(settings.paths.throughput)
+        self._measured: tuple[Stamp, tuple[Throughput, ...]] = (None, ())
         """The node as it is. What should run beside the agent and does not is started again."""
         self._ensure()
         if self._inventory is None or time.monotonic() - self._observed_at > OBSERVE_SECONDS:
@@ -172,6 +181,8 @@ class NodeAgent:
         write_atomically(paths.secret, order.secret.encode(), mode=0o600)
         seats = {r: SeatRow(slice_id=s, owner=order.owners[r]) for r, s in order.seats.items()}
         write_seats(paths.seats, SeatsFile(seats=seats, turns=order.turns, orphan_seconds=order.orphan_seconds))
+            engines={r.replica: r.engine_version for r in status.replicas if r.engine_version} if status else {},
+            measured=self._capacities(),
         if _replace(paths.controller_config, self._controller_config(order)):
             self._processes.reload_controller()
         if not self._ending:
@@ -206,6 +217,12 @@ class NodeAgent:
         engine["transport"] = "tcp"
         engine["network"] = {"address": self.settings.address, "secret_file": str(self._paths.secret)}
         return json.dumps(config, indent=1).encode()
+    def _capacities(self) -> tuple[Throughput, ...]:
+        stamp = self._throughput.stamp
+        if stamp != self._measured[0]:
+            self._measured = stamp, self._throughput.read()
+        return self._measured[1]
+
 
     def _table(self, running: Collection[str]) -> RoutingTable:
         """What the controller publishes. A table that a dead controller has left speaks for engines that go on, and for no others."""

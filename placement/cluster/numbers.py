@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 from model_registry.schema import ModelConfig
@@ -15,23 +15,14 @@ from placement.assign import Pools, natural, stem_of
 from placement.autoscale import ScaledModel, Scaler, Signals
 from placement.autoscale.capacity import UNKNOWN, Capacity, together
 from placement.autoscale.scaler import scaled_models
+from placement.cluster.borne import Borne, CapacityOn, nobody_knows
 from placement.cluster.members import NodeReport, Seat
 from placement.cluster.planned import Planned, replicas_for
-from placement.demanded import model_of
 from placement.figures import add_up
 from placement.policy import AutoscalePolicy
-from placement.slices import Slice
 from placement.status import ScalingRow
 
 log = logging.getLogger(__name__)
-
-CapacityOn = Callable[[str, Slice], Capacity | None]
-"""Model name and slice -> what a replica of it bears there; None where it does not fit."""
-
-
-def nobody_knows(_model: str, _slice: Slice) -> Capacity | None:
-    """Without estimates requests at once and latencies decide alone."""
-    return UNKNOWN
 
 
 class ClusterNumbers:
@@ -103,11 +94,12 @@ class ClusterNumbers:
         if complete and self._looked_at is not None and now_seconds - self._looked_at < self._policy.look_every:
             return
         self._looked_at = now_seconds
-        self._planned = {m.name: self._plan(m, reports, current) for m in self._models if _by_demand(m)}
+        borne = Borne(self._capacity_on, reports, current)
+        self._planned = {m.name: self._plan(m, borne) for m in self._models if _by_demand(m)}
         if not (unsized := scaled_models(self._models, None, self._pools)):
             self._scaled, self._capacities = (), {}
             return
-        self._capacities = {m.name: self._capacity(m.name, reports, current) for m in unsized}
+        self._capacities = {m.name: self._capacity(m.name, borne) for m in unsized}
         rates = {name: capacity.requests_per_second for name, capacity in self._capacities.items()}
         self._scaled = scaled_models(self._models, None, self._pools, rates)
         self._follow(current, complete=complete)
@@ -126,26 +118,20 @@ class ClusterNumbers:
         known = self._scaler.replicas
         self._scaler.follow([m for m in self._scaled if m.name in known])
 
-    def _capacity(self, pool: str, reports: Mapping[str, NodeReport], current: Mapping[str, Seat]) -> Capacity:
+    @staticmethod
+    def _capacity(pool: str, borne: Borne) -> Capacity:
         """On average over the slices that it has, or on one that it could have."""
-        model = model_of(f"{pool}-0")
-        mine = (_slice_of(seat, reports) for replica, seat in current.items() if stem_of(replica) == pool)
-        if has := [bears for one in mine if one is not None and (bears := self._capacity_on(model, one))]:
-            return together(has)
-        everywhere = (one for node in sorted(reports) for one in reports[node].slices)
-        could = (self._capacity_on(model, one) for one in sorted(everywhere, key=lambda one: one.memory_bytes))
-        return together(list(islice(filter(None, could), 1)))
+        mine = (replica for replica in borne.current if stem_of(replica) == pool)
+        has = [bears for replica in mine if (bears := borne.here(pool, replica)) is not None]
+        return together(has or list(islice(borne.could(pool), 1)))
 
-    def _plan(self, model: ModelConfig, reports: Mapping[str, NodeReport], current: Mapping[str, Seat]) -> Planned:
+    def _plan(self, model: ModelConfig, borne: Borne) -> Planned:
         assert model.demand is not None
-        mine = sorted((replica for replica in current if stem_of(replica) == model.name), key=natural)
-        here = (_slice_of(current[replica], reports) for replica in mine)
-        everywhere = (one for node in sorted(reports) for one in reports[node].slices)
-        could = sorted(everywhere, key=lambda one: one.memory_bytes)
+        mine = sorted((replica for replica in borne.current if stem_of(replica) == model.name), key=natural)
         return replicas_for(
             model.demand.requests_per_second * (1 + self._head_room),
-            [bears for one in here if one is not None and (bears := self._capacity_on(model.name, one))],
-            [bears for one in could if (bears := self._capacity_on(model.name, one))],
+            [bears for replica in mine if (bears := borne.here(model.name, replica)) is not None],
+            list(borne.could(model.name)),
         )
 
     def rows(self, seats: Iterable[str]) -> dict[str, ScalingRow]:
@@ -166,14 +152,10 @@ class ClusterNumbers:
                 requests_per_replica=capacity.requests_per_second,
                 capacity_source=capacity.origin,
                 capacity_reason=capacity.reason,
+                ignored=capacity.ignored,
             )
         return rows
 
 
 def _by_demand(model: ModelConfig) -> bool:
     return bool(model.source) and model.demand is not None and model.replicas is None and not model.slices
-
-
-def _slice_of(seat: Seat, reports: Mapping[str, NodeReport]) -> Slice | None:
-    report = reports.get(seat.node)
-    return next((one for one in report.slices if one.id == seat.slice_id), None) if report else None

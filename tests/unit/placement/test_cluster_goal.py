@@ -11,9 +11,11 @@ import pytest
 from model_registry.errors import ConfigError
 from placement.cluster.goal import read_goal
 from placement.slices import Gpu, Slice, SliceKind
+from placement.workload.measured import Measured
 
 MODELS = Path(__file__).parents[3] / "configs" / "examples" / "models"
 H100 = Gpu("GPU-0", 0, "h100-sxm", 80 * 2**30)
+NOTHING = Measured()
 CPU = Slice("cpu-0", SliceKind.CPU, None, 64 * 2**30, cores=(0, 1))
 
 
@@ -43,24 +45,27 @@ def test_the_head_scales_by_the_configured_rules_for_the_tenants_it_is_told() ->
 
 def test_a_replica_is_counted_with_what_its_slice_is_estimated_to_bear() -> None:
     goal = read_goal(text(), 1)
-    larger, smaller = goal.capacity_on("chat", mig("4g.40gb", 40)), goal.capacity_on("chat", mig("3g.40gb", 40))
+    larger, smaller = (
+        goal.capacity_on("chat", mig("4g.40gb", 40), NOTHING),
+        goal.capacity_on("chat", mig("3g.40gb", 40), NOTHING),
+    )
     assert larger is not None
     assert smaller is not None
     assert larger.origin == "estimated"
     assert (larger.requests_per_second or 0) >= (smaller.requests_per_second or 0) > 0
-    assert goal.capacity_on("chat", mig("4g.40gb", 40)) is larger, "worked out once"
+    assert goal.capacity_on("chat", mig("4g.40gb", 40), NOTHING) is larger, "worked out once"
 
 
 def test_where_it_does_not_fit_or_may_not_be_it_bears_nothing() -> None:
     goal = read_goal(text(profile="3g.40gb"), 1)
-    assert goal.capacity_on("chat", mig("1g.10gb", 9)) is None
-    assert goal.capacity_on("chat", mig("4g.40gb", 40)) is None
-    assert goal.capacity_on("chat", mig("3g.40gb", 40)) is not None
-    assert goal.capacity_on("another", mig("3g.40gb", 40)) is None
+    assert goal.capacity_on("chat", mig("1g.10gb", 9), NOTHING) is None
+    assert goal.capacity_on("chat", mig("4g.40gb", 40), NOTHING) is None
+    assert goal.capacity_on("chat", mig("3g.40gb", 40), NOTHING) is not None
+    assert goal.capacity_on("another", mig("3g.40gb", 40), NOTHING) is None
 
 
 def test_of_cores_nobody_knows_how_much_they_bear() -> None:
-    found = read_goal(text(), 1).capacity_on("chat", CPU)
+    found = read_goal(text(), 1).capacity_on("chat", CPU, NOTHING)
     assert found is not None
     assert (found.requests_per_second, found.origin) == (None, "unknown")
 

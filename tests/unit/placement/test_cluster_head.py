@@ -780,7 +780,9 @@ async def test_a_demand_without_a_number_has_as_many_replicas_as_bear_it() -> No
     aimed = goal(chat=1)
     demand = DemandConfig(requests_per_second=6.0, prompt_tokens=100, output_tokens=10)
     models = [m.model_copy(update={"replicas": None, "demand": demand}) for m in aimed.models]
-    cluster.head.aim(replace(aimed, models=models, capacity_on=lambda _m, _s: Capacity(2.0, "estimated", "made up")))
+    cluster.head.aim(
+        replace(aimed, models=models, capacity_on=lambda _m, _s, _measured: Capacity(2.0, "estimated", "made up"))
+    )
     await cluster.rounds(5)
     assert await cluster.states() == {f"chat-{i}": "ready" for i in range(3)}
     planned = cluster.head.status()["planned"]

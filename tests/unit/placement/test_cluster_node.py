@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from model_registry.sizing.throughput import THROUGHPUT_FILE, Throughput, ThroughputKey, ThroughputStore
 from placement.autoscale import Signals
 from placement.cluster.members import Broadcast, BroadcastChange, News, NodeOrder, Owner, TableChange, Versions
 from placement.cluster.node import NodeAgent, NodePaths, NodeSettings
@@ -128,11 +129,13 @@ async def test_who_runs_by_an_earlier_configuration_is_reported(agent: NodeAgent
             since=NOW,
             log="",
             outdated=i == 1,
+            engine_version="0.32.0" if i else None,
         )
         for i in range(2)
     ]
     tell(agent, replicas=rows)
     report = await agent.report()
+    assert report.engines == {"chat-1": "0.32.0"}
     assert report.outdated == ("chat-1",)
     assert report.slices == (CPU,)
 
@@ -216,6 +219,20 @@ async def test_what_its_gateways_see_of_demand_is_reported_while_it_is_fresh(tmp
     assert (await agent.report()).demand is not None, "one that tells so seldom is not stale yet"
     gateway = json.loads(paths.gateway_config.read_bytes())
     assert gateway["fleet"] == {"discover": "none", "autoscale": {"look_every": "10s"}}
+
+
+async def test_what_load_tests_have_measured_is_reported_as_soon_as_it_is_kept(
+    tmp_path: Path, processes: NotedProcesses
+) -> None:
+    paths = NodePaths(tmp_path / "nodes" / "n1")
+    agent = NodeAgent(settings(paths, {"discover": "cpu"}), processes, lambda: Inventory((CPU,)))
+    assert (await agent.report()).measured == ()
+    key = ThroughputKey("org/x", "cpu", None, None, 1, 100, 10, {"ttft_seconds": 1.0})
+    kept = Throughput(key, "chat", 2.0, None, 20.0, 200.0, 1.0, None, None, "2026-11-20T00:00:00+00:00")
+    ThroughputStore(tmp_path / THROUGHPUT_FILE).put(kept)
+    assert (await agent.report()).measured == (kept,)
+    (tmp_path / THROUGHPUT_FILE).write_bytes(b"{")
+    assert (await agent.report()).measured == ()
 
 
 async def test_slices_of_a_cordoned_gpu_are_reported(tmp_path: Path) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import pytest
 
 from model_registry.schema import ModelConfig, ReplicaRange
+from model_registry.sizing.speed import Demand
+from model_registry.sizing.throughput import Throughput, ThroughputKey
 from placement.autoscale import Signals
-from placement.autoscale.capacity import Capacity
+from placement.autoscale.capacity import Capacity, where_of
+from placement.cluster.borne import CapacityOn, nobody_knows
 from placement.cluster.members import NodeReport, Seat, Versions
-from placement.cluster.numbers import CapacityOn, ClusterNumbers, nobody_knows
+from placement.cluster.numbers import ClusterNumbers
 from placement.cluster.retiring import PATIENCE_SECONDS, Retiring
 from placement.figures import add_up
 from placement.policy import AutoscalePolicy
-from placement.slices import Slice, SliceKind
+from placement.slices import Gpu, Slice, SliceKind
+from placement.status import ScalingRow
+from placement.workload.measured import Measured
 
 POLICY = AutoscalePolicy.model_validate({"look_every": "2s", "scale_up_after": "2s", "cool_down": "1s"})
 VERSIONS = Versions(sliceway="1", python="3.11", ray="2")
@@ -42,7 +47,7 @@ def numbers(capacity_on: CapacityOn = nobody_knows, **bounds: int) -> ClusterNum
     return made
 
 
-def by_size(_: str, one: Slice) -> Capacity | None:
+def by_size(_: str, one: Slice, _measured: Measured) -> Capacity | None:
     """A gibibyte bears a request per second; four are the least."""
     gib = one.memory_bytes / 2**30
     return Capacity(gib, "estimated", f"estimated for {gib:g} GiB") if gib >= 4 else None
@@ -154,3 +159,67 @@ def test_nothing_keeps_a_seat_that_is_wanted_or_empty(
     retiring = Retiring()
     assert retiring.keep(seats, BEFORE, models, reports, 0.0) == {}
     assert retiring.leaving == frozenset()
+
+
+# ---- what was measured
+
+
+H100 = Gpu("GPU-0", 0, "h100-sxm", 80 * 2**30)
+
+
+def record(product: str | None, profile: str | None, cores: int | None, rate: float, **more: object) -> Throughput:
+    kind = "cpu" if cores else "mig"
+    key = ThroughputKey("org/x", kind, profile, product, cores, 100, 10, {}, engine_version="0.32.0 (cuda)")
+    values: dict[str, object] = {"measured_at": "2026-11-20T00:00:00+00:00", "simulated": False} | more
+    return Throughput(key, "chat", rate, None, 0.0, 0.0, 1.0, None, None, **values)  # type: ignore[arg-type]
+
+
+def as_measured(_: str, one: Slice, measured: Measured) -> Capacity:
+    """By the best record for such a slice."""
+    demand = Demand(1.0, 100, 10)
+    told = measured.judged("org/x", where_of(one), demand)
+    if told.requests_per_second is None:
+        return Capacity(1.0, "estimated", "for a test", told.ignored)
+    return Capacity(told.requests_per_second, "measured", "for a test")
+
+
+def cards(node: str, *measured: Throughput, **more: object) -> NodeReport:
+    mig = Slice("GPU-0/1g.10gb@0", SliceKind.MIG, "1g.10gb", 10 * 2**30, uuid="MIG-0", gpu=H100)
+    core = Slice("cpu-0", SliceKind.CPU, None, 4 * 2**30, cores=(0, 1))
+    return report(node, **({"slices": (mig, core), "measured": measured} | more))
+
+
+def counted(reports: dict[str, NodeReport], there: str, node: str = "a") -> ScalingRow:
+    made = numbers(as_measured)
+    seats = {"chat-0": Seat(replica="chat-0", model="chat", node=node, slice_id=there)}
+    made.look(reports, [{"chat": Signals()}], seats, 0.0)
+    return made.rows(seats)["chat"]
+
+
+def test_what_one_node_has_measured_counts_on_every_card_of_the_kind() -> None:
+    reports = {"a": cards("a"), "b": cards("b", record("h100-sxm", "1g.10gb", None, 7.0))}
+    row = counted(reports, "GPU-0/1g.10gb@0")
+    assert (row.requests_per_replica, row.capacity_source) == (7.0, "measured")
+    assert counted({"a": reports["a"]}, "GPU-0/1g.10gb@0").capacity_source == "estimated"
+
+
+def test_what_was_measured_on_cores_counts_on_their_own_node() -> None:
+    reports = {"a": cards("a"), "b": cards("b", record(None, None, 2, 3.0))}
+    assert counted(reports, "cpu-0").capacity_source == "estimated"
+    assert counted(reports, "cpu-0", node="b").requests_per_replica == 3.0
+
+
+def test_what_was_measured_with_another_engine_or_simulated_does_not_count_and_says_so() -> None:
+    there = "GPU-0/1g.10gb@0"
+    measured = record("h100-sxm", "1g.10gb", None, 7.0)
+    row = counted({"a": cards("a", measured, engines={"chat-0": "0.33.0 (cuda)"})}, there)
+    assert row.capacity_source == "estimated"
+    assert "0.32.0" in row.ignored[0]
+    assert counted({"a": cards("a", measured, engines={"chat-0": "0.32.0"})}, there).capacity_source == "measured"
+    simulated = record("h100-sxm", "1g.10gb", None, 7.0, simulated=True)
+    assert counted({"a": cards("a", simulated)}, there).capacity_source == "estimated"
+
+
+def test_a_report_travels_with_what_was_measured() -> None:
+    told = cards("a", record("h100-sxm", "1g.10gb", None, 7.0), engines={"chat-0": "0.32.0"})
+    assert NodeReport.model_validate_json(told.model_dump_json()) == told

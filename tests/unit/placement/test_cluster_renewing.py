@@ -21,6 +21,7 @@ from placement.cluster.renewing import Renewing, place_beside
 from placement.demanded import model_of
 from placement.slices import Gpu, Slice, SliceKind
 from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow
+from placement.workload.measured import Measured
 
 GIB = 2**30
 VERSIONS = Versions(sliceway="1", python="3.11", ray="2.60.0")
@@ -201,7 +202,7 @@ def fit_on(_: str, target: Slice) -> SliceFit:
     return SliceFit(True, "fits", target.memory_bytes, 0, 0, 0, 8192, GIB)
 
 
-def one_each(_: str, __: Slice) -> Capacity:
+def one_each(_: str, __: Slice, ___: Measured) -> Capacity:
     return Capacity(1.0, "estimated", "for a test")
 
 
