@@ -31,9 +31,9 @@ from placement.figures import FRESH_SECONDS, fresh_for, read_figures
 from placement.goals import PlacementConfig
 from placement.policy import AutoscalePolicy
 from placement.replicas.journal import Journal
+from placement.scaling import Stamp, ThroughputFile
 from placement.slices import Inventory
 from placement.state import StatePaths
-from placement.scaling import Stamp, ThroughputFile
 from placement.status import ControllerStatus, ErrorRow, read_status
 from placement.table import ReplicaState, RoutingTable, publish, read
 
@@ -70,12 +70,12 @@ class NodePaths:
     root: Path
 
     @property
-    def engines(self) -> StatePaths:
-    @property
     def throughput(self) -> Path:
         """What load tests have measured, in the state directory of which this is `nodes/NAME`."""
         return self.root.parents[1] / THROUGHPUT_FILE
 
+    @property
+    def engines(self) -> StatePaths:
         """The controller's: journal, logs, sockets, its own table."""
         return StatePaths(self.root / "engines")
 
@@ -142,14 +142,14 @@ class NodeAgent:
         self._observed_at = 0.0
         self._own = PlacementConfig.model_validate({"fleet": settings.fleet})
         self._cordoned: tuple[str, ...] = ()
+        self._throughput = ThroughputFile(settings.paths.throughput)
+        self._measured: tuple[Stamp, tuple[Throughput, ...]] = (None, ())
         self._ending = False
         self._paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     # ---- what the head asks
 
     async def report(self) -> NodeReport:
-        self._throughput = ThroughputFile(settings.paths.throughput)
-        self._measured: tuple[Stamp, tuple[Throughput, ...]] = (None, ())
         """The node as it is. What should run beside the agent and does not is started again."""
         self._ensure()
         if self._inventory is None or time.monotonic() - self._observed_at > OBSERVE_SECONDS:
@@ -173,6 +173,8 @@ class NodeAgent:
             generation=max(0, self._known_generation()),
             demand=self._demand(),
             cordoned=self._cordoned,
+            engines={r.replica: r.engine_version for r in status.replicas if r.engine_version} if status else {},
+            measured=self._capacities(),
         )
 
     async def order(self, order: NodeOrder) -> None:
@@ -181,8 +183,6 @@ class NodeAgent:
         write_atomically(paths.secret, order.secret.encode(), mode=0o600)
         seats = {r: SeatRow(slice_id=s, owner=order.owners[r]) for r, s in order.seats.items()}
         write_seats(paths.seats, SeatsFile(seats=seats, turns=order.turns, orphan_seconds=order.orphan_seconds))
-            engines={r.replica: r.engine_version for r in status.replicas if r.engine_version} if status else {},
-            measured=self._capacities(),
         if _replace(paths.controller_config, self._controller_config(order)):
             self._processes.reload_controller()
         if not self._ending:
@@ -195,6 +195,12 @@ class NodeAgent:
     def end(self) -> None:
         """Start nothing again from here on: this node's processes are being ended, and the head goes on asking meanwhile."""
         self._ending = True
+
+    def _capacities(self) -> tuple[Throughput, ...]:
+        stamp = self._throughput.stamp
+        if stamp != self._measured[0]:
+            self._measured = stamp, self._throughput.read()
+        return self._measured[1]
 
     def _demand(self) -> Mapping[str, Signals] | None:
         now = self._now().timestamp()
@@ -217,12 +223,6 @@ class NodeAgent:
         engine["transport"] = "tcp"
         engine["network"] = {"address": self.settings.address, "secret_file": str(self._paths.secret)}
         return json.dumps(config, indent=1).encode()
-    def _capacities(self) -> tuple[Throughput, ...]:
-        stamp = self._throughput.stamp
-        if stamp != self._measured[0]:
-            self._measured = stamp, self._throughput.read()
-        return self._measured[1]
-
 
     def _table(self, running: Collection[str]) -> RoutingTable:
         """What the controller publishes. A table that a dead controller has left speaks for engines that go on, and for no others."""
