@@ -194,12 +194,13 @@ def _admission(admission: Admission) -> Iterator[Metric]:
     refused = CounterMetricFamily(
         "sliceway_queue_refusals", "Requests that a queue took no more.", labels=("model", "dedicated_to")
     )
+    now = admission.now()
     for pool in admission.pools():
         labels = (pool.model, pool.tenant or "")
         for tenant, requests in pool.waiting_by_tenant().items():
             waiting.add_metric((*labels, tenant), requests)
         tokens.add_metric(labels, pool.waiting_tokens)
-        expected.add_metric(labels, pool.expected_wait_seconds("") if pool.waiting else 0.0)
+        expected.add_metric(labels, pool.expected_wait_seconds("", now) if pool.waiting else 0.0)
         refused.add_metric(labels, pool.counts.refused + pool.counts.too_late)
     yield from (waiting, tokens, expected, refused)
     yield _counter(

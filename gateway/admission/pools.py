@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from gateway.admission.affinity import home_of
 from gateway.admission.claim import Claim
@@ -27,6 +28,8 @@ from model_registry.words import are, counted
 
 _LEARNING = 0.1
 _MOST_RETRY_SECONDS = 60.0
+_LOOKED_AT = 64
+_NEVER = float("inf")
 
 
 @dataclass(slots=True)
@@ -54,6 +57,7 @@ class Pool:
         self.waiting_bytes = 0
         self.hold_seconds = 0.0  # how long a request keeps its seat, on average
         self.counts = PoolCounts()
+        self._running: dict[Claim, None] = {}
         self._held_by: dict[str, list[int]] = {}  # tenant -> [requests, bytes] of those that wait
         # Those that only some replicas can take (retries, stored state) stand beside the queue, so that they hold up nobody.
         self._bound: dict[Claim, None] = {}
@@ -115,6 +119,7 @@ class Pool:
         estimate, queue = claim.estimate, self.queue
         load.take(estimate.sequences, estimate.prompt + estimate.output)
         claim.load, claim.seated_at = load, now
+        self._running[claim] = None
         output = queue.predicted_output(claim.tenant, estimate.output)
         claim.charged = INPUT_WEIGHT * estimate.prompt + OUTPUT_WEIGHT * output
         queue.charge(claim.tenant, claim.weight, claim.charged)
@@ -131,13 +136,13 @@ class Pool:
             )
         if waiting and claim.body_bytes + held > config.max_bytes - self.waiting_bytes:
             raise self._full(claim, f"the bodies that wait take {self.waiting_bytes} bytes", now)
-        wait = self.expected_wait_seconds(claim.tenant)
+        wait = self.expected_wait_seconds(claim.tenant, now) if claim.deadline < _NEVER else 0.0
         if now + wait > claim.deadline:
             self.counts.too_late += 1
             raise DeadlineTooClose(
                 f"The request would wait about {wait:.1f} s for model {self.model!r}, and its deadline is in "
                 f"{max(0.0, claim.deadline - now):.1f} s; {_waiting(waiting)}.",
-                retry_after_seconds=self._retry_seconds(),
+                retry_after_seconds=self._retry_seconds(now),
                 remedy="Send it with a later deadline, or when less is waiting.",
             )
 
@@ -148,17 +153,30 @@ class Pool:
         return QueueFull(
             f"Every replica of model {claim.model!r} is busy and its queue takes no more: {why}; "
             f"{counted(self.waiting, 'request')} {are(self.waiting)} ahead, the next one has waited {oldest:.1f} s.",
-            retry_after_seconds=self._retry_seconds(),
+            retry_after_seconds=self._retry_seconds(now),
         )
 
-    def expected_wait_seconds(self, tenant: str) -> float:
+    def expected_wait_seconds(self, tenant: str, now: float) -> float:
         """How long a new request of `tenant` would wait, going by how long requests keep their seats."""
         mine = self._held_by.get(tenant, (0, 0))[0]
         ahead = min(self.waiting, (mine + 1) * max(1, len(self._held_by)))
-        return (ahead + 1) * self.hold_seconds / max(1, self.seats)
+        return (ahead + 1) * self._turn_seconds(now)
 
-    def _retry_seconds(self) -> float:
-        return min(_MOST_RETRY_SECONDS, max(0.5, self.waiting * self.hold_seconds / max(1, self.seats)))
+    def _turn_seconds(self, now: float) -> float:
+        """How long it takes until the next seat is given back.
+
+        One that is kept for longer than usual is expected to be kept for as long again: requests that ended say nothing of longer
+        ones that still run. Of many seats every k-th is looked at.
+        """
+        if not self._running:
+            return self.hold_seconds / max(1, self.seats)
+        step = 1 + len(self._running) // _LOOKED_AT
+        usual = max(self.hold_seconds, 1e-6)
+        looked_at = [1 / max(usual, now - claim.seated_at) for claim in islice(self._running, 0, None, step)]
+        return len(looked_at) / sum(looked_at) / len(self._running)
+
+    def _retry_seconds(self, now: float) -> float:
+        return min(_MOST_RETRY_SECONDS, max(0.5, self.waiting * self._turn_seconds(now)))
 
     @property
     def seats(self) -> int:
@@ -224,6 +242,7 @@ class Pool:
             return
         estimate, queue = claim.estimate, self.queue
         load.give(estimate.sequences, estimate.prompt + estimate.output)
+        del self._running[claim]
         real = INPUT_WEIGHT * prompt_tokens + OUTPUT_WEIGHT * output_tokens
         if real != claim.charged:
             queue.charge(claim.tenant, claim.weight, real - claim.charged)
@@ -280,7 +299,7 @@ class Pool:
         what = "its deadline" if late else f"{self.config.max_wait_seconds:g} s, as long as requests may"
         return (DeadlineTooClose if late else QueueTimeout)(
             f"The request waited {waited:.1f} s for a replica of model {self.model!r}, until {what}; {_waiting(self.waiting)}.",
-            retry_after_seconds=self._retry_seconds(),
+            retry_after_seconds=self._retry_seconds(now),
         )
 
 

@@ -49,7 +49,7 @@ def pool_view(pool: Pool, now: float) -> dict[str, Any]:
         "waiting_bytes": pool.waiting_bytes,
         "waiting_by_tenant": pool.waiting_by_tenant(),
         "next_waited_seconds": round(now - first.since, 3) if first is not None else 0.0,
-        "expected_wait_seconds": round(pool.expected_wait_seconds(""), 3) if pool.waiting else 0.0,
+        "expected_wait_seconds": round(pool.expected_wait_seconds("", now), 3) if pool.waiting else 0.0,
     }
 
 

@@ -150,6 +150,7 @@ class Storm(RuleBasedStateMachine):
         assert self.loads.total() == 0
         for pool in self.admission.pools():
             assert (pool.waiting, pool.waiting_tokens, pool.waiting_bytes) == (0, 0, 0)
+            assert pool.expected_wait_seconds("own", self.now) == pool.hold_seconds / max(1, pool.seats)
             for load in pool.loads:
                 assert (load.requests, load.sequences, load.kv_tokens) == (0, 0, 0)
         for gauge in self.admission.limits:

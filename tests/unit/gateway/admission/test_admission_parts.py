@@ -12,7 +12,7 @@ from gateway.admission.domains import owners
 from gateway.admission.estimate import TokenRatio, estimate, refers_outside
 from gateway.admission.loads import choose
 from gateway.admission.view import limits, pool_view, queue_of, throttled
-from gateway.errors import EngineUnreachable, NoReadyReplica, QueueFull, RateLimited
+from gateway.errors import DeadlineTooClose, EngineUnreachable, NoReadyReplica, QueueFull, RateLimited
 from gateway.routes import build_routes
 from gateway.testing import FakeClock, replica_row
 from placement.table import ModelRow, RoutingTable
@@ -150,6 +150,48 @@ def test_one_tenant_cannot_fill_the_queue() -> None:
     assert row is not None
     assert (row["running_requests"], row["waiting_requests"]) == (1, 5)
     assert queue_of(world.admission, "nobody") is None
+
+
+def test_a_deadline_is_weighed_by_what_runs_and_not_only_by_what_ended() -> None:
+    """Requests that ended took a tenth of a second; those that run by now have taken much longer."""
+    world = World(replicas=1, seats=4)
+    for _ in range(4):
+        world.ask("short")
+        claim = world.last
+        world.clock.turn(0.1)
+        claim.settle(world.clock(), 10, 10, complete=True)
+    for _ in range(4):
+        world.ask("long")
+    assert world.ask(deadline=world.clock() + 1.0) is None  # a fortieth of a second, as far as anybody knows
+    world.last.leave(world.clock())
+    world.clock.turn(6.0)
+    with pytest.raises(DeadlineTooClose, match=r"would wait about 1\.5 s") as caught:
+        world.ask(deadline=world.clock() + 1.0)
+    assert caught.value.retry_after_seconds == 0.5
+    assert world.ask() is None  # who has no deadline waits
+    assert world.ask(deadline=world.clock() + 10.0) is None
+
+
+def test_one_seat_that_is_held_for_hours_makes_nobody_late_at_the_others() -> None:
+    world = World(replicas=1, seats=8)
+    world.ask("background")
+    world.clock.turn(3600.0)
+    for _ in range(7):
+        world.ask("short")
+    claim = world.last
+    world.clock.turn(0.1)
+    claim.settle(world.clock(), 10, 10, complete=True)
+    world.ask("short")
+    pool = world.admission.pool("m", "t")
+    assert 0.1 / 8 < pool.expected_wait_seconds("t", world.clock()) < 0.1 / 6
+
+
+def test_of_many_seats_some_are_looked_at() -> None:
+    world = World(replicas=2, seats=500)
+    for _ in range(200):
+        world.ask()
+    world.clock.turn(3.0)
+    assert world.admission.pool("m", "t").expected_wait_seconds("t", world.clock()) == pytest.approx(3.0 / 200)
 
 
 def test_who_is_throttled_and_why() -> None:
