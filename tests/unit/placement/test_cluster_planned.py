@@ -15,6 +15,7 @@ from placement.cluster.planned import replicas_for
 from placement.cluster.seating import seat_replicas
 from placement.policy import AutoscalePolicy
 from placement.slices import Slice, SliceKind
+from placement.workload.measured import Measured
 
 
 def bears(*rates: float | None) -> list[Capacity]:
@@ -69,7 +70,7 @@ def report(*gib: int) -> NodeReport:
     return NodeReport(node="a", address="10.0.0.1", versions=versions, boot="b", slices=slices)
 
 
-def by_size(_: str, one: Slice) -> Capacity | None:
+def by_size(_: str, one: Slice, __: Measured) -> Capacity | None:
     return Capacity(one.memory_bytes / 2**30, "estimated", "a gibibyte bears a request per second")
 
 
