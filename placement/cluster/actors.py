@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from placement.cluster.goal import read_goal
 from placement.cluster.head import Head, HeadJournal, Hold
 from placement.cluster.holder import SliceHolder
 from placement.cluster.leading import Lead
-from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions
+from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions, Word
 from placement.cluster.node import NodeAgent, NodePaths, NodeSettings
 from placement.cluster.offers import node_resource, resource_of
 from placement.cluster.processes import LocalProcesses
@@ -56,6 +57,8 @@ HEAD = "head"
 AGENT, HOLDER = "agent|", "holder|"
 _SLICE = "sliceway|"
 BOOKS_SECONDS = 10.0
+MOST_AT_ONCE = 4000
+"""Questions that the head has open at a time: one of every node, which waits for the next table, and all others."""
 _JOURNAL = b"head-journal"
 
 
@@ -106,9 +109,16 @@ class RayNodes:
         """Every agent that is not known to be dead."""
         return sorted(name.removeprefix(AGENT) for name in await _named(AGENT))
 
-    async def report(self, node: str) -> NodeReport:
-        """What it is at the moment. Raises NodeLost."""
-        return NodeReport.model_validate_json(await self._agent(node, lambda agent: agent.report.remote()))
+    async def report(self, node: str, known: str, wait_seconds: float) -> Word:
+        """As `NodeAgent.word`. An agent of an earlier version tells what it is at the moment. Raises NodeLost."""
+
+        async def ask(agent: ActorHandle[Any]) -> Word:
+            if not hasattr(agent, "word"):
+                return Word(report=NodeReport.model_validate_json(await agent.report.remote()))
+            return Word.model_validate_json(await agent.word.remote(known, wait_seconds))
+
+        word: Word = await self._agent(node, ask)
+        return word
 
     async def order(self, node: str, order: NodeOrder) -> None:
         """Tell it what to run. Raises NodeLost."""
@@ -265,10 +275,10 @@ class HeadActor:
         news = await self._head.next_broadcast(head, after, timeout_seconds=timeout_seconds)
         return self._as_json(news) if news else None
 
-    async def next_news(self, head: str, after: int, timeout_seconds: float) -> str | None:
+    async def next_news(self, head: str, after: int, timeout_seconds: float, boot: str) -> str | None:
         """As `Head.next_news`, as JSON."""
         await self._begun()
-        news = await self._head.next_news(head, after, timeout_seconds=timeout_seconds)
+        news = await self._head.next_news(head, after, timeout_seconds=timeout_seconds, boot=boot)
         return self._as_json(news) if news else None
 
     def _as_json(self, news: Broadcast | News) -> str:
@@ -337,10 +347,19 @@ class AgentActor:
         return observe(self._fleet)
 
     async def report(self) -> str:
-        """The node as it is. The first question also has the agent follow the head's table."""
-        if self._following is None:
-            self._following = asyncio.create_task(self._agent.follow(_next_news))
+        """The node as it is: what heads of earlier versions ask for. The first question also has the agent follow the head's table."""
+        self._follow()
         return (await self._agent.report()).model_dump_json()
+
+    async def word(self, known: str, wait_seconds: float) -> str:
+        """As `NodeAgent.word`, as JSON; else as `report`."""
+        self._follow()
+        return (await self._agent.word(known, wait_seconds)).model_dump_json()
+
+    def _follow(self) -> None:
+        if self._following is None:
+            boot = self._agent.settings.boot
+            self._following = asyncio.create_task(self._agent.follow(partial(_next_news, boot)))
 
     async def order(self, order: str) -> None:
         """Run this and nothing else."""
@@ -360,19 +379,19 @@ class AgentActor:
         await asyncio.to_thread(self._processes.stop, seconds=seconds)
 
 
-async def _next_news(head: str, after: int, timeout_seconds: float) -> News | None:
+async def _next_news(boot: str, head: str, after: int, timeout_seconds: float) -> News | None:
     actor = await asyncio.to_thread(ray.get_actor, HEAD, namespace=NAMESPACE)
     if not hasattr(actor, "next_news"):  # a head of an earlier version
         text = await actor.next_broadcast.remote(head, after, timeout_seconds)
         return News(whole=Broadcast.model_validate_json(text)) if text else None
-    text = await actor.next_news.remote(head, after, timeout_seconds)
+    text = await actor.next_news.remote(head, after, timeout_seconds, boot)
     return News.model_validate_json(text) if text else None
 
 
 def start_head(versions: Versions, secret: str) -> ActorHandle[Any]:
     """The cluster's head; the one that is there, if there is one."""
     created = int(time.time())  # noqa: TID251 - shown as the models' age
-    options = _detached(_as_remote(HeadActor), HEAD, get_if_exists=True, max_restarts=-1, max_concurrency=1000)
+    options = _detached(_as_remote(HeadActor), HEAD, get_if_exists=True, max_restarts=-1, max_concurrency=MOST_AT_ONCE)
     head: ActorHandle[Any] = options.remote(versions.model_dump_json(), secret, created)
     return head
 

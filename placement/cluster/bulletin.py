@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from uuid import uuid4
 
 from placement.cluster.change import change_between, digest_of
@@ -23,6 +23,7 @@ class Bulletin:
         self._news: dict[int, News] = {}  # of the latest, by what it is told from; the same for all who have that
         self._digest = ""
         self._another = asyncio.Condition()
+        self._taken_over: dict[str, int] = {}
 
     @property
     def latest(self) -> Broadcast:
@@ -46,6 +47,14 @@ class Bulletin:
             self._digest = ""
             self._another.notify_all()
 
+    def generation_at(self, boot: str) -> int:
+        """Of the newest table that the agent of this start has taken over from this head; 0 where it has told of none."""
+        return self._taken_over.get(boot, 0)
+
+    def forget_all_but(self, boots: Collection[str]) -> None:
+        """Nobody asks any more what other agents have."""
+        self._taken_over = {boot: generation for boot, generation in self._taken_over.items() if boot in boots}
+
     def share(self, files: Mapping[str, str]) -> None:
         """Have the first broadcast carry these files. Only before there is one."""
         self._latest = self._latest.model_copy(update={"files": dict(files)})
@@ -64,8 +73,13 @@ class Bulletin:
                 return None
             return self._latest
 
-    async def news(self, head: str, sequence: int, *, timeout_seconds: float) -> News | None:
-        """As `after`, told as what is another since number `sequence` of `head`, where that is still known."""
+    async def news(self, head: str, sequence: int, *, timeout_seconds: float, boot: str = "") -> News | None:
+        """As `after`, told as what is another since number `sequence` of `head`, where that is still known.
+
+        Who asks like that has taken that one over; `boot` says which start of an agent it is.
+        """
+        if head == self._latest.head and boot and (taken_over := self._told.get(sequence)) is not None:
+            self._taken_over[boot] = taken_over.table.generation
         latest = await self.after(head, sequence, timeout_seconds=timeout_seconds)
         if latest is None:
             return None

@@ -17,12 +17,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model_registry.schema import ModelConfig
 from placement.assign import Pools
+from placement.autoscale import Signals
 from placement.clock import Clock
 from placement.cluster.borne import CapacityOn, nobody_knows
 from placement.cluster.bulletin import Bulletin
 from placement.cluster.eligible import problems_of
 from placement.cluster.errors import NotSurveyed
-from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions
+from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions, Word
 from placement.cluster.merge import merge_tables, reasons
 from placement.cluster.numbers import ClusterNumbers
 from placement.cluster.renewing import Asked, Renewing, Successor
@@ -30,17 +31,19 @@ from placement.cluster.retiring import Retiring
 from placement.cluster.rollout import Rollout
 from placement.cluster.seating import FitOn, Seating, SeatingBook, without_slices
 from placement.cluster.survey import NodeGpus, ReplicaNow, Survey, SurveyedNode
+from placement.cluster.watching import Heard, Watch
 from placement.demanded import model_of
 from placement.policy import AutoscalePolicy
 from placement.table import ModelRow, ReplicaState, RoutingTable
 
 log = logging.getLogger(__name__)
 
-REPORT_SECONDS = 2.0
 ORDER_SECONDS = 5.0
 SURVEY_SECONDS = 10.0
 LOST_AFTER_SECONDS = 6.0
 STEP_SECONDS = 0.5
+PAUSE_SECONDS = 0.25
+"""Between two rounds, also where nodes tell something new all the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,10 @@ class Nodes(Protocol):
     async def names(self) -> Sequence[str]:
         """Every node that has joined and is not known to be gone."""
 
-    async def report(self, node: str) -> NodeReport:
-        """What it is at the moment. Raises NodeLost."""
+    async def report(self, node: str, known: str, wait_seconds: float) -> Word:
+        """What it is, as soon as that is another than the report with the digest `known`; in `wait_seconds` at the latest, or before
+        that, what has not changed. Raises NodeLost.
+        """
 
     async def order(self, node: str, order: NodeOrder) -> None:
         """Tell it what to run; the same order twice is one order. Raises NodeLost."""
@@ -122,7 +127,7 @@ class _Member:
     """A node as the head knows it."""
 
     report: NodeReport
-    seen_at: float
+    demand: Mapping[str, Signals] | None
     problem: str | None = None
     ordered: NodeOrder | None = field(default=None, repr=False)
     frozen: bool = False
@@ -143,6 +148,7 @@ class Head:
         self._began_at: float | None = None  # its first round, which may be long after the process started
         self._table = RoutingTable(generation=0)
         self._bulletin = Bulletin()
+        self._watch = Watch(nodes.report, clock)
         self._rollout = Rollout()
         self._renewing = Renewing()
         self._seating = SeatingBook()
@@ -189,13 +195,19 @@ class Head:
     # ---- rounds
 
     async def run(self) -> None:
-        """Rounds without end. A round that fails is tried again: nothing that serves depends on it."""
-        while True:
-            try:
-                await self.step()
-            except Exception:
-                log.exception("this round failed; the next one follows")
-            await self._clock.sleep(STEP_SECONDS)
+        """Rounds without end, the next one as soon as a node has something new. One that fails is tried again: nothing that serves
+        depends on it.
+        """
+        try:
+            while True:
+                try:
+                    await self.step()
+                except Exception:
+                    log.exception("this round failed; the next one follows")
+                await self._clock.sleep(PAUSE_SECONDS)
+                await self._watch.stirred(STEP_SECONDS - PAUSE_SECONDS)
+        finally:
+            self._watch.stop()
 
     async def step(self) -> None:
         """Look at every node, decide the seats, have the slices held, tell the nodes, publish the table."""
@@ -225,7 +237,7 @@ class Head:
         if not self._remembers and not self._journal.config:
             self._renewing.find(goal.models, goal.pools, current, reports)
         self._renewing.look(goal.models, goal.pools, current, obedient)
-        demand = [member.report.demand for member in self._members.values()]
+        demand = [member.demand for member in self._members.values()]
         counted = self._renewing.counted(current)
         self._numbers.look(reports, demand, counted, now, complete=self._remembers or not self._young)
         self._renewing.give_way(Asked(goal.models, goal.pools, self._numbers.replicas), current)
@@ -303,17 +315,25 @@ class Head:
 
     async def _look(self) -> None:
         names = await self._nodes.names()
-        answers = await asyncio.gather(*(self._report(name) for name in names))
-        now = self._clock.monotonic()
-        for report in filter(None, answers):
-            before = self._members.get(report.node)
-            ordered = before.ordered if before and before.report.boot == report.boot else None
-            self._members[report.node] = _Member(report, now, ordered=ordered)
-        for node, member in list(self._members.items()):
-            if now - member.seen_at > LOST_AFTER_SECONDS or node not in names:
+        heard, now = await self._watch.look(names), self._clock.monotonic()
+        for node, last in heard.items():
+            if now - last.at_seconds <= LOST_AFTER_SECONDS:
+                self._take_in(node, last)
+            elif self._members.pop(node, None) is not None:
                 log.warning("node %s does not answer; its replicas are seated elsewhere where there is room", node)
-                del self._members[node]
+        for node in [node for node in self._members if node not in heard]:
+            log.warning("node %s is gone; its replicas are seated elsewhere where there is room", node)
+            del self._members[node]
+        self._bulletin.forget_all_but({member.report.boot for member in self._members.values()})
         self._judge()
+
+    def _take_in(self, node: str, last: Heard) -> None:
+        """What it was heard to be, and which table its agent has asked for the next one of."""
+        report, before = last.report, self._members.get(node)
+        if (newer := self._bulletin.generation_at(report.boot)) > report.generation:
+            report = report.model_copy(update={"generation": newer})
+        ordered = before.ordered if before and before.report.boot == report.boot else None
+        self._members[node] = _Member(report, last.demand, ordered=ordered)
 
     def _awaits_nodes(self) -> bool:
         """Whether a head that has just begun may take nodes for lost that it has only not heard of yet."""
@@ -322,14 +342,6 @@ class Head:
     @property
     def _young(self) -> bool:
         return self._began_at is None or self._clock.monotonic() - self._began_at <= LOST_AFTER_SECONDS
-
-    async def _report(self, node: str) -> NodeReport | None:
-        try:
-            async with asyncio.timeout(REPORT_SECONDS):
-                return await self._nodes.report(node)
-        except Exception as error:  # noqa: BLE001 - whatever keeps a node from answering, it has not answered
-            log.info("node %s: %s", node, error)
-            return None
 
     def _judge(self) -> None:
         """Which members cannot take part. One of other versions goes on with what it runs."""
@@ -422,9 +434,11 @@ class Head:
         """
         return await self._bulletin.after(head, after, timeout_seconds=timeout_seconds)
 
-    async def next_news(self, head: str, after: int, *, timeout_seconds: float) -> News | None:
-        """As `next_broadcast`, as what is another since the one numbered `after` where this head has told that one."""
-        return await self._bulletin.news(head, after, timeout_seconds=timeout_seconds)
+    async def next_news(self, head: str, after: int, *, timeout_seconds: float, boot: str = "") -> News | None:
+        """As `next_broadcast`, as what is another since the one numbered `after` where this head has told that one. The agent of the
+        start `boot` has taken that one over.
+        """
+        return await self._bulletin.news(head, after, timeout_seconds=timeout_seconds, boot=boot)
 
     def status(self) -> dict[str, object]:
         """For people: nodes, seats, and everything that waits, with its reason."""

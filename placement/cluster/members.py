@@ -71,6 +71,17 @@ class NodeReport(_Row):
         default_factory=dict, description="Which vLLM replicas start, where that is known."
     )
     measured: tuple[Throughput, ...] = Field(default=(), description="What `sliceway bench capacity` has kept there.")
+    digest: str = Field(
+        default="",
+        description="Of what the head waits for; `generation` and how great demand is are not. Empty: of nothing.",
+    )
+
+
+class Word(_Row):
+    """A node's answer to who knows a report of it: another one, or None where that is still right, with what changes all the time."""
+
+    report: NodeReport | None = None
+    demand: Mapping[str, Signals] | None = Field(default=None, description="As in the report, where there is none.")
 
 
 class NodeOrder(_Row):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import logging
 import time
@@ -22,7 +23,7 @@ from model_registry.atomic import write_atomically
 from model_registry.sizing.throughput import THROUGHPUT_FILE, Throughput
 from placement.autoscale import Signals
 from placement.cluster.change import broadcast_of
-from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Versions
+from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Versions, Word
 from placement.cluster.seats import SeatRow, SeatsFile, read_seats, write_seats
 from placement.cluster.survey import NodeGpus, gpus_to_plan
 from placement.demand_slices import barred
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 OBSERVE_SECONDS = 10.0
 POLL_SECONDS = 20.0
+CHECK_SECONDS = 0.25
 _RETRY_SECONDS = 0.5
 
 NextNews = Callable[[str, int, float], Awaitable[News | None]]
@@ -145,6 +147,8 @@ class NodeAgent:
         self._throughput = ThroughputFile(settings.paths.throughput)
         self._measured: tuple[Stamp, tuple[Throughput, ...]] = (None, ())
         self._ending = False
+        self._table_file: tuple[int, int, int] | None = None
+        self._generation = -1
         self._paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     # ---- what the head asks
@@ -158,7 +162,7 @@ class NodeAgent:
             self._observed_at = time.monotonic()
         status = read_status(self._paths.engines.controller_status)
         running = self._running()
-        return NodeReport(
+        report = NodeReport(
             node=self.settings.name,
             address=self.settings.address,
             versions=self.settings.versions,
@@ -176,6 +180,17 @@ class NodeAgent:
             engines={r.replica: r.engine_version for r in status.replicas if r.engine_version} if status else {},
             measured=self._capacities(),
         )
+        return report.model_copy(update={"digest": _digest(report)})
+
+    async def word(self, known: str, wait_seconds: float) -> Word:
+        """The report as soon as it is another than the one with the digest `known`, else in `wait_seconds` that it is not."""
+        deadline = time.monotonic() + wait_seconds
+        while (report := await self.report()).digest == known:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return Word(demand=report.demand)
+            await asyncio.sleep(min(CHECK_SECONDS, left))
+        return Word(report=report)
 
     async def order(self, order: NodeOrder) -> None:
         """Run this and nothing else."""
@@ -283,9 +298,15 @@ class NodeAgent:
                 self._processes.ensure_gateway(self._paths.gateway_config)
 
     def _known_generation(self) -> int:
+        """Of the table that gateways have; -1 for none. A large one is read only when it is another file than the last time."""
+        path = self._paths.gateway.routing_table
         try:
-            return read(self._paths.gateway.routing_table).generation
-        except TableUnreadable:
+            found = path.stat()
+            file = (found.st_ino, found.st_mtime_ns, found.st_size)
+            if file != self._table_file:
+                self._generation, self._table_file = read(path).generation, file
+            return self._generation
+        except (OSError, TableUnreadable):
             return -1
 
     def _gateway_config(self, text: str) -> bytes:
@@ -300,6 +321,19 @@ def _autoscale(text: str) -> Mapping[str, Any]:
     """The part of `fleet` that is the whole cluster's: gateways go by it too."""
     found: Mapping[str, Any] = json.loads(text).get("fleet", {}).get("autoscale", {})
     return found
+
+
+def _digest(report: NodeReport) -> str:
+    """Of all that the head acts upon at once. Of demand that is whether there is any: how much it is changes with every request, and
+    is looked at now and then. Which table gateways have, their agent tells with its question for the next one.
+    """
+    asked = {model: not _idle(signals) for model, signals in (report.demand or {}).items()}
+    text = report.model_dump_json(exclude={"digest", "demand", "generation"})
+    return hashlib.sha256((text + json.dumps(asked, sort_keys=True)).encode()).hexdigest()
+
+
+def _idle(signals: Signals) -> bool:
+    return not (signals.queued or signals.running or signals.arrivals_per_second)
 
 
 def _waiting(status: ControllerStatus, seats: SeatsFile | None) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from placement.cluster.errors import NodeLost
-from placement.cluster.members import NodeOrder, NodeReport, Seat, Versions
+from placement.cluster.members import NodeOrder, NodeReport, Seat, Versions, Word
 
 actors = pytest.importorskip("placement.cluster.actors", exc_type=ImportError)
 ray = pytest.importorskip("ray")
@@ -97,20 +97,20 @@ async def test_nodes_are_known_by_their_agents(books: Books, nodes: Any) -> None
 
 async def test_an_agent_is_looked_up_once_and_again_when_it_has_gone(books: Books, nodes: Any) -> None:
     with pytest.raises(NodeLost, match="node 'n1' does not answer"):
-        await nodes.report("n1")
+        await nodes.report("n1", "", 0.0)
     text = REPORT.model_dump_json()
     first = SimpleNamespace(
         report=answering(text, ray.exceptions.ActorUnavailableError("gone", None)), order=answering(None)
     )
     books.actors["agent|n1"] = first
-    assert await nodes.report("n1") == REPORT
+    assert await nodes.report("n1", "", 0.0) == Word(report=REPORT)
     await nodes.order("n1", NodeOrder(generation=1, config="{}"))
     assert books.looked_up == ["agent|n1"] * 2
     with pytest.raises(NodeLost) as lost:
-        await nodes.report("n1")
+        await nodes.report("n1", "", 0.0)
     assert lost.value.where == "n1"
     books.actors["agent|n1"] = SimpleNamespace(report=answering(text))
-    assert await nodes.report("n1") == REPORT, "another one of its name"
+    assert await nodes.report("n1", "", 0.0) == Word(report=REPORT), "another one of its name"
 
 
 async def test_a_slice_is_booked_once_and_what_it_waits_for_is_told(books: Books, nodes: Any) -> None:

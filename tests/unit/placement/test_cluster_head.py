@@ -14,7 +14,7 @@ from placement.autoscale import Signals
 from placement.autoscale.capacity import Capacity
 from placement.cluster.errors import NodeLost
 from placement.cluster.head import LOST_AFTER_SECONDS, ClusterGoal, Head, HeadJournal, Hold
-from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions
+from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions, Word
 from placement.demanded import model_of
 from placement.policy import AutoscalePolicy
 from placement.slices import Slice, SliceKind
@@ -101,21 +101,24 @@ class FakeNodes:
     async def names(self) -> Sequence[str]:
         return sorted(self.nodes)
 
-    async def report(self, node: str) -> NodeReport:
-        known = self.nodes[node]
-        if not known.up:
+    async def report(self, node: str, known: str, wait_seconds: float) -> Word:
+        """Never waits, as an agent of an earlier version does not."""
+        its = self.nodes[node]
+        if not its.up:
             raise NodeLost(node)
-        return NodeReport(
-            node=node,
-            address="10.0.0.1",
-            versions=known.versions,
-            boot=known.boot,
-            slices=known.slices,
-            table=known.table(),
-            running=known.running,
-            outdated=known.outdated(),
-            generation=known.generation,
-            demand=known.demand,
+        return Word(
+            report=NodeReport(
+                node=node,
+                address="10.0.0.1",
+                versions=its.versions,
+                boot=its.boot,
+                slices=its.slices,
+                table=its.table(),
+                running=its.running,
+                outdated=its.outdated(),
+                generation=its.generation,
+                demand=its.demand,
+            )
         )
 
     async def order(self, node: str, order: NodeOrder) -> None:
@@ -582,6 +585,25 @@ async def test_a_node_of_another_version_goes_on_with_what_it_runs() -> None:
     await upgraded(cluster, 20)
     assert set((await cluster.states()).values()) == {"ready"}
     assert not node.outdated()
+
+
+async def test_who_asks_for_the_next_table_has_the_last_one() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal("old", chat=4))
+    await cluster.rounds()
+    cluster.head.aim(goal("new", chat=4))
+    await cluster.rounds(6)
+    assert replaced(cluster) == [], "no node has said that its gateways know"
+    for name, node in cluster.nodes.nodes.items():
+        node.boot = f"boot of {name}"
+    for _ in range(60):
+        await cluster.rounds(1)
+        told = await cluster.head.next_news("", 0, timeout_seconds=0.001)
+        assert told is not None
+        assert told.whole is not None
+        for node in cluster.nodes.nodes.values():
+            await cluster.head.next_news(told.whole.head, told.whole.sequence, timeout_seconds=0, boot=node.boot)
+    assert len(replaced(cluster)) == 4
 
 
 # ---- apart

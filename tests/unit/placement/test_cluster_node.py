@@ -14,7 +14,7 @@ import pytest
 
 from model_registry.sizing.throughput import THROUGHPUT_FILE, Throughput, ThroughputKey, ThroughputStore
 from placement.autoscale import Signals
-from placement.cluster.members import Broadcast, BroadcastChange, News, NodeOrder, Owner, TableChange, Versions
+from placement.cluster.members import Broadcast, BroadcastChange, News, NodeOrder, Owner, TableChange, Versions, Word
 from placement.cluster.node import NodeAgent, NodePaths, NodeSettings
 from placement.cluster.seats import SeatKeeper, read_seats, this_process
 from placement.figures import FRESH_SECONDS, FiguresFile, GatewayFigures, ModelFigures
@@ -221,6 +221,7 @@ async def test_what_its_gateways_see_of_demand_is_reported_while_it_is_fresh(tmp
     assert gateway["fleet"] == {"discover": "none", "autoscale": {"look_every": "10s"}}
 
 
+<<<<<<< HEAD
 async def test_what_load_tests_have_measured_is_reported_as_soon_as_it_is_kept(
     tmp_path: Path, processes: NotedProcesses
 ) -> None:
@@ -233,6 +234,60 @@ async def test_what_load_tests_have_measured_is_reported_as_soon_as_it_is_kept(
     assert (await agent.report()).measured == (kept,)
     (tmp_path / THROUGHPUT_FILE).write_bytes(b"{")
     assert (await agent.report()).measured == ()
+=======
+async def test_the_head_is_told_of_what_it_acts_upon_and_of_nothing_else(tmp_path: Path) -> None:
+    clock, paths = FakeClock(start=NOW), NodePaths(tmp_path)
+    agent = NodeAgent(settings(paths, {"discover": "cpu"}), NotedProcesses(), lambda: Inventory((CPU,)), clock.now)
+
+    def see(**figures: float) -> None:
+        row = ModelFigures.model_validate({"model": "chat"} | figures)
+        FiguresFile(paths.gateway.figures, "1").write(GatewayFigures(at=NOW.timestamp(), models=(row,)))
+
+    see(idle_seconds=1)
+    first = (await agent.word("", 0.0)).report
+    assert first is not None
+    see(idle_seconds=2)
+    agent.take_over(Broadcast(head="h", table=RoutingTable(generation=5), config="{}", sequence=1))
+    word = await agent.word(first.digest, 0.0)
+    assert word == Word(demand={"chat": Signals(idle_seconds=2)})
+    assert (await agent.report()).generation == 5
+    see(waiting=1)
+    asked = (await agent.word(first.digest, 3600.0)).report
+    assert asked is not None, "a model that slept is asked for"
+    see(waiting=2, in_flight=16)
+    assert (await agent.word(asked.digest, 0.0)).report is None, "how much it is asked for is another matter"
+    await agent.order(order())
+    tell(agent, unplaced={"chat-0": ErrorRow(code="x", message="It is small.")})
+    assert (await agent.word(asked.digest, 3600.0)).report is not None
+    again = NodeAgent(settings(paths, {"discover": "cpu"}), NotedProcesses(), lambda: Inventory((CPU,)), clock.now)
+    assert (await again.report()).digest != (await agent.report()).digest, "another start is another agent"
+
+
+async def test_a_change_is_told_while_the_head_waits_for_it(agent: NodeAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("placement.cluster.node.CHECK_SECONDS", 0.0)
+    known = (await agent.report()).digest
+    asked = asyncio.create_task(agent.word(known, 3600.0))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not asked.done()
+    await agent.order(order())
+    tell(agent, unplaced={"chat-0": ErrorRow(code="x", message="It is small.")})
+    report = (await asked).report
+    assert report is not None
+    assert report.waiting == {"chat-0": "It is small."}
+
+
+def test_a_table_that_somebody_has_removed_is_known_no_more(agent: NodeAgent) -> None:
+    path = agent.settings.paths.gateway.routing_table
+    for generation in (5, 6):
+        agent.take_over(Broadcast(head="h", table=RoutingTable(generation=generation), config="{}", sequence=1))
+        assert agent._known_generation() == generation
+    path.write_bytes(b"{")
+    assert agent._known_generation() == -1
+    path.unlink()
+    agent.take_over(Broadcast(head="h", table=RoutingTable(generation=4), config="{}", sequence=2))
+    assert read(path).generation == 4
+>>>>>>> d0e16ad (Nodes answer the head when they have something new, and every two seconds that they live: a round asked every node for a whole report twice a second)
 
 
 async def test_slices_of_a_cordoned_gpu_are_reported(tmp_path: Path) -> None:
