@@ -221,7 +221,6 @@ async def test_what_its_gateways_see_of_demand_is_reported_while_it_is_fresh(tmp
     assert gateway["fleet"] == {"discover": "none", "autoscale": {"look_every": "10s"}}
 
 
-<<<<<<< HEAD
 async def test_what_load_tests_have_measured_is_reported_as_soon_as_it_is_kept(
     tmp_path: Path, processes: NotedProcesses
 ) -> None:
@@ -234,7 +233,8 @@ async def test_what_load_tests_have_measured_is_reported_as_soon_as_it_is_kept(
     assert (await agent.report()).measured == (kept,)
     (tmp_path / THROUGHPUT_FILE).write_bytes(b"{")
     assert (await agent.report()).measured == ()
-=======
+
+
 async def test_the_head_is_told_of_what_it_acts_upon_and_of_nothing_else(tmp_path: Path) -> None:
     clock, paths = FakeClock(start=NOW), NodePaths(tmp_path)
     agent = NodeAgent(settings(paths, {"discover": "cpu"}), NotedProcesses(), lambda: Inventory((CPU,)), clock.now)
@@ -287,7 +287,6 @@ def test_a_table_that_somebody_has_removed_is_known_no_more(agent: NodeAgent) ->
     path.unlink()
     agent.take_over(Broadcast(head="h", table=RoutingTable(generation=4), config="{}", sequence=2))
     assert read(path).generation == 4
->>>>>>> d0e16ad (Nodes answer the head when they have something new, and every two seconds that they live: a round asked every node for a whole report twice a second)
 
 
 async def test_slices_of_a_cordoned_gpu_are_reported(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from model_registry.schema import DemandConfig, ModelConfig
 from placement.autoscale.capacity import Capacity
 from placement.cluster.errors import NodeLost
 from placement.cluster.head import ClusterGoal, Head, HeadJournal, Hold
-from placement.cluster.members import NodeOrder, NodeReport, Owner, Seat, Versions
+from placement.cluster.members import NodeOrder, NodeReport, Owner, Seat, Versions, Word
 from placement.cluster.renewing import Renewing, place_beside
 from placement.demanded import model_of
 from placement.slices import Gpu, Slice, SliceKind
@@ -155,22 +155,23 @@ class World:
     async def names(self) -> Sequence[str]:
         return sorted(self.nodes)
 
-    async def report(self, node: str) -> NodeReport:
-        known = self.nodes[node]
-        if not known.up:
+    async def report(self, node: str, known: str, wait_seconds: float) -> Word:
+        its = self.nodes[node]
+        if not its.up:
             raise NodeLost(node)
-        return NodeReport(
+        report = NodeReport(
             node=node,
             address="10.0.0.1",
             versions=VERSIONS,
             boot="b",
-            slices=known.slices,
-            cordoned=known.cordoned,
-            table=known.table(),
-            running={replica: engine.slice_id for replica, engine in known.now().items()},
-            outdated=known.outdated(),
-            generation=known.heard.generation,
+            slices=its.slices,
+            cordoned=its.cordoned,
+            table=its.table(),
+            running={replica: engine.slice_id for replica, engine in its.now().items()},
+            outdated=its.outdated(),
+            generation=its.heard.generation,
         )
+        return Word(report=report)
 
     async def order(self, node: str, order: NodeOrder) -> None:
         if not self.nodes[node].up:
