@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from gateway.admin.overlay import OverlayStore
-from gateway.changes import engine_changes
+from gateway.changes import engine_changes, refuse_dip
 from gateway.config import Config
 from gateway.generations import Announcements, digest_of, served_digest
 from gateway.layouts import Machine, running_controller, seats
@@ -80,7 +80,8 @@ def apply_plan(
 ) -> AppliedPlan:
     """Make the fleet what the plan says, one step after the other, the controller's engines with it.
 
-    The caller holds `one_at_a_time`. Raises TransitionBlocked where no order of steps keeps every promise, StalePlan
+    The caller holds `one_at_a_time`. Raises TransitionBlocked where no order of steps keeps every promise, or engines
+    by earlier settings could only be replaced in their places and a model would have less than it is guaranteed; StalePlan
     where something else changes the fleet meanwhile, and what planning raises. A step that fails is told in the outcome.
     With `reviewed` that plan is carried out or none: StalePlan is raised for any other, and where a transition is under way.
     """
@@ -130,6 +131,8 @@ async def _apply(
         assert found.blocked is not None
         raise found.blocked
     changes = await asyncio.to_thread(_changes, config, found)
+    if changes is not None and not allow_dip:
+        refuse_dip(changes)
     # Before the first step, so that nobody is admitted to what goes, and before the last, so that what comes is known.
     told = await asyncio.to_thread(tell_gateways, config)
     steps = found.transition if works.engines_run else without_engines(found.transition)

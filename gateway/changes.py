@@ -14,6 +14,7 @@ from placement.assign import stem_of, wanted_replicas
 from placement.calibration import CalibratedRegistry
 from placement.changeover import Changeover, Circumstances, RunningEngine, changeover
 from placement.demand_slices import barred
+from placement.errors import TransitionBlocked
 from placement.goals import Goals, PlacementConfig, Workshop, plan_goals
 from placement.inventory import observe
 from placement.orders import Orders, read_orders
@@ -71,6 +72,20 @@ def engine_changes(config: Config, answer: FleetAnswer | None = None) -> Changeo
         answer.demands if answer is not None else _counted(goals.config, renewed),
     )
     return changeover(goals, running, about)
+
+
+def refuse_dip(changes: Changeover) -> None:
+    """Raise TransitionBlocked, as for a transition, where a model would fall below what it is guaranteed."""
+    parts = [
+        f"{m.demand} would serve {m.lowest:.4g} of the {m.guaranteed:.4g} it is guaranteed for about {m.dip_seconds:.0f} s"
+        for m in changes.undercut
+    ]
+    if parts:
+        raise TransitionBlocked(
+            f"engines by earlier settings would be replaced in their places: {'; '.join(parts)}",
+            remedy="Leave room for a new engine beside the old one (`sliceway plan` says for each what is in the way), add a "
+            "replica first, or allow the dip: --allow-dip.",
+        )
 
 
 def _goals(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from placement.accepted import AcceptedConfig
+from placement.assign import stem_of
 from placement.crew import Crew
 from placement.demand_slices import for_demand
 from placement.errors import PlacementError
@@ -64,7 +65,12 @@ class Succession:
                 return self._start(name, successor, goals)
         elif self._spare.busy:
             return goals
-        log.info("%s: its turn to be replaced by what the configuration asks for", name)
+        others = sum(r.serves for n, r in self._crew.replicas.items() if n != name and stem_of(n) == stem_of(name))
+        log.info(
+            "%s: its turn to be replaced by what the configuration asks for, in its place; %d others serve meanwhile",
+            name,
+            others,
+        )
         self._crew.restart(goals.replicas[name])
         return goals
 

@@ -233,8 +233,9 @@ class Drill:
         self._write(after)
         _, planned = await self._site.asked("plan")
         fleet = (planned or {}).get("fleet") or {}
-        if fleet.get("transition", {}).get("blocked") or not fleet.get("met"):
-            await self._refused(before, after, fleet)
+        blocked = bool(fleet.get("transition", {}).get("blocked")) or _undercut((planned or {}).get("engines"))
+        if blocked or not fleet.get("met"):
+            await self._refused(before, after, blocked=blocked)
             return
         steps = fleet["transition"]["steps"]
         report.steps += len(steps)
@@ -254,11 +255,11 @@ class Drill:
         self._after = after
         self._watch.floors = kept(before, after)
 
-    async def _refused(self, before: Target, after: Target, fleet: dict[str, Any]) -> None:
+    async def _refused(self, before: Target, after: Target, *, blocked: bool) -> None:
         """A change that cannot be made without breaking a promise is refused by `apply`, and nothing has happened."""
         report = self._report
         report.blocked += 1
-        if fleet.get("transition", {}).get("blocked"):
+        if blocked:
             engines = self._site.engines()
             code, _ = await self._site.asked("apply")
             if code == 0:
@@ -439,6 +440,11 @@ async def _run(chosen: argparse.Namespace, directory: Path) -> Report:
         chosen.keep.mkdir(parents=True, exist_ok=True)
         (chosen.keep / f"seed-{chosen.seed}.log").write_text(_everything(site), encoding="utf-8")
     return report
+
+
+def _undercut(engines: dict[str, Any] | None) -> bool:
+    """Whether engines can only be replaced in their places, with less than is guaranteed meanwhile."""
+    return any(not model["guarantee_kept"] for model in (engines or {}).get("models", ()))
 
 
 def _everything(site: Site) -> str:

@@ -11,12 +11,15 @@ from model_registry.words import counted
 from placement.changeover import Changeover, Replacement
 
 _MOST_ROWS = 40
+_REFUSED = "[dim]`apply` refuses that without --allow-dip; a reload (SIGHUP, `sliceway reload`, the watch) does it.[/]"
 
 
-def show_changes(changes: Changeover, labels: Mapping[str, str] | None = None) -> None:
-    """Nothing where nothing is to be replaced. `labels` name GPUs by their ids."""
+def show_changes(changes: Changeover, labels: Mapping[str, str] | None = None, *, planned: bool = False) -> None:
+    """Nothing where nothing is to be replaced. `labels` name GPUs by their ids. `planned`: who may still refuse is told."""
     for line in _lines(changes, labels or {}):
         out.print(line, highlight=False)
+    if planned and changes.undercut:
+        out.print(_REFUSED, highlight=False)
 
 
 def _lines(changes: Changeover, labels: Mapping[str, str]) -> Iterator[str]:

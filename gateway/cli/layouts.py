@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from gateway.applying import tell_gateways
+from gateway.changes import refuse_dip
 from gateway.cli.changes_view import show_changes
 from gateway.cli.cluster_plan import OnRay, TokenFile, plan_on_ray
 from gateway.cli.layout_view import show_outcomes, show_plans, show_replicas
@@ -32,6 +33,7 @@ from gateway.layouts import (
     controller_is_behind,
     machine_of,
     one_at_a_time,
+    plans_fleet,
     replica_difference,
     tell_controller,
     with_simulation,
@@ -110,7 +112,7 @@ def plan(
     if replicas is not None and not replicas.same:
         _show_replicas(replicas, fleet)
     if engines is not None:
-        show_changes(engines, gpu_labels(loaded, engines))
+        show_changes(engines, gpu_labels(loaded, engines), planned=True)
 
 
 def _refuse_with_ray(*, layouts_only: bool, simulate: str | None) -> None:
@@ -147,14 +149,13 @@ def apply(
 
     Slices that stay are not touched; exits 1 if not all of it could be done.
     """
-    reviewed = ReviewedPlan.read(plan_file) if plan_file is not None else None
     path = config_path(config)
     loaded = with_simulation(load_config(path), simulate)
     if (why := led_elsewhere(loaded)) is not None:
         raise why
-    if reviewed is not None:
-        now = None if layouts_only else planned_fleet(loaded, allow_dip=allow_dip)
-        reviewed.check(_planned(loaded), now.answer if now is not None else None)
+    reviewed = _reviewed(loaded, plan_file, layouts_only=layouts_only, allow_dip=allow_dip)
+    if not (layouts_only or allow_dip):
+        _refuse_dip(loaded)
     applied = _apply(loaded, drain=drain, allow_mode_change=allow_mode_change)
     told = not layouts_only and applied.changed and tell_controller(loaded, path)
     fleet, gateways, engines = None, 0, None
@@ -195,6 +196,23 @@ def apply(
     raise typer.Exit(0 if applied.ok and (fleet is None or fleet.ok) else 1)
 
 
+def _reviewed(config: Config, file: Path | None, *, layouts_only: bool, allow_dip: bool) -> ReviewedPlan | None:
+    """The plan in `file`, which is still the one that would be carried out; None without a file."""
+    if file is None:
+        return None
+    reviewed = ReviewedPlan.read(file)
+    now = None if layouts_only else planned_fleet(config, allow_dip=allow_dip)
+    reviewed.check(_planned(config), now.answer if now is not None else None)
+    return reviewed
+
+
+def _refuse_dip(config: Config) -> None:
+    """Where a fleet is planned, that is known when the plan is."""
+    changes = None if plans_fleet(config) else told_changes(config, None)
+    if changes is not None:
+        refuse_dip(changes)
+
+
 def assert_(
     config: ConfigArgument = None,
     layouts_only: LayoutsOnly = False,
@@ -206,10 +224,12 @@ def assert_(
     plans = _planned(loaded)
     replicas = None if layouts_only else replica_difference(loaded)
     fleet = None if layouts_only else planned_fleet(loaded)
+    engines = None if layouts_only else told_changes(loaded, fleet)
     same = not any(p.actions for p in plans) and (replicas is None or replicas.same)
-    same = same and (fleet is None or not fleet.answer.plan.changed)
+    same = same and (fleet is None or not fleet.answer.plan.changed) and not engines
     if as_json:
         public = _plan_json(loaded, plans, replicas, fleet) | ({"fleet": fleet.as_public()} if fleet else {})
+        public |= {"engines": engines.as_public()} if engines is not None else {}
         print_json({"same": same} | public)
         raise typer.Exit(0 if same else 1)
     _say_what_is_simulated(loaded)
@@ -221,6 +241,8 @@ def assert_(
             show_fleet(fleet.answer, fleet.gpus, fleet.reserved)
         if replicas is not None:
             _show_replicas(replicas, fleet)
+        if engines is not None:
+            show_changes(engines, gpu_labels(loaded, engines))
     raise typer.Exit(0 if same else 1)
 
 

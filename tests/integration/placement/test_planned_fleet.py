@@ -212,3 +212,40 @@ def test_a_changed_setting_finds_room_beside_what_serves_and_gives_it_back(site:
     assert (after["engines"]["replacements"], after["fleet"]["transition"]["steps"]) == ([], [])
     assert sliceway(site, "apply")["fleet"]["done"] == []
     assert ready(site) == {"small-1": "1g.10gb"}
+
+
+def test_a_changed_setting_without_room_is_refused_until_the_dip_is_allowed(site: Site, eventually: Eventually) -> None:
+    write(site, large=(2, "7g.80gb"))
+    assert sliceway(site, "apply")["fleet"]["ok"]
+    site.controller()
+    eventually(lambda: len(ready(site)) == 2, f"both serve: {site.said()}", seconds=60)
+    before = {r.replica: r.engine_pid for r in site.status().replicas}
+    content = json.loads(site.config.read_text(encoding="utf-8"))
+    content["models"][0]["engine_args"] = ["--ttft-seconds", "0.01"]
+    site.config.write_text(json.dumps(content), encoding="utf-8")
+    told = sliceway(site, "plan")["engines"]
+    assert [(m["lowest"], m["guaranteed"], m["guarantee_kept"]) for m in told["models"]] == [(1.0, 2.0, False)]
+    refused = subprocess.run(
+        command(site, "apply"), capture_output=True, check=False, env=site.environment, encoding="utf-8"
+    )
+    error = json.loads(refused.stdout)["error"]
+    assert (refused.returncode, error["code"]) == (1, "transition_blocked")
+    assert "large would serve 1 of the 2 it is guaranteed" in error["message"]
+    asserted = subprocess.run(
+        command(site, "assert"), capture_output=True, check=False, env=site.environment, encoding="utf-8"
+    )
+    differing = json.loads(asserted.stdout)
+    assert (asserted.returncode, differing["same"], len(differing["engines"]["replacements"])) == (1, False, 2)
+    assert {r.replica: r.engine_pid for r in site.status().replicas} == before, "nothing has happened"
+    subprocess.run(
+        [*command(site, "apply"), "--allow-dip"], capture_output=True, check=True, env=site.environment, timeout=100
+    )
+    eventually(
+        lambda: (
+            len(ready(site)) == 2
+            and not {r.engine_pid for r in site.status().replicas} & set(before.values())
+            and not any(r.outdated for r in site.status().replicas)
+        ),
+        f"both are replaced in their places: {site.said()}",
+        seconds=100,
+    )
