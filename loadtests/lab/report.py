@@ -6,9 +6,9 @@ The JSON schema in docs/isolation-report.schema.json is made from these classes.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from loadtests.problems import Problem, ScenarioError
 
@@ -47,6 +47,15 @@ class Row(Part):
     ttft_seconds: Percentiles
     itl_seconds: Percentiles
     e2e_seconds: Percentiles
+
+    @model_validator(mode="after")
+    def _counts_go_together(self) -> Self:
+        failed = sum(self.failures.values())
+        if min((self.requests, self.succeeded, *self.failures.values())) < 0:
+            raise ValueError("a count of requests is below 0")
+        if self.succeeded + failed > self.requests:
+            raise ValueError(f"{self.succeeded} requests succeeded and {failed} failed, of {self.requests}")
+        return self
 
 
 class Slo(Part):
@@ -201,7 +210,7 @@ def read_report(path: Path) -> Report:
         where = ".".join(map(str, first["loc"]))
         raise ScenarioError(
             Problem(
-                f"this is no isolation report of version {SCHEMA}: {where}: {first['msg']}",
+                f"this is no isolation report of version {SCHEMA}: {where}: {first['msg'].removeprefix('Value error, ')}",
                 str(path),
                 "Reports are written by `sliceway bench isolation --report DIR` or `--json`.",
             )

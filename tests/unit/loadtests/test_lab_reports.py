@@ -165,6 +165,28 @@ def test_the_certificate_in_the_documentation_is_its_figures() -> None:
     assert (together.status, together.decides) == ("fail", False)
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"failures": {"timeout": 1_000_000}}, "succeeded and 1000000 failed, of"),
+        ({"requests": 0}, "succeeded and 0 failed, of 0"),
+        ({"failures": {"timeout": -1}}, "a count of requests is below 0"),
+    ],
+)
+def test_counts_that_do_not_go_together_are_refused_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, Any], said: str
+) -> None:
+    """A report that somebody has edited."""
+    data = report_of().as_dict()
+    data["settings"]["alone"]["victim"] |= changed
+    edited = tmp_path / "edited.json"
+    edited.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(ScenarioError, match=f"settings.alone.victim: .*{said}"):
+        read_report(edited)
+    assert main(["compare", str(edited), str(edited)]) != 0
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
 def test_before_and_after() -> None:
     same = compare(report_of(1.5), report_of(1.5))
     assert same.worse == ()
