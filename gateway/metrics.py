@@ -24,7 +24,7 @@ from gateway.routes import Routes
 from gateway.stats import Stats
 from placement.assign import stem_of
 from placement.latency_grid import BUCKETS_SECONDS
-from placement.status import ControllerStatus
+from placement.status import ClusterScaling, ControllerStatus
 
 _HELP = {
     "ttft_seconds": "From the whole request to the first content of its stream.",
@@ -60,7 +60,7 @@ class GatewayCollector:
     admission: Admission | None = None
     sharing: Callable[[], Sharing | None] = lambda: None
     batch_book: LatencyBook | None = None
-    controller: Callable[[], ControllerStatus | None] = lambda: None
+    controller: Callable[[], ControllerStatus | ClusterScaling | None] = lambda: None
 
     def collect(self) -> Iterator[Metric]:
         """Every metric family."""
@@ -139,8 +139,8 @@ class GatewayCollector:
         yield files
 
 
-def _scaling(status: ControllerStatus | None) -> Iterator[Metric]:
-    """What the controller makes of demand, and what it has no slice for; nothing where none runs."""
+def _scaling(status: ControllerStatus | ClusterScaling | None) -> Iterator[Metric]:
+    """What the controller makes of demand, or the cluster's head, and what has no slice; nothing where there is neither."""
     if status is None:
         return
     unplaced = GaugeMetricFamily(

@@ -66,6 +66,11 @@ class StatePaths:
         return self.root / "routing.json"
 
     @property
+    def cluster_scaling(self) -> Path:
+        """What the head of the cluster that this state directory is of makes of demand."""
+        return self.root / "cluster_scaling.json"
+
+    @property
     def controller_status(self) -> Path:
         """For people: phases, progress, last errors."""
         return self.root / "controller.json"

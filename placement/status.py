@@ -140,6 +140,22 @@ class ControllerStatus(_Row):
         )
 
 
+class ClusterScaling(_Row):
+    """What a cluster's head makes of demand, for the gateways of its nodes: `unplaced` are replicas that have no slice."""
+
+    unplaced: tuple[str, ...] = ()
+    scaling: dict[str, ScalingRow] = Field(default_factory=dict, description="By pool.")
+    repartition: RepartitionStatus = RepartitionStatus()
+
+
+def read_cluster_scaling(path: Path) -> ClusterScaling | None:
+    """What is at `path`; None if there is nothing that makes sense."""
+    try:
+        return ClusterScaling.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
 def read_status(path: Path) -> ControllerStatus | None:
     """The status at `path`; None if there is none that makes sense."""
     try:

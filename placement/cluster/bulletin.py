@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from placement.cluster.change import change_between, digest_of
 from placement.cluster.members import Broadcast, BroadcastChange, News
+from placement.status import ClusterScaling
 from placement.table import RoutingTable
 
 REMEMBERED = 32
@@ -30,8 +31,15 @@ class Bulletin:
         """The newest one."""
         return self._latest
 
-    async def tell(self, table: RoutingTable, config: str, *, files: Mapping[str, str] | None = None) -> None:
-        """A new broadcast, for everybody who asks; `files` None: those of the last one."""
+    async def tell(
+        self,
+        table: RoutingTable,
+        config: str,
+        *,
+        files: Mapping[str, str] | None = None,
+        scaling: ClusterScaling | None = None,
+    ) -> None:
+        """A new broadcast, for everybody who asks; `files` and `scaling` None: those of the last one."""
         async with self._another:
             before = self._latest
             self._latest = Broadcast(
@@ -40,6 +48,7 @@ class Bulletin:
                 files=before.files if files is None else dict(files),
                 config=config,
                 sequence=before.sequence + 1,
+                scaling=before.scaling if scaling is None else scaling,
             )
             self._told[self._latest.sequence] = self._latest
             self._told.pop(self._latest.sequence - REMEMBERED, None)
@@ -99,4 +108,5 @@ class Bulletin:
             table=change_between(before.table, latest.table, self._digest),
             files=None if before.files == latest.files else latest.files,
             config=None if before.config == latest.config else latest.config,
+            scaling=None if before.scaling == latest.scaling else latest.scaling,
         )

@@ -65,6 +65,7 @@ def broadcast_of(news: News, known: Broadcast | None) -> Broadcast | None:
         files=known.files if change.files is None else change.files,
         config=known.config if change.config is None else change.config,
         sequence=change.sequence,
+        scaling=known.scaling if change.scaling is None else change.scaling,
     )
 
 

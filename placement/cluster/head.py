@@ -34,6 +34,7 @@ from placement.cluster.survey import NodeGpus, ReplicaNow, Survey, SurveyedNode
 from placement.cluster.watching import Heard, Watch
 from placement.demanded import model_of
 from placement.policy import AutoscalePolicy
+from placement.status import ClusterScaling
 from placement.table import ModelRow, ReplicaState, RoutingTable
 
 log = logging.getLogger(__name__)
@@ -309,9 +310,20 @@ class Head:
         )
         self._rollout.told(table.generation)
         self._retiring.told(table.generation)
+        scaling = self._scaling(seats)
         if table != self._table:
             await self._remember(seats, generation=table.generation)
-            await self._tell(table)
+        if table != self._table or scaling != self._bulletin.latest.scaling:
+            await self._tell(table, scaling=scaling)
+
+    def _scaling(self, seats: Mapping[str, Seat]) -> ClusterScaling:
+        """What gateways show of it: nothing that is another one at each look."""
+        rows = self._numbers.rows(self._renewing.counted(seats).keys() - self._retiring.leaving)
+        blank = {"reason": "", "arrivals_per_second": 0.0, "running": 0, "capacity_reason": "", "ignored": ()}
+        return ClusterScaling(
+            unplaced=tuple(sorted(self._unplaced)),
+            scaling={pool: row.model_copy(update=blank) for pool, row in rows.items()},
+        )
 
     async def _look(self) -> None:
         names = await self._nodes.names()
@@ -510,9 +522,15 @@ class Head:
             ) from error
         return SurveyedNode(node=node, gpus=found.gpus, cordoned=found.cordoned, frozen=self._members[node].frozen)
 
-    async def _tell(self, table: RoutingTable, *, files: Mapping[str, str] | None = None) -> None:
+    async def _tell(
+        self,
+        table: RoutingTable,
+        *,
+        files: Mapping[str, str] | None = None,
+        scaling: ClusterScaling | None = None,
+    ) -> None:
         self._table = table
-        await self._bulletin.tell(table, self._goal.config if self._goal else "", files=files)
+        await self._bulletin.tell(table, self._goal.config if self._goal else "", files=files, scaling=scaling)
 
     async def _remember(self, seats: Mapping[str, Seat], *, generation: int | None = None) -> None:
         """Write the journal before acting on it."""

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from model_registry.sizing.throughput import Throughput
 from placement.autoscale import Signals
 from placement.slices import Slice
+from placement.status import ClusterScaling
 from placement.table import ModelRow, ReplicaRow, RoutingTable, SliceRow
 
 
@@ -119,6 +120,7 @@ class Broadcast(_Row):
     )
     config: str = ""
     sequence: int = 0
+    scaling: ClusterScaling = ClusterScaling()
 
 
 class TableChange(_Row):
@@ -142,6 +144,7 @@ class BroadcastChange(_Row):
     table: TableChange
     files: Mapping[str, str] | None = Field(default=None, repr=False)
     config: str | None = None
+    scaling: ClusterScaling | None = None
 
 
 class News(_Row):

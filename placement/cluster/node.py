@@ -288,6 +288,7 @@ class NodeAgent:
         paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name, text in news.files.items():
             _replace(paths.root / Path(name).name, base64.b64decode(text))
+        _replace(paths.cluster_scaling, news.scaling.model_dump_json().encode())
         if news.table.generation > self._known_generation():
             publish(news.table, paths.routing_table)
         if self.settings.listen is not None and news.config:

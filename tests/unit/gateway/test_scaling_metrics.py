@@ -11,7 +11,16 @@ from gateway.metrics import Files, GatewayCollector, MetricsPage
 from gateway.routes import Routes
 from gateway.stats import Stats
 from placement.state import StatePaths
-from placement.status import ControllerStatus, ErrorRow, RepartitionStatus, ScalingRow, running_status, write_status
+from placement.status import (
+    ClusterScaling,
+    ControllerStatus,
+    ErrorRow,
+    RepartitionStatus,
+    ScalingRow,
+    read_cluster_scaling,
+    running_status,
+    write_status,
+)
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
@@ -32,7 +41,7 @@ def status() -> ControllerStatus:
     )
 
 
-def page(told: ControllerStatus | None) -> str:
+def page(told: ControllerStatus | ClusterScaling | None) -> str:
     collector = GatewayCollector(
         Stats(), LatencyBook(), Loads(bound=8), Routes, lambda: Files({}), lambda: 0.0, controller=lambda: told
     )
@@ -63,3 +72,16 @@ def test_where_no_controller_runs_nothing_is_told(tmp_path: Path) -> None:
     write_status(status(), paths.controller_status)
     assert running_status(paths) is None, "it ended without a word"
     assert "sliceway_autoscale" not in page(None)
+
+
+def test_a_gateway_of_a_cluster_tells_what_the_head_makes_of_demand(tmp_path: Path) -> None:
+    paths = StatePaths(tmp_path)
+    assert read_cluster_scaling(paths.cluster_scaling) is None
+    told = ClusterScaling(unplaced=("chat-2",), scaling=status().scaling)
+    paths.cluster_scaling.write_text(told.model_dump_json())
+    text = page(read_cluster_scaling(paths.cluster_scaling))
+    assert 'sliceway_autoscale_replicas{model="a@acme",what="asked"} 3.0' in text
+    assert 'sliceway_autoscale_capacity_requests_per_second{model="a@acme",source="measured"} 2.5' in text
+    assert 'sliceway_unplaced_replicas{model="chat"} 1.0' in text
+    paths.cluster_scaling.write_bytes(b"{")
+    assert read_cluster_scaling(paths.cluster_scaling) is None

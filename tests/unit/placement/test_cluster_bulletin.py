@@ -5,6 +5,7 @@ from __future__ import annotations
 from placement.cluster.bulletin import REMEMBERED, Bulletin
 from placement.cluster.change import broadcast_of, changed
 from placement.cluster.members import Broadcast, News, TableChange
+from placement.status import ClusterScaling, ScalingRow
 from placement.table import ReplicaRow, ReplicaState, RoutingTable, SliceRow
 
 
@@ -46,6 +47,20 @@ async def test_who_has_the_last_table_is_told_the_row_that_is_another() -> None:
     assert [(last, row.replica) for last, row in news.change.table.replicas] == [("chat-0", "chat-1")]
     assert (news.change.files, news.change.config) == (None, None)
     assert await since(bulletin, 1) is news, "it is the same for every node"
+
+
+async def test_what_is_made_of_demand_is_told_without_the_table() -> None:
+    bulletin = await told(table(1))
+    row = ScalingRow(replicas=2, placed=1, least=1, most=3, reason="")
+    await bulletin.tell(table(1), "{}", scaling=ClusterScaling(scaling={"chat": row}))
+    news = await since(bulletin, 1)
+    assert news.change is not None
+    assert news.change.table.replicas == ()
+    known = Broadcast(head=bulletin.latest.head, table=table(1), config="{}", files={"keys.json": "k"}, sequence=1)
+    assert broadcast_of(news, known) == bulletin.latest
+    await bulletin.tell(table(2), "{}")
+    assert bulletin.latest.scaling.scaling == {"chat": row}
+    assert (await since(bulletin, 2)).change.scaling is None  # type: ignore[union-attr]
 
 
 async def test_who_is_behind_by_several_is_told_all_that_happened() -> None:

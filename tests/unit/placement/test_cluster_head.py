@@ -667,6 +667,25 @@ async def test_replicas_come_when_the_gateways_of_all_nodes_together_see_enough(
     assert (row["replicas"], row["placed"], row["least"], row["most"], row["short"]) == (2, 2, 1, 3, 0)
 
 
+async def test_every_gateway_is_told_the_numbers_and_not_each_look() -> None:
+    cluster = two_nodes()
+    await scaled_to_three(cluster)
+    told = await cluster.head.next_broadcast("", 0, timeout_seconds=0.001)
+    assert told is not None
+    row = told.scaling.scaling["chat"]
+    assert (row.replicas, row.placed) == (3, 3)
+    cluster.nodes.nodes["a"].demand = seen(running=13)
+    await upgraded(cluster, 3)
+    assert await cluster.head.next_broadcast(told.head, told.sequence, timeout_seconds=0.001) is None
+    cluster.nodes.nodes["b"].demand = seen(running=60)
+    cluster.lose("b")
+    await cluster.pass_seconds(LOST_AFTER_SECONDS + 1)
+    await upgraded(cluster, 3)
+    told = await cluster.head.next_broadcast("", 0, timeout_seconds=0.001)
+    assert told is not None
+    assert (told.scaling.scaling["chat"].placed, len(told.scaling.unplaced)) == (2, 1)
+
+
 async def test_without_a_gateway_that_tells_anything_nothing_changes() -> None:
     cluster = two_nodes()
     await scaled_to_three(cluster)

@@ -21,7 +21,16 @@ from placement.figures import FRESH_SECONDS, FiguresFile, GatewayFigures, ModelF
 from placement.gpus import GpuState
 from placement.replicas.journal import Journal, JournalEntry
 from placement.slices import Gpu, Inventory, Slice, SliceKind
-from placement.status import ControllerStatus, ErrorRow, Refusal, ReplicaStatus, write_status
+from placement.status import (
+    ClusterScaling,
+    ControllerStatus,
+    ErrorRow,
+    Refusal,
+    ReplicaStatus,
+    ScalingRow,
+    read_cluster_scaling,
+    write_status,
+)
 from placement.table import ReplicaRow, ReplicaState, RoutingTable, SliceRow, publish, read
 from placement.testing import FakeClock
 
@@ -138,6 +147,13 @@ async def test_who_runs_by_an_earlier_configuration_is_reported(agent: NodeAgent
     assert report.engines == {"chat-1": "0.32.0"}
     assert report.outdated == ("chat-1",)
     assert report.slices == (CPU,)
+
+
+def test_what_the_head_makes_of_demand_is_written_for_the_gateway(agent: NodeAgent) -> None:
+    row = ScalingRow(replicas=2, placed=1, least=1, most=3, reason="")
+    told = ClusterScaling(unplaced=("chat-1",), scaling={"chat": row})
+    agent.take_over(Broadcast(head="h", table=RoutingTable(generation=5), config="{}", sequence=1, scaling=told))
+    assert read_cluster_scaling(agent.settings.paths.gateway.cluster_scaling) == told
 
 
 def test_gateways_follow_newer_tables_only(agent: NodeAgent, processes: NotedProcesses) -> None:
