@@ -24,8 +24,9 @@ from placement.cluster.bulletin import Bulletin
 from placement.cluster.eligible import problems_of
 from placement.cluster.errors import NotSurveyed
 from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions, Word
-from placement.cluster.merge import merge_tables, reasons
+from placement.cluster.merge import MergeBook, reasons
 from placement.cluster.numbers import ClusterNumbers
+from placement.cluster.ordering import Orders
 from placement.cluster.renewing import Asked, Renewing, Successor
 from placement.cluster.retiring import Retiring
 from placement.cluster.rollout import Rollout
@@ -150,6 +151,7 @@ class Head:
         self._table = RoutingTable(generation=0)
         self._bulletin = Bulletin()
         self._watch = Watch(nodes.report, clock)
+        self._merged = MergeBook()
         self._rollout = Rollout()
         self._renewing = Renewing()
         self._seating = SeatingBook()
@@ -298,7 +300,7 @@ class Head:
         newest = max((report.generation for report in reports.values()), default=0)
         if newest > self._table.generation:
             self._table = self._table.model_copy(update={"generation": newest})
-        table = merge_tables(
+        table = self._merged.merge(
             self._goal.rows,
             reports,
             seats,
@@ -383,9 +385,8 @@ class Head:
         models = {m.name for m in self._goal.models} if self._goal else set()
         for node, report in sorted(reports.items()):
             for replica, slice_id in report.running.items():
-                model = model_of(replica)
-                if model in models:
-                    current.setdefault(replica, Seat(replica=replica, model=model, node=node, slice_id=slice_id))
+                if replica not in current and (model := model_of(replica)) in models:
+                    current[replica] = Seat(replica=replica, model=model, node=node, slice_id=slice_id)
         return current
 
     async def _hold(
@@ -416,26 +417,25 @@ class Head:
     async def _order(self, seats: Mapping[str, Seat], owners: Mapping[str, Owner]) -> None:
         """Every member gets the seats whose slices are held for it; a member that runs something else ends that."""
         assert self._goal is not None
+        orders = Orders(
+            generation=self._journal.generation,
+            config=self._goal.config,
+            seats=seats,
+            owners=owners,
+            turns=self._rollout.turns,
+            secret=self._journal.secret,
+        )
         for node, member in self._members.items():
-            if _unsure(node, member.report, seats, owners):
+            order = None if member.problem else orders.to(node, member.report, member.ordered)
+            if order is None:
                 continue
-            mine = {r: s.slice_id for r, s in seats.items() if s.node == node and r in owners}
-            order = NodeOrder(
-                generation=self._journal.generation,
-                config=self._goal.config,
-                seats=mine,
-                owners={replica: owners[replica] for replica in mine},
-                turns=tuple(r for r in self._rollout.turns if r in mine),
-                secret=self._journal.secret,
-            )
-            if member.problem is None and _differs(order, member.ordered):
-                try:
-                    async with asyncio.timeout(ORDER_SECONDS):  # one that hangs keeps no news from the others
-                        await self._nodes.order(node, order)
-                    member.ordered = order
-                except Exception as error:  # noqa: BLE001 - it is told again in the next round, or found lost
-                    member.ordered = None  # only the answer may have been lost
-                    log.info("node %s could not be told: %s", node, error)
+            try:
+                async with asyncio.timeout(ORDER_SECONDS):  # one that hangs keeps no news from the others
+                    await self._nodes.order(node, order)
+                member.ordered = order
+            except Exception as error:  # noqa: BLE001 - it is told again in the next round, or found lost
+                member.ordered = None  # only the answer may have been lost
+                log.info("node %s could not be told: %s", node, error)
 
     # ---- what it tells
 
@@ -554,16 +554,3 @@ class Head:
         if journal != self._journal:
             await self._store.save(journal.model_dump_json().encode())
             self._journal = journal
-
-
-def _unsure(node: str, report: NodeReport, seats: Mapping[str, Seat], owners: Mapping[str, Owner]) -> bool:
-    """Whether an engine runs there in its seat whose holder has only not answered yet: an order without it would end it."""
-    return any(
-        seat.node == node and replica not in owners and report.running.get(replica) == seat.slice_id
-        for replica, seat in seats.items()
-    )
-
-
-def _differs(order: NodeOrder, before: NodeOrder | None) -> bool:
-    """Whether a node has to be told; the generation alone is no reason."""
-    return before is None or order != before.model_copy(update={"generation": order.generation})

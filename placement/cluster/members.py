@@ -27,6 +27,8 @@ class Versions(_Row):
 
     def differences(self, other: Versions) -> tuple[str, ...]:
         """What differs, as `name: mine, theirs`."""
+        if self == other:
+            return ()
         mine, theirs = self.model_dump(), other.model_dump()
         return tuple(f"{name} {mine[name]} here, {theirs[name]} there" for name in mine if mine[name] != theirs[name])
 

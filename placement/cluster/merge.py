@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
+from dataclasses import dataclass
 
 from model_registry.errors import SlicewayError
 from placement.cluster.members import NodeReport, Seat, slice_key
@@ -30,28 +31,82 @@ def merge_tables(
     their own: those of a node of an earlier version, or started by one.
     Replicas that are `leaving` get no new requests, whatever their nodes say. `unplaced` says why others have no seat.
     """
+    return MergeBook().merge(
+        models, reports, seats, waiting, previous, secret=secret, leaving=leaving, unplaced=unplaced
+    )
+
+
+class MergeBook:
+    """`merge_tables`, which is asked in every round: a node's rows are made anew only where something of it is another than last time."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[object, _Part]] = {}
+
+    def merge(
+        self,
+        models: tuple[ModelRow, ...],
+        reports: Mapping[str, NodeReport],
+        seats: Mapping[str, Seat],
+        waiting: Mapping[str, str],
+        previous: RoutingTable,
+        *,
+        secret: str = "",
+        leaving: Container[str] = (),
+        unplaced: Mapping[str, str] | None = None,
+    ) -> RoutingTable:
+        """As `merge_tables`."""
+        by_node: dict[str, dict[str, Seat]] = {node: {} for node in sorted(reports)}
+        for replica, seat in seats.items():
+            by_node.setdefault(seat.node, {})[replica] = seat
+        before, self._kept = self._kept, {}
+        for node, here in by_node.items():
+            report = reports.get(node)
+            waits = {replica: waiting[replica] for replica in here if replica in waiting}
+            leave = frozenset(replica for replica in here if replica in leaving)
+            told = (report.table.replicas, report.slices, report.waiting) if report else None
+            origin = (told, here, waits, leave, secret)
+            known = before.get(node)
+            if known is None or known[0] != origin:
+                known = origin, _part(node, report, here, waits, leave, secret)
+            self._kept[node] = known
+        parts = [self._kept[node][1] for node in by_node]
+        table = RoutingTable(
+            generation=previous.generation,
+            models=_with_unplaced(models, unplaced or {}),
+            replicas=tuple(sorted((row for part in parts for row in part.replicas), key=lambda row: row.replica)),
+            idle=tuple(row for part in parts for row in part.idle),
+        )
+        return table if table == previous else table.model_copy(update={"generation": previous.generation + 1})
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One node's rows of the table."""
+
+    replicas: tuple[ReplicaRow, ...]
+    idle: tuple[SliceRow, ...]
+
+
+def _part(
+    node: str,
+    report: NodeReport | None,
+    seats: Mapping[str, Seat],
+    waiting: Mapping[str, str],
+    leaving: Collection[str],
+    secret: str,
+) -> _Part:
+    """Of the node whose seats these are; `report` None: it takes no part."""
     rows: dict[str, ReplicaRow] = {}
-    for node in sorted(reports):
-        for row in reports[node].table.replicas:
-            seat = seats.get(row.replica)
-            if seat is not None and seat.node == node and row.slice.id == seat.slice_id:
-                rows[row.replica] = _at_node(node, row, secret, leaving=row.replica in leaving)
+    for row in report.table.replicas if report else ():
+        seat = seats.get(row.replica)
+        if seat is not None and row.slice.id == seat.slice_id:
+            rows[row.replica] = _at_node(node, row, secret, leaving=row.replica in leaving)
     for replica, seat in seats.items():
         if replica not in rows:
-            rows[replica] = _not_yet(seat, reports, _reason(seat, reports, waiting))
-    taken = {seat.key for seat in seats.values()}
-    table = RoutingTable(
-        generation=previous.generation,
-        models=_with_unplaced(models, unplaced or {}),
-        replicas=tuple(rows[replica] for replica in sorted(rows)),
-        idle=tuple(
-            _slice_row(node, s.as_public())
-            for node in sorted(reports)
-            for s in reports[node].slices
-            if slice_key(node, s.id) not in taken
-        ),
-    )
-    return table if table == previous else table.model_copy(update={"generation": previous.generation + 1})
+            rows[replica] = _not_yet(seat, report, _reason(seat, report, waiting))
+    taken = {seat.slice_id for seat in seats.values()}
+    idle = (one for one in (report.slices if report else ()) if one.id not in taken)
+    return _Part(tuple(rows.values()), tuple(_slice_row(node, one.as_public()) for one in idle))
 
 
 def _with_unplaced(models: tuple[ModelRow, ...], unplaced: Mapping[str, str]) -> tuple[ModelRow, ...]:
@@ -67,14 +122,12 @@ def _at_node(node: str, row: ReplicaRow, secret: str, *, leaving: bool) -> Repli
     return row.model_copy(update={"slice": there, "secret": row.secret or secret or None, "state": state})
 
 
-def _reason(seat: Seat, reports: Mapping[str, NodeReport], waiting: Mapping[str, str]) -> str:
-    report = reports.get(seat.node)
+def _reason(seat: Seat, report: NodeReport | None, waiting: Mapping[str, str]) -> str:
     told = report.waiting.get(seat.replica) if report else None
     return waiting.get(seat.replica) or told or "its node has not taken it up yet"
 
 
-def _not_yet(seat: Seat, reports: Mapping[str, NodeReport], why: str) -> ReplicaRow:
-    report = reports.get(seat.node)
+def _not_yet(seat: Seat, report: NodeReport | None, why: str) -> ReplicaRow:
     found = next((s for s in report.slices if s.id == seat.slice_id), None) if report else None
     shown = _slice_row(seat.node, found.as_public()) if found else SliceRow(id=seat.key, kind="unknown")
     return ReplicaRow(

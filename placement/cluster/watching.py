@@ -49,7 +49,7 @@ class Watch:
         for, as long as it may take to answer.
         """
         self._stirred.clear()
-        for node in [node for node in self._asked if node not in names]:
+        for node in self._asked.difference(names):
             self._forget(node)
         first = [self._begin(node) for node in names if node not in self._asked]
         for node in names:
