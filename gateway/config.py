@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,6 +14,7 @@ from gateway.admission.schema import QueueConfig, SharedLimitsConfig, TenantLimi
 from gateway.auth.schema import AuthConfig
 from gateway.batches.schema import BatchesConfig
 from model_registry.directories import user_directory
+from model_registry.errors import ConfigError
 from model_registry.loader import load_yaml
 from model_registry.schema import (
     FilePath,
@@ -357,6 +359,21 @@ def load_config(path: Path) -> Config:
     """Read, include, validate.
 
     Relative paths in the file (`state_dir`, `source`, `chat_template`) mean relative to the file that names them.
-    Raises ConfigError with file, line, field and the nearest valid key for every problem found.
+    Raises ConfigError with file, line, field and the nearest valid key for every problem found, and where something else than
+    a directory is where the state directory has to be.
     """
-    return load_yaml(path, Config)
+    config = load_yaml(path, Config)
+    if (other := _in_the_way(config.state)) is not None:
+        raise ConfigError(
+            f"the state directory is to be {config.state}, and {other} is no directory",
+            where=f"{path}: state_dir",
+            remedy=f"Move {other} away, or name another directory.",
+        )
+    return config
+
+
+def _in_the_way(directory: Path) -> Path | None:
+    """What has the place of a directory, or of one above it, without being one."""
+    with contextlib.suppress(OSError):  # who may not look there is told when it is made
+        return next((p for p in (directory, *directory.parents) if p.exists() and not p.is_dir()), None)
+    return None

@@ -155,3 +155,18 @@ def test_a_pinned_model_cannot_be_dedicated_and_shared(tmp_path: Path) -> None:
         tmp_path, model="    slices: [s]\n", tenants="[{name: a, isolation: dedicated}, {name: b, models: [chat]}]"
     )
     assert "pinned to slices that 'b' may use too" in told
+
+
+@pytest.mark.parametrize("below", ["", "/deeper/state"])
+def test_a_state_directory_that_is_a_file_is_told_with_what_is_in_its_place(tmp_path: Path, below: str) -> None:
+    other, path = tmp_path / "taken", tmp_path / "sliceway.yaml"
+    path.write_text(f"version: v1\nstate_dir: ./taken{below}\n", encoding="utf-8")
+    assert load_config(path).state == tmp_path / f"taken{below}"
+    other.write_text("a file", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"taken is no directory") as refused:
+        load_config(path)
+    assert refused.value.where == f"{path}: state_dir"
+    assert f"Move {other} away" in str(refused.value.remedy)
+    other.unlink()
+    other.mkdir()
+    assert load_config(path).state == tmp_path / f"taken{below}"
