@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -95,7 +95,7 @@ class Store(Protocol):
 
 
 class HeadJournal(BaseModel):
-    """What the next head has to know."""
+    """What the next head has to know. Not `settled`: by a head without a journal that may not have heard of every node yet."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -108,6 +108,7 @@ class HeadJournal(BaseModel):
     numbers: Mapping[str, int] = {}
     names: tuple[str, ...] = ()
     successors: Mapping[str, Successor] = {}
+    settled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ class Head:
         self._store = store
         self._clock = clock
         self._versions = versions
-        self._journal = HeadJournal(secret=secret)
+        self._journal = HeadJournal(secret=secret, settled=False)
         self._goal: ClusterGoal | None = None
         self._members: dict[str, _Member] = {}
         self._unplaced: Mapping[str, str] = {}
@@ -157,7 +158,7 @@ class Head:
         self._seating = SeatingBook()
         self._seating_of_all = SeatingBook()
         self._numbers = ClusterNumbers()
-        self._remembers = False  # what the head before knew, so that it knows for which nodes to wait
+        self._joined: Collection[str] = ()
         self._retiring = Retiring()
         self._writing = asyncio.Lock()
 
@@ -172,8 +173,8 @@ class Head:
             except ValidationError as error:
                 log.error("the head's journal makes no sense and is not used: %s", error)
         self._table = RoutingTable(generation=self._journal.generation)
-        self._remembers = bool(self._journal.config)
-        self._numbers.restore(self._journal.numbers)
+        if self._journal.settled:
+            self._numbers.restore(self._journal.numbers)
         self._renewing.restore(self._journal.names, self._journal.successors)
         return self._journal
 
@@ -237,12 +238,12 @@ class Head:
         """
         assert self._goal is not None
         goal, now, obedient = self._goal, self._clock.monotonic(), self._obedient(reports)
-        if not self._remembers and not self._journal.config:
+        if not self._journal.settled and not self._journal.seats:
             self._renewing.find(goal.models, goal.pools, current, reports)
         self._renewing.look(goal.models, goal.pools, current, obedient)
         demand = [member.demand for member in self._members.values()]
         counted = self._renewing.counted(current)
-        self._numbers.look(reports, demand, counted, now, complete=self._remembers or not self._young)
+        self._numbers.look(reports, demand, counted, now, complete=self._settled)
         self._renewing.give_way(Asked(goal.models, goal.pools, self._numbers.replicas), current)
         seating = self._seat(reports, current)
         self._unplaced = reasons(seating.unplaced)
@@ -328,7 +329,7 @@ class Head:
         )
 
     async def _look(self) -> None:
-        names = await self._nodes.names()
+        self._joined = names = await self._nodes.names()
         heard, now = await self._watch.look(names), self._clock.monotonic()
         for node, last in heard.items():
             if now - last.at_seconds <= LOST_AFTER_SECONDS:
@@ -351,7 +352,15 @@ class Head:
 
     def _awaits_nodes(self) -> bool:
         """Whether a head that has just begun may take nodes for lost that it has only not heard of yet."""
-        return self._young and any(seat.node not in self._members for seat in self._journal.seats.values())
+        known = {seat.node for seat in self._journal.seats.values()} | set(
+            () if self._journal.settled else self._joined
+        )
+        return self._young and not known <= self._members.keys()
+
+    @property
+    def _settled(self) -> bool:
+        """Whether it knows of every node that it should, from the head before or by now."""
+        return self._journal.settled or not self._young
 
     @property
     def _young(self) -> bool:
@@ -545,6 +554,7 @@ class Head:
                     "numbers": dict(self._numbers.replicas),
                     "names": self._renewing.names,
                     "successors": dict(self._renewing.successors),
+                    "settled": self._settled,
                 }
             )
 

@@ -758,11 +758,32 @@ async def test_a_node_that_is_heard_of_late_by_such_a_head_keeps_what_demand_bro
     cluster.new_head()
     await cluster.head.restore()
     cluster.head.aim(replace(following(), policy=QUICK))
-    await upgraded(cluster, 4)
+    await cluster.rounds(4)
     cluster.nodes.nodes[late].up = True
     await upgraded(cluster, 20)
     assert {name: dict(node.running) for name, node in cluster.nodes.nodes.items()} == there
     assert [node.ended for node in cluster.nodes.nodes.values()] == [[], []]
+
+
+@pytest.mark.parametrize("between", [0, 1, 4])
+async def test_a_head_that_is_lost_again_at_once_counts_nothing_that_was_not_heard_of_yet(between: int) -> None:
+    cluster = two_nodes()
+    await scaled_to_three(cluster)
+    there = {name: dict(node.running) for name, node in cluster.nodes.nodes.items()}
+    cluster.store.journal = None
+    cluster.nodes.holders.clear()
+    late = next(name for name, running in there.items() if "chat-0" not in running)
+    cluster.lose(late)
+    for again in range(2):
+        cluster.new_head()
+        await cluster.head.restore()
+        await cluster.head.take_over(replace(following(), policy=QUICK))
+        await cluster.rounds(0 if again else between)
+    cluster.nodes.nodes[late].up = True
+    await upgraded(cluster, 20)
+    assert {name: dict(node.running) for name, node in cluster.nodes.nodes.items()} == there
+    assert [node.ended for node in cluster.nodes.nodes.values()] == [[], []]
+    assert HeadJournal.model_validate_json(cluster.store.journal or b"").settled
 
 
 async def test_a_model_sleeps_without_requests_and_the_first_one_wakes_it() -> None:
