@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +29,7 @@ from gateway.config import Config, load_config
 from model_registry.catalogue import load_catalogue
 from model_registry.errors import ConfigError, SlicewayError
 from model_registry.sizing.throughput import THROUGHPUT_FILE, Throughput, ThroughputKey, ThroughputStore
+from placement.cluster.members import slice_key
 from placement.engines import describe_engine, find_engine_python
 from placement.goals import engine_kind
 from placement.slices import Slice, SliceKind
@@ -162,7 +164,7 @@ def _record(
 ) -> Throughput:
     """What planning keeps: per replica, for the slice that the model is on."""
     replicas = max(1, len(found["slices"]))
-    on = next((one for one in slices if one.id in found["slices"]), None)
+    on = measured_on(slices, found["slices"])
     at = found["at_capacity"]
     model = next((m for m in config.models if m.name == found["model"]), None)
     return Throughput(
@@ -190,6 +192,12 @@ def _record(
         simulated=bool(on and on.simulated),
         notes=tuple(found["warnings"]),
     )
+
+
+def measured_on(slices: Sequence[Slice], told: Collection[str]) -> Slice | None:
+    """The slice of this machine that has one of these names, which are `NODE/SLICE` on a cluster."""
+    here = socket.gethostname()
+    return next((one for one in slices if not {one.id, slice_key(here, one.id)}.isdisjoint(told)), None)
 
 
 def _engine_version(config: Config, on: Slice | None, found: str | None) -> str | None:

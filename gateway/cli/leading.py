@@ -244,11 +244,18 @@ def lines_of(status: Mapping[str, Any]) -> list[str]:
         for n in status["nodes"]
     ]
     lines += [
-        f"{r['replica']} on {r['slice']}: {r['state']}" + (f" ({r['reason']})" if r["reason"] else "")
+        f"{r['replica']} on {r['slice']}: {r['state']}"
+        + (f" ({r['reason']})" if r["reason"] else "")
+        + (f", to take the place of {r['in_place_of']}" if r.get("in_place_of") else "")
         for r in status["replicas"]
     ]
     lines += [
         f"{pool}: {counted(row['replicas'], 'replica')} by demand, of {row['least']} to {row['most']}"
+        + (
+            f", {rate:.3g} requests/s each ({row['capacity_source']})"
+            if (rate := row.get("requests_per_replica"))
+            else ""
+        )
         for pool, row in status.get("scaling", {}).items()
     ]
     lines += [

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway.cli import app, bench_capacity, bench_isolation, bench_serving
-from gateway.cli.bench_capacity import _slo, public, share_of_card, whole_card
+from gateway.cli.bench_capacity import _slo, measured_on, public, share_of_card, whole_card
 from model_registry.errors import ConfigError
 from model_registry.sizing.throughput import Throughput, ThroughputKey
 from placement.slices import Gpu, Slice, SliceKind
@@ -160,3 +160,11 @@ def test_who_is_not_there_is_told_before_anything_is_served(
     assert isinstance(result.exception, ConfigError)
     assert said in result.exception.message
     assert checked == []
+
+
+def test_the_slice_that_was_measured_is_known_by_its_name_in_a_cluster_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "n1")
+    slices = [Slice(f"cpu-{i}", SliceKind.CPU, None, 2**30, cores=(i,)) for i in range(2)]
+    assert measured_on(slices, ["cpu-1"]) == slices[1]
+    assert measured_on(slices, ["n0/cpu-0", "n1/cpu-1"]) == slices[1]
+    assert measured_on(slices, ["n0/cpu-0"]) is None

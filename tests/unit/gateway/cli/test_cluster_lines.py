@@ -20,6 +20,18 @@ def test_numbers_that_demand_decides_are_shown_without_what_changes_all_the_time
     ]
 
 
+def test_what_a_replica_is_counted_with_is_shown_with_whence_that_is_known() -> None:
+    row = {"replicas": 1, "least": 1, "most": 4, "requests_per_replica": 2.5, "capacity_source": "measured"}
+    assert lines_of(status(scaling={"chat": row})) == [
+        "chat: 1 replica by demand, of 1 to 4, 2.5 requests/s each (measured)"
+    ]
+
+
+def test_who_starts_to_take_anothers_place_is_shown_with_whose() -> None:
+    starts = {"replica": "chat-1", "slice": "n1/cpu-0", "state": "starting", "reason": None, "in_place_of": "chat-0"}
+    assert lines_of(status(replicas=[starts])) == ["chat-1 on n1/cpu-0: starting, to take the place of chat-0"]
+
+
 def test_a_head_that_tells_no_numbers_is_shown_as_well() -> None:
     waits = {"replica": "chat-0", "slice": "n1/cpu-0", "state": "pending", "reason": "Ray to give it the slice"}
     assert lines_of(status(replicas=[waits], unplaced={"chat-1": "there is 1 slice"})) == [
