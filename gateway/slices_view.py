@@ -53,7 +53,7 @@ class SlicesView:
         whole, tenants = await self._tables(self._book, slice_row.id)
         of_batches, batch_tenants = await self._tables(self._batch_book, slice_row.id)
         return {
-            "slice": {name: getattr(slice_row, name) for name in ("id", "kind", "profile", "uuid", "gpu")},
+            "slice": {name: getattr(slice_row, name) for name in ("id", "kind", "profile", "uuid", "gpu", "product")},
             "model": replica.model if replica else None,
             "replica": replica.replica if replica else None,
             "state": replica.state.value if replica else "idle",

@@ -76,13 +76,14 @@ class Slice:
             raise ValueError(f"{self.kind} slice {self.id!r} has no UUID to pin an engine with")
 
     def as_public(self) -> dict[str, object]:
-        """The stable JSON shape: `id`, `kind`, `profile`, `uuid`, `gpu` as `/slices` and the routing table show them."""
+        """The stable JSON shape: `id`, `kind`, `profile`, `uuid`, `gpu`, `product` as `/slices` and the routing table show them."""
         return {
             "id": self.id,
             "kind": self.kind.value,
             "profile": self.profile,
             "uuid": self.uuid,
             "gpu": self.gpu.uuid if self.gpu else None,
+            "product": self.gpu.product if self.gpu else None,
         }
 
 

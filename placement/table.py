@@ -37,13 +37,14 @@ class _Row(BaseModel):
 
 
 class SliceRow(_Row):
-    """A slice as the outside sees it; the same five fields as in `/slices`."""
+    """A slice as the outside sees it; the same fields as in `/slices`. `product` is the card's, by the catalogue's name."""
 
     id: str
     kind: str
     profile: str | None = None
     uuid: str | None = None
     gpu: str | None = None
+    product: str | None = None
 
 
 class ReplicaRow(_Row):

@@ -74,6 +74,7 @@ def _gpus(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "label": one["profile"] or one["kind"],
             "start": int(found["start"]) if found else None,
             "kind": one["kind"],
+            "product": one.get("product"),
         }
         served = [name for name, tenant in row["tenants"].items() if tenant["windows"][WINDOW]["e2e_seconds"]["count"]]
         cards.setdefault(card, []).append(shown | {"model": row["model"], "state": row["state"], "tenants": served})
@@ -91,7 +92,8 @@ def _set_widths(slices: list[dict[str, Any]]) -> int | None:
             one["start"], one["width"] = place, 1
         return len(slices)
     layout = frozenset((s["label"], s["start"]) for s in slices if s["start"] is not None)
-    widths, total = memory_slices(layout), card_memory_slices(layout)
+    product = next((s["product"] for s in slices if s["product"]), None)
+    widths, total = memory_slices(layout, product), card_memory_slices(layout, product)
     for one in slices:
         one["width"] = widths.get(one["label"], 1) if one["start"] is not None else None
     if not layout:
@@ -99,25 +101,28 @@ def _set_widths(slices: list[dict[str, Any]]) -> int | None:
     return total or max([8, *(one["start"] + one["width"] for one in slices if one["start"] is not None)])
 
 
-def memory_slices(layout: frozenset[tuple[str, int]]) -> Mapping[str, int]:
+def memory_slices(layout: frozenset[tuple[str, int]], product: str | None = None) -> Mapping[str, int]:
     """How many memory slices each profile of a card's layout (profiles with starts) takes; empty where no card can be cut so."""
-    return _drawn(layout)[0]
+    return _drawn(layout, product)[0]
 
 
-def card_memory_slices(layout: frozenset[tuple[str, int]]) -> int | None:
+def card_memory_slices(layout: frozenset[tuple[str, int]], product: str | None = None) -> int | None:
     """How many memory slices the card has that is cut so: 8 mostly, 4 of an A30, 12 of an RTX PRO 6000; None where none is known."""
-    return _drawn(layout)[1]
+    return _drawn(layout, product)[1]
 
 
 @lru_cache(maxsize=256)
-def _drawn(layout: frozenset[tuple[str, int]]) -> tuple[Mapping[str, int], int | None]:
-    """A name alone does not tell (`1g.10gb` is one slice of an H100 and two of an A100 with 40 GB), so the products are
-    asked on which all of the layout is possible, and of several the one on which it is the smallest part of the card: the
-    profiles of a name that take more are those that hardly anybody cuts (more memory for the same compute).
+def _drawn(layout: frozenset[tuple[str, int]], named: str | None) -> tuple[Mapping[str, int], int | None]:
+    """A profile's name alone does not tell (`1g.10gb` is one slice of an H100 and two of an A100 with 40 GB). Where the product is
+    not `named`, the products are asked on which all of the layout is possible, and of several the one on which it is the
+    smallest part of the card: the profiles of a name that take more are those that hardly anybody cuts (more memory for the
+    same compute).
     """
     possible = []
-    for product in load_catalogue().products:
-        known = {p.name: p.memory_slices or 1 for p in product.profiles if p.plannable}
+    products = load_catalogue().products
+    mine = [p for p in products if p.name == named]
+    for product in mine or products:
+        known = {p.name: p.memory_slices or 1 for p in product.profiles if mine or p.plannable}
         starts = {p.name: p.placements for p in product.profiles}
         if product.memory_slices and all(name in known and start in starts[name] for name, start in layout):
             taken = sum(known[name] for name, _ in layout)

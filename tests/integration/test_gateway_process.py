@@ -252,6 +252,7 @@ def test_engines_that_something_else_runs_are_served_without_placement(tmp_path:
                 "profile": None,
                 "uuid": None,
                 "gpu": None,
+                "product": None,
             }
             assert rows["m"]["state"] == "ready"
             assert wait_until(

@@ -352,7 +352,14 @@ def test_slices_have_the_schema_and_the_tenants(system: System) -> None:
         what="beta is on the slice, with a whole answer",
     )
     assert set(chat) == {"slice", "model", "replica", "state", "queue", "windows", "tenants", "batches"}
-    assert chat["slice"] == {"id": "slice-of-chat-0", "kind": "cpu", "profile": None, "uuid": None, "gpu": None}
+    assert chat["slice"] == {
+        "id": "slice-of-chat-0",
+        "kind": "cpu",
+        "profile": None,
+        "uuid": None,
+        "gpu": None,
+        "product": None,
+    }
     assert (chat["model"], chat["state"]) == ("chat", "ready")
     for windows in (chat["windows"], chat["tenants"]["beta"]["windows"]):
         assert set(windows) == {"1m", "5m", "1h"}

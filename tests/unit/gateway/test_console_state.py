@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.console.state import console_state, memory_slices
+from model_registry.catalogue import load_catalogue
 from model_registry.geometry import Placement
 from placement.status import ControllerStatus
 from placement.transition.journal import Record
@@ -100,6 +101,19 @@ def test_one_name_is_as_wide_as_on_the_card_that_it_is_on() -> None:
     seven = frozenset(("1g.10gb", start) for start in range(7))
     assert memory_slices(seven) == {"1g.10gb": 1}
     assert memory_slices(frozenset({("1g.10gb", 0), ("3g.20gb", 4)})) == {"1g.10gb": 2, "3g.20gb": 4}
+
+
+def test_a_slice_is_as_wide_as_on_the_product_that_is_told() -> None:
+    """`1g.35gb` is two of an H200's memory slices, and one of a larger card's."""
+    (h200,) = (p for p in load_catalogue().products if p.name == "H200-141GB")
+    assert h200.profile("1g.35gb").memory_slices == 2
+    one = row("GPU-a/1g.35gb@4", profile="1g.35gb")
+    told = row("GPU-a/1g.35gb@4", profile="1g.35gb")
+    told["slice"]["product"] = h200.name
+    assert [state(r)["gpus"][0]["slices"][0]["width"] for r in (one, told)] == [1, 2]
+    assert state(told)["gpus"][0]["columns"] == 8
+    told["slice"]["product"] = "a card of tomorrow"
+    assert state(told)["gpus"][0]["slices"][0]["width"] == 1
 
 
 def test_why_a_replica_is_not_ready_stands_beside_it() -> None:

@@ -20,7 +20,7 @@ ROUTES = build_routes(
         generation=3,
         models=(ModelRow(name="m"),),
         replicas=(replica_row("m-0", "m", "unix:/0"), replica_row("m-1", "m", "unix:/1", state=ReplicaState.FAILED)),
-        idle=(SliceRow(id="MIG-x", kind="mig", profile="1g.10gb", uuid="MIG-x", gpu="GPU-0"),),
+        idle=(SliceRow(id="MIG-x", kind="mig", profile="1g.10gb", uuid="MIG-x", gpu="GPU-0", product="H100-80GB-SXM"),),
     ),
     (),
     {},
@@ -53,7 +53,15 @@ async def test_every_slice_is_there_with_its_tenants_and_windows() -> None:
         ("slice-of-m-1", "m-1", "failed"),
         ("MIG-x", None, "idle"),
     ]
-    assert rows[2]["slice"] == {"id": "MIG-x", "kind": "mig", "profile": "1g.10gb", "uuid": "MIG-x", "gpu": "GPU-0"}
+    mine = {
+        "id": "MIG-x",
+        "kind": "mig",
+        "profile": "1g.10gb",
+        "uuid": "MIG-x",
+        "gpu": "GPU-0",
+        "product": "H100-80GB-SXM",
+    }
+    assert rows[2]["slice"] == mine
     assert all(set(r) == {"slice", "model", "replica", "state", "queue", "windows", "tenants", "batches"} for r in rows)
     whole = rows[0]["windows"]["5m"]["ttft_seconds"]
     assert whole["count"] == 200
