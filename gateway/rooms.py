@@ -64,8 +64,11 @@ class PlannedRooms:
 
 
 def _under_way(config: Config) -> bool:
-    """Whether a transition is not finished: it counts on the GPUs as they are."""
-    return TransitionJournal(config.state / JOURNAL_FILE).read() is not None
+    """Whether a transition is not finished: it counts on the GPUs as they are. One that has failed is given up, and what is
+    planned next starts from what there is.
+    """
+    record = TransitionJournal(config.state / JOURNAL_FILE).read()
+    return record is not None and record.failed is None
 
 
 def _room(config: Config, machine: Machine, like: Place, not_on: Collection[str]) -> Place | None:
