@@ -25,6 +25,7 @@ from gateway.admission import CacheSalts, Loads
 from gateway.admission.sharing import LimitShares, LimitStore, RoomShares, Sharing
 from gateway.admission.sharing.known_gateways import KnownGateways
 from gateway.admission.sharing.local_store import LocalStore
+from gateway.admission.sharing.taken import LeftBooks, TakenBook
 from gateway.background import BackgroundResponses
 from gateway.batches.service import BatchService
 from gateway.batches.surroundings import surroundings
@@ -139,8 +140,9 @@ def create_gateway(
     )
     gateway.figures = FiguresWriter(config, gateway.routes, gateway.admission, parts.stats, parts.book, clock, wall)
     gateway.admin = _admin_listener(gateway, config_path, wall)
-    gateway.sharing = _shared_limits(config, gateway, clock, wall)
-    gateway.rooms = _shared_rooms(config, gateway, clock, wall)
+    process = secrets.token_hex(8)
+    gateway.sharing = _shared_limits(config, gateway, process, clock, wall)
+    gateway.rooms = _shared_rooms(config, gateway, process, clock, wall)
     relay = AsgiRelay(gateway.exchanges, parts.engines)
     hot = dict.fromkeys(ROUTES, relay)
     batches = BatchService(config.batches, state, surroundings(gateway, relay, config, wall))
@@ -160,10 +162,11 @@ def create_gateway(
     return gateway, app
 
 
-def _shared_limits(config: Config, gateway: Gateway, clock: Clock, wall: WallClock) -> Sharing:
+def _shared_limits(config: Config, gateway: Gateway, process: str, clock: Clock, wall: WallClock) -> Sharing:
     """The shares of limits that this process has. Raises SecretUnavailable where the store's address is not to be had."""
     shared, known = config.gateway.shared_limits, KnownGateways(config.state, clock)
     store: LimitStore
+    book: TakenBook | None = None
     if shared.store == "redis":
         assert shared.url is not None
         url = fetch(shared.url, field_name="gateway.shared_limits.url").value.decode()
@@ -171,25 +174,31 @@ def _shared_limits(config: Config, gateway: Gateway, clock: Clock, wall: WallClo
 
         store = RedisStore(url)
     else:
-        store = LocalStore(StatePaths(config.state).limits, wall)
+        taken = _taken(config)
+        store = LocalStore(StatePaths(config.state).limits, wall, LeftBooks(taken))
+        book = TakenBook(taken, process, wall)
     return Sharing(
         LimitShares(gateway.admission),
         store,
         clock,
-        process=secrets.token_hex(8),
+        process=process,
         lease_seconds=shared.lease_seconds,
         expected=max(shared.gateways, known.read()),
         remember=known.told,
+        book=book,
     )
 
 
-def _shared_rooms(config: Config, gateway: Gateway, clock: Clock, wall: WallClock) -> Sharing:
+def _shared_rooms(config: Config, gateway: Gateway, process: str, clock: Clock, wall: WallClock) -> Sharing:
     """The shares of replicas that this process has: their gateways are those that read the same routing table."""
-    store = LocalStore(StatePaths(config.state).rooms, wall)
+    store = LocalStore(StatePaths(config.state).rooms, wall, LeftBooks(_taken(config)))
     lease_seconds = config.gateway.shared_limits.lease_seconds
-    return Sharing(
-        RoomShares(gateway.admission), store, clock, process=secrets.token_hex(8), lease_seconds=lease_seconds
-    )
+    return Sharing(RoomShares(gateway.admission), store, clock, process=process, lease_seconds=lease_seconds)
+
+
+def _taken(config: Config) -> Path:
+    """Where each gateway process notes what it takes of limits."""
+    return StatePaths(config.state).limits.with_suffix(".taken")
 
 
 def _admin_listener(gateway: Gateway, config_path: Path | None, wall: WallClock) -> AdminListener:

@@ -16,14 +16,17 @@ class Window:
     """At most `limit` units in any `seconds`; every operation costs the same, however many units there are.
 
     `limit` may be changed at any time; a limit below what is used only means that nothing more is taken for a while.
+    All that is ever taken is added to `taken[place]`, so that somebody may keep it elsewhere.
     """
 
-    __slots__ = ("_counts", "_head", "_size", "_slot_seconds", "limit", "seconds", "used")
+    __slots__ = ("_counts", "_head", "_size", "_slot_seconds", "limit", "place", "seconds", "taken", "used")
 
     def __init__(self, limit: int, seconds: float, slots: int = SLOTS) -> None:
         self.limit = limit
         self.seconds = seconds
         self.used = 0
+        self.taken: list[int] | memoryview[int] = [0]
+        self.place = 0
         self._slot_seconds = seconds / slots
         # One more than fit into the window: the oldest counts until its last moment has left.
         self._size = slots + 1
@@ -58,12 +61,15 @@ class Window:
         """Count `amount` in the slot that `advance` has just given."""
         self._counts[slot % self._size] += amount
         self.used += amount
+        self.taken[self.place] += amount
 
     def give(self, amount: int, slot: int, now: float) -> None:
         """Take back `amount` of what was counted in `slot`; negative: it was more than that. Nothing, if that is no longer counted."""
         if self.advance(now) - slot < self._size:
             self._counts[slot % self._size] -= amount
             self.used -= amount
+            if amount < 0:
+                self.taken[self.place] -= amount
 
     def wait_seconds(self, amount: int, now: float) -> float:
         """How long until `amount` fits, if nothing else is taken; infinite if it never will."""

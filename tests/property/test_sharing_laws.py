@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from gateway.admission.schema import TenantLimits
 from gateway.admission.sharing import LimitShares, LimitStore, Report, Sharing, settle
 from gateway.admission.sharing.known_gateways import FEWER_SECONDS, KnownGateways
 from gateway.admission.sharing.ledger import Grant, State
+from gateway.admission.sharing.taken import LeftBooks, TakenBook
 from gateway.errors import RateLimited, StoreUnavailable
 from gateway.routes import Routes
 
@@ -24,10 +26,11 @@ LIMIT, LEASE = 20, 5.0
 
 
 class MemoryStore:
-    """The rules alone, on the clock of the world; with `mute` its answers are lost."""
+    """The rules alone, on the clock of the world; with `mute` its answers are lost. `left` tells of processes that died."""
 
-    def __init__(self, world: Any) -> None:
+    def __init__(self, world: Any, left: LeftBooks | None = None) -> None:
         self.world = world
+        self.left = left
         self.leases: dict[str, float] = {}
         self.states: dict[str, State] = {}
         self.mute = False
@@ -37,11 +40,16 @@ class MemoryStore:
     ) -> tuple[Mapping[str, Grant], int]:
         now = self.world.now
         self.leases[process] = now + lease_seconds
+        left = self.left
+        for other, until in self.leases.items():
+            if left is not None and other != process and until > now and left.ended(other):
+                self.leases[other] = now
+        untold = left.untold if left is not None else lambda process, name: None
         grants = {}
         for report in reports:
             before = self.states.get(report.name)
             self.states[report.name], grants[report.name] = settle(
-                before, report, process, self.leases, now, lease_seconds, peers
+                before, report, process, self.leases, now, lease_seconds, peers, untold
             )
         if self.mute:
             raise StoreUnavailable("the answer was lost")
@@ -63,11 +71,20 @@ def step(coroutine: Any) -> None:
 
 
 class Process:
-    def __init__(self, world: Any, store: LimitStore, name: str, expected: int = 1) -> None:
+    def __init__(
+        self, world: Any, store: LimitStore, name: str, expected: int = 1, book: TakenBook | None = None
+    ) -> None:
         policy = AdmissionPolicy(limits={"t": TenantLimits(requests_per_minute=LIMIT)})
         self.admission = Admission(lambda: Routes(), Loads(bound=1), lambda: world.now, policy)
+        self.book = book
         self.sharing = Sharing(
-            LimitShares(self.admission), store, lambda: world.now, process=name, lease_seconds=LEASE, expected=expected
+            LimitShares(self.admission),
+            store,
+            lambda: world.now,
+            process=name,
+            lease_seconds=LEASE,
+            expected=expected,
+            book=book,
         )
         step(self.sharing.sync())
 
@@ -88,17 +105,24 @@ class Fleet(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000.0
-        self.store = MemoryStore(self)
+        self.store = self.made_store()
         self.processes: dict[str, Process] = {}
         self.served: list[float] = []
         self.names = 0
         self.start()
 
+    def made_store(self) -> MemoryStore:
+        return MemoryStore(self)
+
+    def book_of(self, name: str) -> TakenBook | None:
+        return None
+
     @rule()
     def start(self) -> None:
         if len(self.processes) < 4:
             self.names += 1
-            self.processes[f"p{self.names}"] = Process(self, self.store, f"p{self.names}")
+            name = f"p{self.names}"
+            self.processes[name] = Process(self, self.store, name, book=self.book_of(name))
 
     @rule(pick=st.integers(0, 9), requests=st.integers(1, 25))
     def serve(self, pick: int, requests: int) -> None:
@@ -117,11 +141,16 @@ class Fleet(RuleBasedStateMachine):
         """It dies with requests that it told nobody of; sometimes another one is started in its place."""
         for name in self.picked(pick):
             self.serve(pick, last_words)
-            del self.processes[name]
+            self.buried(self.processes.pop(name))
             if replaced_after is not None:
                 self.wait(replaced_after, True)
                 self.start()
                 self.serve(len(self.processes) - 1, 25)
+
+    def buried(self, process: Process) -> None:
+        """What the kernel does."""
+        if process.book is not None:
+            process.book.close(remove=False)
 
     @rule(pick=st.integers(0, 9))
     def leave(self, pick: int) -> None:
@@ -152,6 +181,8 @@ class Fleet(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """What the dead held is not lost: after a lease and a window a process that is alone has all of it."""
+        for process in self.processes.values():
+            self.buried(process)
         self.processes.clear()
         self.now += 2 * 61.0 + LEASE
         last = Process(self, self.store, "last")
@@ -160,6 +191,25 @@ class Fleet(RuleBasedStateMachine):
 
 TestFleet = Fleet.TestCase
 TestFleet.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+class FleetOfOneMachine(Fleet):
+    """The same where every process notes what it takes, so that its death is known at once, and what it had not told."""
+
+    def made_store(self) -> MemoryStore:
+        self.folder = TemporaryDirectory()
+        return MemoryStore(self, LeftBooks(Path(self.folder.name)))
+
+    def book_of(self, name: str) -> TakenBook:
+        return TakenBook(Path(self.folder.name), name, lambda: 0.0)
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.folder.cleanup()
+
+
+TestFleetOfOneMachine = FleetOfOneMachine.TestCase
+TestFleetOfOneMachine.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
 
 
 class World:

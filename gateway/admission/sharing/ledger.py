@@ -3,7 +3,8 @@
 Every process may use a *share* of a limit and keeps its own sliding window below it. As long as the shares add up to at most the limit at
 every moment, so does the use in every window. A process gives back only what its window does not hold, and uses more only
 after it was granted. A process that says nothing for the length of its lease is taken for dead: what it last reported goes on
-counting until it leaves the window, and the rest of its share, which it may have used just before it died, for a whole window more.
+counting until it leaves the window, and the rest of its share, which it may have used just before it died, for a whole window more;
+where somebody knows how much it took without a word (`gateway.admission.sharing.taken`), only that.
 
 The state of one limit is plain data, so that every store can keep it as JSON:
 `{"h": {process: [share, unmet, [[until, units], ...]]}, "g": [[until, units, process], ...], "b": since}` with times in seconds of the store's clock: what
@@ -13,10 +14,12 @@ each process holds and last reported as used, what the dead have used, and since
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 State = dict[str, Any]
+Untold = Callable[[str, str], int | None]
+"""Process and limit -> the most that the process took of it since its last report; None where nobody knows."""
 
 
 class Report(NamedTuple):
@@ -50,6 +53,7 @@ def settle(
     now: float,
     lease_seconds: float,
     peers: int,
+    untold: Untold = lambda process, name: None,
 ) -> tuple[State, Grant]:
     """The state of a limit after `report` of `process`, and what it is granted.
 
@@ -64,7 +68,7 @@ def settle(
     for other in sorted(held):
         until = leases.get(other, 0.0)
         if until <= now:
-            ghosts += _left_by(other, held.pop(other), min(until, now), report.seconds, now)
+            ghosts += _left_by(other, held.pop(other), min(until, now), report.seconds, now, untold(other, report.name))
     used = [[now + seconds, units] for seconds, units in report.used]
     floor = sum(units for _, units in used)
     free = max(0, report.limit - sum(h[0] for h in held.values()) - sum(g[1] for g in ghosts))
@@ -81,11 +85,15 @@ def settle(
     return {"h": held, "g": ghosts, "b": born}, Grant(share, lacking, spare)
 
 
-def _left_by(process: str, held: list[Any], until: float, seconds: float, now: float) -> list[list[Any]]:
+def _left_by(
+    process: str, held: list[Any], until: float, seconds: float, now: float, untold: int | None
+) -> list[list[Any]]:
     """What the death of `process` leaves behind: what it reported, and what it may have used since, up to its share."""
     share, _, used = held
     ghosts = [[t, units, process] for t, units in used if t > now]
     unknown = share - sum(units for t, units in used if t > until)
+    if untold is not None:
+        unknown = min(unknown, untold)
     if unknown > 0 and until + seconds > now:
         ghosts.append([until + seconds, unknown, process])
     return ghosts

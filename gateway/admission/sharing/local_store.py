@@ -16,7 +16,8 @@ from typing import TypeVar
 
 import msgspec
 
-from gateway.admission.sharing.ledger import Grant, Report, State, settle
+from gateway.admission.sharing.ledger import Grant, Report, State, Untold, settle
+from gateway.admission.sharing.taken import LeftBooks
 from gateway.errors import StoreUnavailable
 
 T = TypeVar("T")
@@ -29,10 +30,14 @@ CREATE TABLE IF NOT EXISTS limits (name TEXT PRIMARY KEY, state BLOB NOT NULL) S
 
 
 class LocalStore:
-    """A `LimitStore` in the file at `path`, made if there is none. `wall` is seconds since 1970, the same for every process."""
+    """A `LimitStore` in the file at `path`, made if there is none. `wall` is seconds since 1970, the same for every process.
 
-    def __init__(self, path: Path, wall: Callable[[], float]) -> None:
+    With `left`, a process that ended without a word holds nothing from that moment on but what it used.
+    """
+
+    def __init__(self, path: Path, wall: Callable[[], float], left: LeftBooks | None = None) -> None:
         self._path = path
+        self._left = left
         self._wall = wall
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="limits")
         self._connection: sqlite3.Connection | None = None
@@ -41,7 +46,7 @@ class LocalStore:
         self, process: str, reports: Sequence[Report], lease_seconds: float, peers: int
     ) -> tuple[Mapping[str, Grant], int]:
         """See LimitStore."""
-        return await self._run(lambda db: _sync(db, process, reports, lease_seconds, peers, self._wall()))
+        return await self._run(lambda db: _sync(db, process, reports, lease_seconds, peers, self._wall(), self._left))
 
     async def leave(self, process: str) -> None:
         """See LimitStore."""
@@ -95,14 +100,25 @@ class LocalStore:
 
 
 def _sync(
-    db: sqlite3.Connection, process: str, reports: Sequence[Report], lease_seconds: float, peers: int, now: float
+    db: sqlite3.Connection,
+    process: str,
+    reports: Sequence[Report],
+    lease_seconds: float,
+    peers: int,
+    now: float,
+    left: LeftBooks | None,
 ) -> tuple[Mapping[str, Grant], int]:
     db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?)", (process, now + lease_seconds))
     leases = dict(db.execute("SELECT process, until FROM leases"))
+    if left is not None:
+        for other in [name for name, until in leases.items() if until > now and name != process and left.ended(name)]:
+            leases[other] = now
+            db.execute("UPDATE leases SET until = ? WHERE process = ?", (now, other))
+    untold: Untold = left.untold if left is not None else lambda process, name: None
     grants = {}
     for report in reports:
         row = db.execute("SELECT state FROM limits WHERE name = ?", (report.name,)).fetchone()
         before: State | None = msgspec.json.decode(row[0]) if row else None
-        state, grants[report.name] = settle(before, report, process, leases, now, lease_seconds, peers)
+        state, grants[report.name] = settle(before, report, process, leases, now, lease_seconds, peers, untold)
         db.execute("INSERT OR REPLACE INTO limits VALUES (?, ?)", (report.name, msgspec.json.encode(state)))
     return grants, sum(until > now for until in leases.values())

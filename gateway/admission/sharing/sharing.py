@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 
 from gateway.admission.sharing.ledger import Grant, Report
 from gateway.admission.sharing.shares import Shared, Shares
+from gateway.admission.sharing.taken import TakenBook
+from gateway.admission.windows import Window
 from gateway.errors import StoreUnavailable
 
 log = logging.getLogger("sliceway.limits")
@@ -47,7 +49,7 @@ class Sharing:
     """Keeps what one process holds of `shares` in step with a store; nothing is held before the first `sync`.
 
     `expected` is how many processes to reckon with while the store has never told, at least; `remember` is called with their number
-    whenever the store tells it.
+    whenever the store tells it. `book` is where it is noted what this process takes.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Sharing:
         lease_seconds: float,
         expected: int = 1,
         remember: Callable[[int], None] = lambda peers: None,
+        book: TakenBook | None = None,
     ) -> None:
         self._shares = shares
         self._store = store
@@ -68,6 +71,7 @@ class Sharing:
         self._lease_seconds = lease_seconds
         self._expected = expected
         self._remember = remember
+        self._book = book
         self._told: dict[str, _Told] = {}
         self._wake = asyncio.Event()
         self._attached = False
@@ -95,6 +99,7 @@ class Sharing:
         gauges = {gauge.name: gauge for gauge in self._shares.gauges()}
         reports = [report for gauge in gauges.values() if (report := self._report(gauge, now)) is not None]
         gone = self._forgotten(gauges)
+        marks = self._noted(gauges)
         if not self._due(now, something=bool(reports or gone), anything=bool(gauges)):
             return
         try:
@@ -107,6 +112,8 @@ class Sharing:
             for report in gone:
                 del self._told[report.name]
             self._back(now, peers)
+            if self._book is not None:
+                self._book.told(marks, [report.name for report in reports])
             for report in reports:
                 self._take(gauges[report.name], grants[report.name], report, now)
         self._shares.came(self._reckoned(), self._synced_at + self._lease_seconds if self._met else float("inf"))
@@ -118,13 +125,26 @@ class Sharing:
             Report(g.name, g.full, g.window.seconds, 0, 0, tuple(g.window.ages(now)), leaving=True)
             for g in self._shares.gauges()
         ]
+        told = False
         try:
             if reports:
                 await self._store.sync(self._process, reports, self._lease_seconds, self.peers)
                 await self._store.leave(self._process)
+            told = True
         except StoreUnavailable as error:
             log.warning("%s were not given back, they come free by themselves: %s", self._shares.what, error)
+        if self._book is not None:
+            self._book.close(remove=told)
         await self._store.close()
+
+    def _noted(self, gauges: Mapping[str, Shared]) -> Mapping[str, int]:
+        """Have it noted what is taken of every limit with a window. What was until this moment."""
+        if self._book is None:
+            return {}
+        for name, gauge in gauges.items():
+            if isinstance(gauge.window, Window):
+                self._book.watch(name, gauge.window)
+        return self._book.marks()
 
     def _due(self, now: float, *, something: bool, anything: bool) -> bool:
         """Whether to ask the store. With nothing to say it is asked often enough to keep the lease, and to see who else has come."""
