@@ -1,7 +1,7 @@
-"""What of a configuration means something else on a cluster than on one machine, or nothing: said, or refused. Pure but for the locks.
+"""What of a configuration means something else on a cluster than on one machine, or nothing: said, with what to do. Pure but for the locks.
 
-On one machine a plan may decide which GPU is cut how and who sits where. On a cluster nothing plans: the head seats replicas on
-the slices that nodes offer, as many as are configured and as demand asks for.
+Without a plan the head seats replicas on the slices that nodes offer, as many as are configured and as demand asks for. GPUs are cut where
+`sliceway apply CONFIG --ray` has it carry a plan out.
 """
 
 from __future__ import annotations
@@ -11,19 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gateway.config import Config
-from model_registry.errors import ConfigError
 from placement.errors import PlacementError
 from placement.locks import holder
-
-
-def check_for_cluster(config: Config) -> None:
-    """Refuse what would do harm if it were left out. Raises ConfigError."""
-    if config.fleet.reserve:
-        raise ConfigError(
-            "slices are not reserved on a cluster, so replicas would be put on them",
-            where="fleet.reserve",
-            remedy="Take `reserve` out and name the slices that this machine offers in `fleet.slices`; `sliceway slices` lists them.",
-        )
 
 
 def differences(config: Config, path: Path, *, local: bool) -> tuple[str, ...]:
@@ -37,29 +26,38 @@ def differences(config: Config, path: Path, *, local: bool) -> tuple[str, ...]:
 
 
 _Difference = tuple[str, str, str]
+_OF_ALL = frozenset(
+    {"autoscale", "head_room", "prices", "cordon", "reserve", "partition", "max_layout_changes"}
+)  # what counts for all nodes, some of it for plans only
 
 
 def _fleet(config: Config, path: Path, *, local: bool) -> Iterator[_Difference]:
-    named = config.fleet.model_fields_set - {"autoscale", "head_room"}
+    named = config.fleet.model_fields_set - _OF_ALL
     if not local:
         if named:
             yield (
                 "fleet",
-                f"it is each machine's own on a cluster, so nothing but `autoscale` and `head_room` counts here (not {', '.join(sorted(named))})",
+                f"what a machine offers is its own on a cluster, so this does not count here: {', '.join(sorted(named))}",
                 "Tell `sliceway node join` what its machine offers: --cores, --simulate, or what it finds there.",
             )
-        return
+    else:
+        yield from _own_fleet(config, path)
+    if config.fleet.reserve or config.fleet.partition == "planned":
+        where = "fleet.reserve" if config.fleet.reserve else "fleet.partition"
+        yield (
+            where,
+            "`--ray` cuts no GPU by itself: replicas are put on the slices that are there",
+            f"Have a plan carried out when the nodes have joined: sliceway apply {shlex.quote(str(path))} --ray HOST:PORT",
+        )
+
+
+def _own_fleet(config: Config, path: Path) -> Iterator[_Difference]:
+    """Of the cluster's first machine."""
     if config.fleet.layouts:
         yield (
             "fleet.layouts",
             "`--ray` cuts no GPU: replicas are put on the slices that are there",
             f"Before it, on each machine: sliceway apply {shlex.quote(str(path))} --layouts-only",
-        )
-    if config.fleet.partition == "planned":
-        yield (
-            "fleet.partition",
-            "no plan cuts GPUs on a cluster: they stay as they are",
-            "Name what they are to hold in `fleet.layouts`, and apply that on each machine before it joins.",
         )
 
 
@@ -68,8 +66,8 @@ def _autoscale(config: Config) -> Iterator[_Difference]:
     if policy.repartition == "automatic":
         yield (
             "fleet.autoscale.repartition",
-            "GPUs are not cut anew for demand on a cluster: replicas wait for a free slice",
-            "Have slices enough for `max`, or add a node.",
+            "GPUs are not cut anew for demand on a cluster by themselves: replicas wait for a free slice",
+            "Have slices enough for `max`, add a node, or plan for what is asked for at the moment: sliceway apply CONFIG --ray HOST:PORT.",
         )
     if policy.sleep == "sleep-mode":
         yield (

@@ -20,7 +20,6 @@ import typer
 from gateway.cli.leading import Leader, actors, claim, end, lead, lines_of, on_signal
 from gateway.cli.member import STOP_SECONDS, alone, belong, disconnect, inventory_of, say, stop_processes
 from gateway.cli.output import Json, err, out, print_json
-from gateway.cluster_config import check_for_cluster
 from gateway.config import Config
 from model_registry.atomic import write_atomically
 from model_registry.errors import ConfigError, SlicewayError
@@ -184,7 +183,6 @@ def with_ray_address(arguments: list[str]) -> list[str]:
 def up_on_ray(path: Path, config: Config, address: str, *, listen: str | None) -> None:
     """Serve `config` on a cluster: the one at `address`, or a new one whose first node is this machine (`local`)."""
     local = address == LOCAL
-    check_for_cluster(config)
     prepare_ray(_own_token(config.state) if local else None)
     from placement.cluster.start import Raylet, connect, own_address
 

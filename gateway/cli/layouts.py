@@ -17,6 +17,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from gateway.applying import tell_gateways
 from gateway.changes import refuse_dip
 from gateway.cli.changes_view import show_changes
+from gateway.cli.cluster_apply import apply_on_ray
 from gateway.cli.cluster_plan import OnRay, TokenFile, plan_on_ray
 from gateway.cli.layout_view import show_outcomes, show_plans, show_replicas
 from gateway.cli.locate import ConfigArgument, config_path
@@ -115,12 +116,21 @@ def plan(
         show_changes(engines, gpu_labels(loaded, engines), planned=True)
 
 
-def _refuse_with_ray(*, layouts_only: bool, simulate: str | None) -> None:
+def _refuse_with_ray(
+    *, layouts_only: bool, simulate: str | None, drain: bool = False, plan_file: Path | None = None
+) -> None:
+    """Raises ConfigError for what is said with --ray and means nothing there."""
     if layouts_only or simulate is not None:
         raise ConfigError(
             "a cluster's GPUs are those of its nodes, with what runs on them",
             where="--layouts-only" if layouts_only else "--simulate",
             remedy="Leave it out; a node has simulated GPUs with: sliceway node join ADDRESS --simulate h100-sxm:8.",
+        )
+    if drain or plan_file is not None:
+        raise ConfigError(
+            "a cluster's head drains every engine that goes, and carries out only what is planned at that moment",
+            where="--drain" if drain else "--plan",
+            remedy="Leave it out.",
         )
 
 
@@ -143,16 +153,24 @@ def apply(
         ),
     ] = None,
     simulate: Simulate = None,
+    ray: OnRay = None,
+    token: TokenFile = None,
     as_json: Json = False,
 ) -> None:
     """Cut GPUs as `fleet.layouts` says, then carry out the plan for the models' demands, if it has any.
 
-    Slices that stay are not touched; exits 1 if not all of it could be done.
+    Slices that stay are not touched; exits 1 if not all of it could be done. With --ray the head of a cluster carries the plan out on
+    all nodes, and goes on with it also if this command is ended.
     """
     path = config_path(config)
+    if ray is not None:
+        _refuse_with_ray(layouts_only=layouts_only, simulate=simulate, drain=drain, plan_file=plan_file)
+        apply_on_ray(
+            load_config(path), ray, token, allow_dip=allow_dip, allow_mode_change=allow_mode_change, as_json=as_json
+        )
+        return
     loaded = with_simulation(load_config(path), simulate)
-    if (why := led_elsewhere(loaded)) is not None:
-        raise why
+    _refuse_if_led(loaded)
     reviewed = _reviewed(loaded, plan_file, layouts_only=layouts_only, allow_dip=allow_dip)
     if not (layouts_only or allow_dip):
         _refuse_dip(loaded)
@@ -335,6 +353,11 @@ def _show_replicas(replicas: ReplicaDifference, fleet: PlannedFleet | None) -> N
 
 def _is_simulated(config: Config) -> bool:
     return isinstance(config.fleet.discover, SimulatedFleet)
+
+
+def _refuse_if_led(config: Config) -> None:
+    if (why := led_elsewhere(config)) is not None:
+        raise why
 
 
 def _say_who_leads(config: Config) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.cli.member import LOOK_SECONDS, STOP_SECONDS, say
 from gateway.cli.output import out
-from gateway.cluster_config import check_for_cluster, differences
+from gateway.cluster_config import differences
 from gateway.config import Config, load_config
 from gateway.tenant_pools import tenant_pools
 from model_registry.errors import SlicewayError
@@ -167,7 +167,6 @@ class Leader:
 
         try:
             new = load_config(self._path)
-            check_for_cluster(new)
             ray.get(self._head.aim.remote(_as_text(new), _shared(new), tenant_pools(new)), timeout=PATIENCE_SECONDS)
         except SlicewayError as error:  # Ray's own kind of it would print a traceback
             say(f"the new configuration is refused, everything goes on as before: {getattr(error, 'cause', error)}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import time
@@ -32,9 +33,10 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from model_registry.errors import ConfigError
+from model_registry.errors import ConfigError, SlicewayError
 from placement.assign import Pools
 from placement.clock import SystemClock
+from placement.cluster.cutting import CutOrder
 from placement.cluster.errors import NodeLost
 from placement.cluster.goal import read_goal
 from placement.cluster.head import Head, HeadJournal, Hold
@@ -45,10 +47,13 @@ from placement.cluster.node import NodeAgent, NodePaths, NodeSettings
 from placement.cluster.offers import node_resource, resource_of
 from placement.cluster.processes import LocalProcesses
 from placement.cluster.survey import NodeGpus
+from placement.errors import PartitionError
 from placement.inventory import observe
+from placement.nvml.partition import NvmlPartitioner
 from placement.schema import FleetConfig
 from placement.simulate import enter
 from placement.slices import Inventory
+from placement.transition.journal import record_of
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +132,13 @@ class RayNodes:
     async def gpus(self, node: str) -> NodeGpus:
         """What its driver shows. Raises NodeLost."""
         return NodeGpus.model_validate_json(await self._agent(node, lambda agent: agent.gpus.remote()))
+
+    async def cut(self, node: str, order: CutOrder) -> None:
+        """Have one of its GPUs cut. Raises PartitionError with the node's reason, NodeLost."""
+        refused = await self._agent(node, lambda agent: agent.cut.remote(order.model_dump_json()))
+        if refused:
+            why = json.loads(refused)
+            raise PartitionError(str(why["message"]), where=f"{node}: {why['where'] or ''}", remedy=why["remedy"])
 
     async def hold(self, seat: Seat) -> Hold:
         """The slice for this replica, and the process on its node that the engine is to belong to; how far that is."""
@@ -300,6 +312,11 @@ class HeadActor:
         await self._begun()
         return (await self._head.survey()).model_dump_json()
 
+    async def carry_out(self, record: str, *, allow_mode_change: bool) -> None:
+        """As `Head.carry_out`. Raises StalePlan, NotSurveyed."""
+        await self._begun()
+        await self._head.carry_out(record_of(json.loads(record)).transition, allow_mode_change=allow_mode_change)
+
     async def _begun(self) -> None:
         """Rounds begin with the first word from anybody: Ray restarts this actor without telling it anything."""
         async with self._begin:
@@ -340,7 +357,7 @@ class AgentActor:
             simulated=machine is not None,
             listen=node["listen"],
         )
-        self._agent = NodeAgent(settings, self._processes, self._observe)
+        self._agent = NodeAgent(settings, self._processes, self._observe, driver=NvmlPartitioner())
         self._following: asyncio.Task[None] | None = None
 
     def _observe(self) -> Inventory:
@@ -368,6 +385,14 @@ class AgentActor:
     async def gpus(self) -> str:
         """As `NodeAgent.gpus`, as JSON."""
         return (await self._agent.gpus()).model_dump_json()
+
+    async def cut(self, order: str) -> str | None:
+        """As `NodeAgent.cut`. Why not, as JSON, where that is not done."""
+        try:
+            await self._agent.cut(CutOrder.model_validate_json(order))
+        except SlicewayError as error:
+            return json.dumps(error.as_dict())
+        return None
 
     async def renew(self) -> None:
         """Replace this node's gateway and controller by the installed version's."""

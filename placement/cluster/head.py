@@ -21,9 +21,11 @@ from placement.autoscale import Signals
 from placement.clock import Clock
 from placement.cluster.borne import CapacityOn, nobody_knows
 from placement.cluster.bulletin import Bulletin
+from placement.cluster.carrying import Round
+from placement.cluster.cutting import CutOrder
 from placement.cluster.eligible import problems_of
 from placement.cluster.errors import NotSurveyed
-from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions, Word
+from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions, Word, slice_key
 from placement.cluster.merge import MergeBook, reasons
 from placement.cluster.numbers import ClusterNumbers
 from placement.cluster.ordering import Orders
@@ -32,11 +34,15 @@ from placement.cluster.retiring import Retiring
 from placement.cluster.rollout import Rollout
 from placement.cluster.seating import FitOn, Seating, SeatingBook, without_slices
 from placement.cluster.survey import NodeGpus, ReplicaNow, Survey, SurveyedNode
+from placement.cluster.transitions import Transitions, TransitionsJournal, digest, kept
 from placement.cluster.watching import Heard, Watch
 from placement.demanded import model_of
+from placement.errors import StalePlan
+from placement.gpu_slices import slices_of
 from placement.policy import AutoscalePolicy
 from placement.status import ClusterScaling
 from placement.table import ModelRow, ReplicaState, RoutingTable
+from placement.transition.steps import Transition
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +80,9 @@ class Nodes(Protocol):
     async def gpus(self, node: str) -> NodeGpus:
         """The GPUs that a plan may count on, read anew. Raises NodeLost."""
 
+    async def cut(self, node: str, order: CutOrder) -> None:
+        """Have it cut a GPU; the same order twice is one. Returns when it is done. Raises PartitionError, NodeLost."""
+
     async def hold(self, seat: Seat) -> Hold:
         """Ask for the slice, or how far that is. Returns without waiting for it."""
 
@@ -109,6 +118,7 @@ class HeadJournal(BaseModel):
     names: tuple[str, ...] = ()
     successors: Mapping[str, Successor] = {}
     settled: bool = True
+    transitions: TransitionsJournal = TransitionsJournal()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +170,8 @@ class Head:
         self._numbers = ClusterNumbers()
         self._joined: Collection[str] = ()
         self._retiring = Retiring()
+        self._transitions = Transitions(lambda node, order: self._nodes.cut(node, order))
+        self._in_round = asyncio.Lock()
         self._writing = asyncio.Lock()
 
     # ---- what it is told
@@ -176,6 +188,7 @@ class Head:
         if self._journal.settled:
             self._numbers.restore(self._journal.numbers)
         self._renewing.restore(self._journal.names, self._journal.successors)
+        self._transitions.restore(self._journal.transitions, self._journal.config)
         return self._journal
 
     def aim(self, goal: ClusterGoal) -> None:
@@ -215,6 +228,10 @@ class Head:
 
     async def step(self) -> None:
         """Look at every node, decide the seats, have the slices held, tell the nodes, publish the table."""
+        async with self._in_round:
+            await self._round()
+
+    async def _round(self) -> None:
         if self._goal is None:
             return
         if self._began_at is None:
@@ -224,11 +241,29 @@ class Head:
             return
         reports = self._reports()
         held = await self._nodes.held()
-        seats = self._choose(reports, self._current(reports, held), held)
+        seats = self._carried(reports, held)
+        if seats is None:
+            seats = self._choose(reports, self._current(reports, held), held)
         await self._remember(seats)
         owners, waiting = await self._hold(seats, held)
         await self._order(seats, owners)
         await self._publish(reports, seats, waiting)
+
+    def _carried(self, reports: Mapping[str, NodeReport], held: Mapping[str, Seat]) -> Mapping[str, Seat] | None:
+        """The seats while a plan is carried out: nothing else changes them meanwhile. None where none is."""
+        assert self._goal is not None
+        was = self._transitions.under_way
+        seen = Round(
+            self._obedient(reports),
+            frozenset(reports),
+            held,
+            digest(self._goal.config),
+            self._clock.monotonic(),
+        )
+        seats = self._transitions.look(self._journal.seats, seen)
+        if was and seats is None:  # what replicas are called from here on
+            self._renewing.find(self._goal.models, self._goal.pools, self._current(reports, held), reports)
+        return seats
 
     def _choose(
         self, reports: Mapping[str, NodeReport], current: Mapping[str, Seat], held: Mapping[str, Seat]
@@ -243,6 +278,7 @@ class Head:
         self._renewing.look(goal.models, goal.pools, current, obedient)
         demand = [member.demand for member in self._members.values()]
         counted = self._renewing.counted(current)
+        self._numbers.plan(self._transitions.counts(goal.config))
         self._numbers.look(reports, demand, counted, now, complete=self._settled)
         self._renewing.give_way(Asked(goal.models, goal.pools, self._numbers.replicas), current)
         seating = self._seat(reports, current)
@@ -308,11 +344,12 @@ class Head:
             waiting,
             self._table,
             secret=self._journal.secret,
-            leaving=self._rollout.leaving | self._retiring.leaving,
+            leaving=self._rollout.leaving | self._retiring.leaving | self._transitions.leaving,
             unplaced=self._unplaced,
         )
         self._rollout.told(table.generation)
         self._retiring.told(table.generation)
+        self._transitions.told(table)
         scaling = self._scaling(seats)
         if table != self._table:
             await self._remember(seats, generation=table.generation)
@@ -378,7 +415,8 @@ class Head:
         seated: dict[str, set[str]] = {}
         for seat in self._journal.seats.values():
             seated.setdefault(seat.node, set()).add(seat.slice_id)
-        reports = {node: member.report for node, member in self._members.items() if member.problem is None}
+        free = {node: member.report for node, member in self._members.items() if member.problem is None}
+        reports = dict(without_slices(free, self._transitions.reserved.keys()))
         for node, member in self._members.items():
             if member.frozen and node in seated:
                 kept = tuple(s for s in member.report.slices if s.id in seated[node])
@@ -489,6 +527,7 @@ class Head:
             ],
             "unplaced": dict(self._unplaced),
             "planned": {model: planned.as_public() for model, planned in self._numbers.planned.items()},
+            "transition": self._transitions.as_public(),
             "scaling": {
                 pool: row.model_dump() | {"short": row.short}
                 for pool, row in self._numbers.rows(
@@ -506,6 +545,7 @@ class Head:
         ]
         found = await asyncio.gather(*(self._surveyed(node) for node in nodes))
         states = {row.replica: row.state.value for row in self._table.replicas}
+        slices = {slice_key(n.node, one.id) for n in found for gpu in n.gpus for one in slices_of(gpu)}
         return Survey(
             nodes=tuple(found),
             replicas={
@@ -513,6 +553,7 @@ class Head:
                 for replica, seat in sorted(self._journal.seats.items())
             },
             unplaced=dict(self._unplaced),
+            reserved=kept(self._transitions.reserved, slices, nodes),
             numbers=dict(self._numbers.replicas),
             running=self._numbers.running,
             config=self._journal.config,
@@ -530,6 +571,34 @@ class Head:
                 "question: upgrade it, or have it leave, and plan again.",
             ) from error
         return SurveyedNode(node=node, gpus=found.gpus, cordoned=found.cordoned, frozen=self._members[node].frozen)
+
+    async def carry_out(self, transition: Transition, *, allow_mode_change: bool = False) -> None:
+        """Have a plan carried out, from the next round on; `status` shows how far it is.
+
+        Raises StalePlan where anything that it was made from is another by now, or anything else is being changed, NotSurveyed.
+        """
+        survey = await self.survey()
+        async with self._in_round:
+            self._check_plan(transition, survey)
+            config = self._journal.config
+            self._transitions.begin(
+                transition, self._clock.now(), config, survey.reserved, allow_mode_change=allow_mode_change
+            )
+            await self._remember(self._journal.seats)
+
+    def _check_plan(self, transition: Transition, survey: Survey) -> None:
+        seats = {replica: now.seat for replica, now in survey.replicas.items()}
+        asked = digest(self._goal.config) if self._goal is not None else None
+        if transition.fingerprint != survey.fingerprint or seats != self._journal.seats or transition.wanted != asked:
+            raise StalePlan(
+                "GPUs, seats or configuration of the cluster are others since the plan was made",
+                remedy="Plan again: sliceway plan CONFIG --ray; then apply.",
+            )
+        if busy := sorted(self._rollout.leaving | self._retiring.leaving | set(self._renewing.successors)):
+            raise StalePlan(
+                f"{', '.join(busy)}: being replaced or ended at this moment",
+                remedy="Wait until `sliceway node list` shows nothing of it, and apply again.",
+            )
 
     async def _tell(
         self,
@@ -553,6 +622,7 @@ class Head:
                     "pools": dict(self._goal.pools),
                     "numbers": dict(self._numbers.replicas),
                     "names": self._renewing.names,
+                    "transitions": self._transitions.journal,
                     "successors": dict(self._renewing.successors),
                     "settled": self._settled,
                 }

@@ -23,13 +23,15 @@ from model_registry.atomic import write_atomically
 from model_registry.sizing.throughput import THROUGHPUT_FILE, Throughput
 from placement.autoscale import Signals
 from placement.cluster.change import broadcast_of
+from placement.cluster.cutting import CutOrder, cut
 from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Versions, Word
 from placement.cluster.seats import SeatRow, SeatsFile, read_seats, write_seats
 from placement.cluster.survey import NodeGpus, gpus_to_plan
 from placement.demand_slices import barred
-from placement.errors import TableUnreadable
+from placement.errors import CannotBeCut, TableUnreadable
 from placement.figures import FRESH_SECONDS, fresh_for, read_figures
 from placement.goals import PlacementConfig
+from placement.partition import Driver
 from placement.policy import AutoscalePolicy
 from placement.replicas.journal import Journal
 from placement.scaling import Stamp, ThroughputFile
@@ -133,8 +135,12 @@ class NodeAgent:
         processes: Processes,
         observe: Callable[[], Inventory],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        driver: Driver | None = None,
     ) -> None:
         self.settings = settings
+        self._driver = driver
+        self._cutting = asyncio.Lock()
+        self._cuts = 0
         self._now = now
         self._fresh_seconds = FRESH_SECONDS
         self._paths = settings.paths
@@ -157,9 +163,11 @@ class NodeAgent:
         """The node as it is. What should run beside the agent and does not is started again."""
         self._ensure()
         if self._inventory is None or time.monotonic() - self._observed_at > OBSERVE_SECONDS:
+            cuts = self._cuts
             self._inventory = await asyncio.to_thread(self._observe)
             self._cordoned = tuple(sorted(barred(self._own, self._inventory, self._paths.engines)))
-            self._observed_at = time.monotonic()
+            # What was looked at while a GPU was cut is looked at again.
+            self._observed_at = time.monotonic() if cuts == self._cuts else -OBSERVE_SECONDS
         status = read_status(self._paths.engines.controller_status)
         running = self._running()
         report = NodeReport(
@@ -206,6 +214,19 @@ class NodeAgent:
     async def gpus(self) -> NodeGpus:
         """The GPUs that a plan may count on, as the driver shows them at this moment."""
         return gpus_to_plan(self._own.fleet, await asyncio.to_thread(self._observe))
+
+    async def cut(self, order: CutOrder) -> None:
+        """Cut a GPU, where no engine is or is to be; one instance at a time. Raises as `cutting.cut`."""
+        if self._driver is None:
+            raise CannotBeCut("this node has no driver to cut GPUs with", where=self.settings.name)
+        async with self._cutting:
+            seats = read_seats(self._paths.seats)
+            seated = (row.slice_id for row in seats.seats.values()) if seats else ()
+            try:
+                await cut(self._driver, order, {*seated, *self._running().values()}, self._paths.engines.root)
+            finally:
+                self._cuts += 1
+                self._inventory = None
 
     def end(self) -> None:
         """Start nothing again from here on: this node's processes are being ended, and the head goes on asking meanwhile."""

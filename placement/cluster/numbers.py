@@ -41,6 +41,7 @@ class ClusterNumbers:
         self._signals: Mapping[str, Signals] = {}
         self._found: Mapping[str, int] = {}
         self._looked_at: float | None = None
+        self._counts: Mapping[str, int] = {}
 
     def restore(self, known: Mapping[str, int]) -> None:
         """Go on with what a head before this one has decided."""
@@ -59,11 +60,21 @@ class ClusterNumbers:
         self._models, self._pools, self._policy, self._capacity_on = tuple(models), pools, policy, capacity_on
         self._looked_at = None
 
+    def plan(self, counts: Mapping[str, int]) -> None:
+        """How many replicas pools have by a plan that was carried out: of a configured demand so many, also where it may grow."""
+        asked = {model.name for model in self._models if model.demand is not None}
+        found = {pool: number for pool, number in counts.items() if pool.partition("@")[0] in asked}
+        if found != self._counts:
+            self._counts, self._looked_at = found, None
+
     @property
     def replicas(self) -> Mapping[str, int]:
         """What was decided last, by pool."""
         known = dict(self._found) | dict(self._scaler.replicas)
-        scaled = {model.name: known.get(model.name, model.least) for model in self._scaled}
+        scaled = {
+            model.name: model.bounded(max(known.get(model.name, model.least), self._counts.get(model.name, 0)))
+            for model in self._scaled
+        }
         return scaled | {name: planned.replicas for name, planned in self._planned.items()}
 
     @property
@@ -127,6 +138,8 @@ class ClusterNumbers:
 
     def _plan(self, model: ModelConfig, borne: Borne) -> Planned:
         assert model.demand is not None
+        if model.name in self._counts:
+            return Planned(self._counts[model.name], "as the plan that was carried out has it")
         mine = sorted((replica for replica in borne.current if stem_of(replica) == model.name), key=natural)
         return replicas_for(
             model.demand.requests_per_second * (1 + self._head_room),

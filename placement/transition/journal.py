@@ -74,7 +74,7 @@ class TransitionJournal:
         except (OSError, ValueError) as error:
             raise self._damaged() from error
         try:
-            return _record(raw)
+            return record_of(raw)
         except (KeyError, TypeError, ValueError, SlicewayError) as error:
             raise self._damaged() from error
 
@@ -82,7 +82,7 @@ class TransitionJournal:
         """Replace what is noted, with who is at it."""
         me = ProcessIdentity.of(os.getpid())
         by = [me.pid, me.start_ticks, me.boot_id] if me is not None else None
-        write_atomically(self.path, json.dumps(_public(record) | {"by": by}).encode(), mode=0o600)
+        write_atomically(self.path, json.dumps(public_record(record) | {"by": by}).encode(), mode=0o600)
 
     def in_progress(self) -> Record | None:
         """What somebody carries out at this moment; None where nothing is under way, or whoever was at it has ended or
@@ -90,7 +90,7 @@ class TransitionJournal:
         """
         try:
             raw = json.loads(self.path.read_bytes())
-            record, by = _record(raw), ProcessIdentity(*raw["by"])
+            record, by = record_of(raw), ProcessIdentity(*raw["by"])
         except (OSError, ValueError, KeyError, TypeError, SlicewayError):
             return None
         return record if record.failed is None and by.alive else None
@@ -108,7 +108,8 @@ class TransitionJournal:
         )
 
 
-def _public(record: Record) -> dict[str, object]:
+def public_record(record: Record) -> dict[str, object]:
+    """What is written down of it."""
     transition = record.transition
     return {
         "version": _VERSION,
@@ -126,7 +127,8 @@ def _public(record: Record) -> dict[str, object]:
     }
 
 
-def _record(raw: Mapping[str, Any]) -> Record:
+def record_of(raw: Mapping[str, Any]) -> Record:
+    """The inverse of `public_record`. Raises KeyError, TypeError, ValueError or SlicewayError for what is no record."""
     if raw["version"] != _VERSION:
         raise ValueError(f"version {raw['version']}")
     transition = Transition(

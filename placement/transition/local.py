@@ -108,9 +108,7 @@ class LocalFleet:
 
     async def start(self, step: Step) -> None:
         """Give the seat and wait until the engine serves."""
-        instance = await self._instance(step.place)
-        if instance is not None and not instance.complete:
-            await self._drive(self._driver.complete, step.place.gpu, instance.id)
+        await self.complete(step.place)
         self._seats.put(str(step.replica), step.place.slice_id)
         await self._engines.ready(str(step.replica), step.place.slice_id)
 
@@ -136,6 +134,12 @@ class LocalFleet:
         instance = await self._instance(step.place)
         if instance is not None:
             await self._drive(self._driver.destroy, step.place.gpu, instance.id)
+
+    async def complete(self, place: Place) -> None:
+        """Make the instance usable, where the driver has made it and then failed to."""
+        instance = await self._instance(place)
+        if instance is not None and not instance.complete:
+            await self._drive(self._driver.complete, place.gpu, instance.id)
 
     async def abandon(self, steps: Iterable[Step]) -> None:
         """Take back what `steps`, which are not done and will not be, have begun: seats of engines that never came up,

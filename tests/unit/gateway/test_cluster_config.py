@@ -9,9 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway.cli import app
-from gateway.cluster_config import check_for_cluster, differences, led_elsewhere
+from gateway.cluster_config import differences, led_elsewhere
 from gateway.config import Config
-from model_registry.errors import ConfigError
 from placement.errors import PlacementError
 from placement.locks import exclusive
 
@@ -38,7 +37,8 @@ def config(*, fleet: dict[str, Any] | None = None, state_dir: Path | None = None
             "fleet.layouts",
             "sliceway apply '/etc/my fleet.yaml' --layouts-only",
         ),
-        ({"partition": "planned"}, {}, "fleet.partition", "Name what they are to hold in `fleet.layouts`"),
+        ({"partition": "planned"}, {}, "fleet.partition", "sliceway apply '/etc/my fleet.yaml' --ray HOST:PORT"),
+        ({"reserve": {"1g.10gb": 1, "note": "x"}}, {}, "fleet.reserve", "--ray HOST:PORT"),
         ({"autoscale": {"repartition": "automatic"}}, {}, "fleet.autoscale.repartition", "add a node"),
         ({"autoscale": {"sleep": "sleep-mode"}}, {}, "fleet.autoscale.sleep", "Set `min: 1`"),
     ],
@@ -62,22 +62,14 @@ def test_what_does_not_count_is_said_with_what_to_do(
 )
 def test_what_counts_as_on_one_machine_is_not_mentioned(fleet: dict[str, Any] | None, model: dict[str, Any]) -> None:
     made = config(fleet=fleet, **model)
-    check_for_cluster(made)
     assert differences(made, PATH, local=True) == ()
 
 
 def test_who_leads_a_cluster_from_outside_is_told_that_the_fleet_is_nobodys() -> None:
     made = config(fleet={"discover": "cpu", "autoscale": {"cool_down": "5s"}})
     (said,) = differences(made, PATH, local=False)
-    assert "(not discover)" in said
+    assert "does not count here: discover" in said
     assert differences(config(fleet={"autoscale": {"cool_down": "5s"}}), PATH, local=False) == ()
-
-
-def test_slices_that_are_reserved_for_other_work_would_be_taken_so_that_is_refused() -> None:
-    with pytest.raises(ConfigError, match="slices are not reserved on a cluster") as refused:
-        check_for_cluster(config(fleet={"reserve": {"1g.10gb": 1, "note": "fine-tuning"}}))
-    assert refused.value.where == "fleet.reserve"
-    assert "fleet.slices" in str(refused.value.remedy)
 
 
 def test_a_machine_whose_replicas_the_head_seats_is_not_planned_beside_it(tmp_path: Path) -> None:

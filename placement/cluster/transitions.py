@@ -1,0 +1,185 @@
+"""The head's part in carrying out a plan: one transition at a time, what has to be written down of it, and what is left of it afterwards.
+
+What is left are the slices that were made for other work, which no replica gets, and the numbers of replicas that the plan has found
+for configured demands, which count for as long as the configuration is the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from model_registry.errors import SlicewayError
+from placement.assign import stem_of
+from placement.cluster.carrying import Carrying, Patience, Round, outcome_of
+from placement.cluster.cutting import CutOrder
+from placement.cluster.errors import NodeLost
+from placement.cluster.members import Seat
+from placement.errors import StalePlan
+from placement.schema import EngineConfig
+from placement.table import RoutingTable
+from placement.transition.journal import Record, public_record, record_of
+from placement.transition.steps import Step, Transition
+
+log = logging.getLogger(__name__)
+
+Cut = Callable[[str, CutOrder], Awaitable[None]]
+"""Node and order; returns when it is done, and raises where it cannot be."""
+
+_SLACK_SECONDS = 60.0
+
+
+class TransitionsJournal(BaseModel):
+    """What the next head has to know. `record` is a transition, the last one also when it is over; `counts` are replicas by pool."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    record: str = ""
+    allow_mode_change: bool = False
+    reserved: Mapping[str, str] = {}
+    counts: Mapping[str, int] = {}
+    counts_for: str = ""
+
+
+class Transitions:
+    """At most one is under way. `cut` tells a node to cut a GPU."""
+
+    def __init__(self, cut: Cut) -> None:
+        self._cut = cut
+        self._carrying: Carrying | None = None
+        self._journal = TransitionsJournal()
+        self._written: Record | None = None
+        self._asked: dict[int, asyncio.Task[None]] = {}
+
+    @property
+    def under_way(self) -> bool:
+        """Whether steps are being taken."""
+        return self._carrying is not None and not self._carrying.over
+
+    @property
+    def leaving(self) -> frozenset[str]:
+        """Replicas that get no new requests, because their turn to end has come."""
+        return self._carrying.leaving if self._carrying is not None else frozenset()
+
+    @property
+    def reserved(self) -> Mapping[str, str]:
+        """Notes of the slices for other work, by their names in the cluster."""
+        made = self._carrying.reserved if self._carrying is not None else {}
+        return {**self._journal.reserved, **made}
+
+    def counts(self, config: str) -> Mapping[str, int]:
+        """How many replicas pools have by the plan that was carried out for `config`; empty where none was."""
+        return self._journal.counts if self._journal.counts_for == digest(config) else {}
+
+    @property
+    def journal(self) -> TransitionsJournal:
+        """What is to be written down."""
+        record = self._carrying.record if self._carrying is not None else None
+        if record is not None and record is not self._written:
+            self._written = record
+            self._journal = self._journal.model_copy(
+                update={"record": json.dumps(public_record(record)), "reserved": dict(self.reserved)}
+            )
+        return self._journal
+
+    def restore(self, journal: TransitionsJournal, config: str) -> None:
+        """Go on where a head before this one was."""
+        self._journal, self._carrying = journal, None
+        if journal.record:
+            try:
+                record = record_of(json.loads(journal.record))
+            except (KeyError, TypeError, ValueError, SlicewayError) as error:
+                log.error("the record of a transition makes no sense, and is not gone on with: %s", error)
+                return
+            self._carrying = Carrying(record, _patience(config), allow_mode_change=journal.allow_mode_change)
+
+    def begin(
+        self,
+        transition: Transition,
+        at: datetime,
+        config: str,
+        reserved: Mapping[str, str],
+        *,
+        allow_mode_change: bool,
+    ) -> None:
+        """From the next round on. `reserved` are the slices for other work that there are. Raises StalePlan while another one is under way."""
+        if self._carrying is not None and self.under_way:
+            left, all_ = len(self._carrying.record.left), len(self._carrying.record.transition.steps)
+            raise StalePlan(
+                f"another transition is under way, {left} of {all_} steps are left",
+                remedy="Wait until it is over: sliceway node list shows how far it is; then plan again.",
+            )
+        counts = Counter(map(stem_of, transition.seats))
+        self._journal = TransitionsJournal(
+            allow_mode_change=allow_mode_change,
+            reserved=reserved,
+            counts=dict(sorted(counts.items())),
+            counts_for=transition.wanted,
+        )
+        self._asked = {}
+        self._carrying = Carrying(Record(transition, at), _patience(config), allow_mode_change=allow_mode_change)
+
+    def look(self, seats: Mapping[str, Seat], seen: Round) -> dict[str, Seat] | None:
+        """One round: the seats from here on; None where nothing is under way, from the round on in which it ends."""
+        if self._carrying is None or self._carrying.over:
+            return None
+        found = self._carrying.look(seats, seen)
+        if self._carrying.over:
+            record = self._carrying.record
+            log.info("a transition is over: %d of %d steps done", len(record.done), len(record.transition.steps))
+            if not record.finished:  # as many as the plan has found room for is no more than it was
+                self._journal = self._journal.model_copy(update={"counts": {}, "counts_for": ""})
+                self._written = None
+            return None
+        for step, node, order in self._carrying.cuts(frozenset(self._asked)):
+            self._asked[step.number] = asyncio.create_task(self._tell(self._carrying, step, node, order))
+        return found
+
+    async def _tell(self, carrying: Carrying, step: Step, node: str, order: CutOrder) -> None:
+        try:
+            await self._cut(node, order)
+        except SlicewayError as error:
+            carrying.answered(step, error)
+        except Exception as error:  # noqa: BLE001 - whatever keeps the node from it, it is not done
+            carrying.answered(step, NodeLost(f"{step}: {error or type(error).__name__}", where=node))
+        else:
+            carrying.answered(step, None)
+
+    def told(self, table: RoutingTable) -> None:
+        """`table` is what gateways are told."""
+        if self._carrying is not None and self.under_way:
+            self._carrying.told(table)
+
+    def as_public(self) -> dict[str, object] | None:
+        """How far the transition is, or how the last one ended; None if there was none."""
+        if self._carrying is None:
+            return None
+        carrying = self._carrying
+        return outcome_of(carrying.record) | {"under_way": self.under_way, "begun": carrying.begun}
+
+
+def digest(config: str) -> str:
+    """What tells one configuration from another."""
+    return hashlib.sha256(config.encode()).hexdigest()[:16]
+
+
+def kept(reserved: Mapping[str, str], slices: Collection[str], nodes: Collection[str]) -> dict[str, str]:
+    """The reservations whose `slices` are there, or on none of `nodes`, which have told theirs."""
+    return {key: note for key, note in reserved.items() if key in slices or key.partition("/")[0] not in nodes}
+
+
+def _patience(config: str) -> Patience:
+    """As the configuration's engines are given."""
+    try:
+        engine = EngineConfig.model_validate(json.loads(config).get("engine", {}))
+    except (ValueError, ValidationError):
+        return Patience()
+    ending = engine.drain_timeout_seconds + engine.stop_timeout_seconds
+    return Patience(engine.start_timeout_seconds + _SLACK_SECONDS, ending + _SLACK_SECONDS)

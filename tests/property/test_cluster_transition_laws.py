@@ -1,0 +1,446 @@
+"""Whatever two plans for a cluster: the head carries one out after the other, is killed at any round, and no promise is broken on the way.
+
+Nodes are dictionaries with drivers in memory. Gateways hear of a table late, each in its own round; an engine that is ended while any of
+them still sends requests to it would fail some.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from model_registry.catalogue import load_catalogue
+from model_registry.geometry import Placement
+from model_registry.model import SliceFit
+from model_registry.schema import ModelConfig
+from placement.cluster.cutting import CutOrder, cut
+from placement.cluster.errors import NodeLost
+from placement.cluster.head import ClusterGoal, Head, Hold
+from placement.cluster.members import NodeOrder, NodeReport, Owner, Seat, Versions, Word, slice_key
+from placement.cluster.survey import NodeGpus, Survey, fleet_of, layouts_of
+from placement.cluster.testing import FakeDriver, made_gpu
+from placement.cluster.transitions import digest
+from placement.demanded import model_of
+from placement.errors import SliceInUse, StalePlan
+from placement.gpu_slices import slices_of
+from placement.planner.plan import plan
+from placement.planner.types import Constraints, FleetPlan, ModelDemand, Option, Problem, Reservation
+from placement.policy import PlanningConfig
+from placement.slices import Slice
+from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow
+from placement.testing import FakeClock
+from placement.transition.planning import plan_transition
+from placement.transition.steps import Transition
+
+GIB = 2**30
+VERSIONS = Versions(sliceway="1", python="3.11", ray="2.60.0")
+PRODUCT = load_catalogue().product("a30").name
+PROFILES = ("1g.6gb", "2g.12gb", "4g.24gb")
+MODELS = ("chat", "code")
+
+
+@dataclass
+class FakeNode:
+    """A node whose controller takes a round to have an engine serve."""
+
+    driver: FakeDriver
+    up: bool = True
+    seats: dict[str, str] = field(default_factory=dict)
+    running: dict[str, str] = field(default_factory=dict)
+    ready: set[str] = field(default_factory=set)
+    broken: frozenset[str] = frozenset()
+    cutting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    table: RoutingTable = field(default_factory=lambda: RoutingTable(generation=0))  # as its gateway knows it
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        return tuple(s for gpu in self.driver.gpus for s in slices_of(gpu))
+
+    def obey(self) -> None:
+        """Run the seats, end the rest."""
+        self.ready |= {r for r in self.running if r in self.seats}
+        self.running = {r: s for r, s in self.seats.items() if s in {one.id for one in self.slices}}
+        self.ready &= set(self.running)
+
+    def state(self, replica: str) -> ReplicaState:
+        if replica in self.broken:
+            return ReplicaState.FAILED
+        return ReplicaState.READY if replica in self.ready else ReplicaState.STARTING
+
+
+@dataclass
+class FakeNodes:
+    nodes: dict[str, FakeNode]
+    held_by: dict[str, Seat] = field(default_factory=dict)
+    cutting: int = 0
+    cuts: list[CutOrder] = field(default_factory=list)
+    generation: int = 0
+
+    def _up(self, node: str) -> FakeNode:
+        if not self.nodes[node].up:
+            raise NodeLost(node)
+        return self.nodes[node]
+
+    async def names(self) -> Sequence[str]:
+        return sorted(self.nodes)
+
+    async def report(self, node: str, known: str, wait_seconds: float) -> Word:
+        its = self._up(node)
+        rows = tuple(
+            ReplicaRow(
+                replica=replica,
+                model=model_of(replica),
+                engine_model="m",
+                endpoint="http://10.0.0.1:1",
+                slice=SliceRow(id=slice_id, kind="mig"),
+                state=its.state(replica),
+            )
+            for replica, slice_id in its.running.items()
+        )
+        report = NodeReport(
+            node=node,
+            address="10.0.0.1",
+            versions=VERSIONS,
+            boot="b",
+            slices=its.slices,
+            table=RoutingTable(generation=1, replicas=rows),
+            running=its.running,
+            generation=its.table.generation,
+        )
+        return Word(report=report)
+
+    async def order(self, node: str, order: NodeOrder) -> None:
+        self._up(node).seats = dict(order.seats)
+
+    async def gpus(self, node: str) -> NodeGpus:
+        return NodeGpus(gpus=self._up(node).driver.observe())
+
+    async def cut(self, node: str, order: CutOrder) -> None:
+        known = self._up(node)
+        self.cutting += 1
+        self.cuts.append(order)
+        try:
+            async with known.cutting:  # as an agent does: the head that is killed may have asked for the same
+                taken = {*known.seats.values(), *known.running.values()}
+                with tempfile.TemporaryDirectory() as directory:
+                    await cut(known.driver, order, taken, Path(directory))
+        finally:
+            self.cutting -= 1
+
+    async def hold(self, seat: Seat) -> Hold:
+        rivals = [s for r, s in self.held_by.items() if s.key == seat.key and r != seat.replica]
+        if rivals:
+            return Hold(seat, waits_for=f"{rivals[0].replica}")
+        self.held_by[seat.replica] = seat
+        return Hold(seat, owner=Owner(pid=1, start_ticks=1, boot_id="x"))
+
+    async def let_go(self, replica: str) -> None:
+        self.held_by.pop(replica, None)
+
+    async def held(self) -> Mapping[str, Seat]:
+        return dict(self.held_by)
+
+
+@dataclass
+class FakeStore:
+    journal: bytes | None = None
+
+    async def load(self) -> bytes | None:
+        return self.journal
+
+    async def save(self, journal: bytes) -> None:
+        self.journal = journal
+
+
+def goal_of(replicas: Mapping[str, int], profiles: Mapping[str, tuple[str, ...]]) -> ClusterGoal:
+    models = [ModelConfig(name=m, source="org/x", replicas=n, profiles=profiles[m]) for m, n in replicas.items() if n]
+
+    def fit_on(_: str, target: Slice) -> SliceFit:
+        return SliceFit(True, "fits", target.memory_bytes, 0, 0, 0, 8192, GIB)
+
+    config = f"{sorted(replicas.items())}"
+    return ClusterGoal(config, models, tuple(ModelRow(name=m.name) for m in models), fit_on)
+
+
+def demands_of(replicas: Mapping[str, int], profiles: Mapping[str, tuple[str, ...]]) -> tuple[ModelDemand, ...]:
+    return tuple(
+        ModelDemand(m, m, tuple(Option(PRODUCT, p) for p in profiles[m]), replicas=n) for m, n in replicas.items() if n
+    )
+
+
+class Cluster:
+    """Nodes, a head that may be killed, and the laws, which are looked at in every round."""
+
+    def __init__(self, nodes: Iterable[str], gpus: int, seed: int) -> None:
+        self.nodes = FakeNodes({n: FakeNode(FakeDriver(tuple(made_gpu(i, "a30") for i in range(gpus)))) for n in nodes})
+        self.store, self.clock, self.random = FakeStore(), FakeClock(), Random(seed)
+        self.goal = goal_of({}, {})
+        self.head = self._new()
+        self.told: list[RoutingTable] = []
+        self.guaranteed: Mapping[str, float] = {}
+        self.carrying = False
+
+    def _new(self) -> Head:
+        return Head(self.nodes, self.store, self.clock, VERSIONS, secret="s")
+
+    async def kill(self) -> None:
+        self.head = self._new()
+        if (await self.head.restore()).config:
+            self.head.aim(self.goal)
+
+    async def round(self) -> None:
+        await self.head.step()
+        while self.nodes.cutting:  # noqa: ASYNC110 - a driver's calls are in threads
+            await asyncio.sleep(0)
+        news = await self.head.next_broadcast("", 0, timeout_seconds=0.001)
+        if news is not None:
+            self.told.append(news.table)
+        self._controllers()
+        for node in self.nodes.nodes.values():  # gateways hear of it some time
+            if self.told and self.random.random() < 0.6:
+                node.table = self.told[-1]
+        self._look()
+        await self.clock.sleep(0.5)
+
+    def _controllers(self) -> None:
+        """Every controller does as it was told. Nothing is ended that a gateway sends requests to."""
+        for name, node in self.nodes.nodes.items():
+            before = {r: s for r, s in node.running.items() if r in node.ready}
+            if node.up:
+                node.obey()
+            for replica, slice_id in before.items():
+                if self.carrying and node.running.get(replica) != slice_id:
+                    assert not self._asked(replica, slice_key(name, slice_id)), (
+                        f"{replica} was ended while it was asked"
+                    )
+            starting = [s.rpartition("/")[0] for r, s in node.running.items() if r not in node.ready]
+            assert not self.carrying or len(starting) == len(set(starting)), "two engines start on one GPU"
+
+    def _asked(self, replica: str, key: str) -> bool:
+        tables = [n.table for n in self.nodes.nodes.values() if n.up]
+        return any(
+            row.replica == replica and row.slice.id == key and row.state is ReplicaState.READY
+            for table in tables
+            for row in table.replicas
+        )
+
+    def _look(self) -> None:
+        """What gateways may ask and what serves is never less than what is guaranteed."""
+        if not self.carrying or not self.told:
+            return
+        serves: dict[str, float] = {}
+        for row in self.told[-1].replicas:
+            node, _, slice_id = row.slice.id.partition("/")
+            there = self.nodes.nodes[node]
+            if (
+                row.state is ReplicaState.READY
+                and row.replica in there.ready
+                and there.running[row.replica] == slice_id
+            ):
+                serves[row.model] = serves.get(row.model, 0.0) + 1.0
+        for model, least in self.guaranteed.items():
+            assert serves.get(model, 0.0) >= least - 1e-9, f"{model} serves {serves.get(model, 0.0)} of {least}"
+
+    async def settle(self) -> None:
+        """Until nothing changes any more."""
+        for _ in range(60):
+            await self.round()
+            status = self.head.status()
+            states = {r["state"] for r in status["replicas"]}  # type: ignore[attr-defined]
+            known = {n.table.generation for n in self.nodes.nodes.values() if n.up}
+            if states <= {"ready"} and known == {self.told[-1].generation if self.told else 0} and self._quiet():
+                return
+
+    def _quiet(self) -> bool:
+        return all(n.seats == n.running and set(n.running) == n.ready for n in self.nodes.nodes.values() if n.up)
+
+    async def planned(self, demands: Sequence[ModelDemand], limits: Constraints) -> tuple[Survey, FleetPlan]:
+        survey = await self.head.survey()
+        fleet = fleet_of(survey, layouts_of(survey, ()), PlanningConfig(), (), recut=True)
+        return survey, plan(Problem(fleet, tuple(demands), limits))
+
+    async def transition(self, demands: Sequence[ModelDemand], limits: Constraints) -> Transition:
+        survey, found = await self.planned(demands, limits)
+        steps = plan_transition(found, demands, allow_dip=True)
+        return replace(steps, fingerprint=survey.fingerprint, wanted=digest(self.goal.config))
+
+    async def carry_out(self, transition: Transition, kills: frozenset[int]) -> Mapping[str, object]:
+        dips = {d.demand: d.lowest for d in transition.dips}
+        await self.head.carry_out(transition)
+        self.guaranteed = {d: dips.get(d, least) for d, least in transition.guaranteed.items()}
+        self.carrying = True
+        for number in range(80 + 12 * len(transition.steps)):
+            if number in kills:
+                await self.kill()
+            await self.round()
+            outcome = self.head.status()["transition"]
+            assert isinstance(outcome, dict)
+            if not outcome["under_way"] and self.head.status()["nodes"]:
+                self.carrying = False
+                return outcome
+        raise AssertionError(f"it does not end: {outcome}")
+
+
+REPLICAS = st.fixed_dictionaries({m: st.integers(0, 3) for m in MODELS})
+ACCEPTED = st.fixed_dictionaries({m: st.sampled_from([(p,) for p in PROFILES[:2]] + [PROFILES[:2]]) for m in MODELS})
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    first=REPLICAS,
+    second=REPLICAS,
+    accepted=st.tuples(ACCEPTED, ACCEPTED),
+    gpus=st.integers(1, 2),
+    reserve=st.booleans(),
+    kills=st.frozensets(st.integers(0, 30), max_size=4),
+    seed=st.integers(0, 999),
+)
+def test_two_plans_one_after_the_other(
+    first: dict[str, int],
+    second: dict[str, int],
+    accepted: tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]],
+    gpus: int,
+    reserve: bool,
+    kills: frozenset[int],
+    seed: int,
+) -> None:
+    async def play() -> None:
+        cluster = Cluster(("a", "b"), gpus, seed)
+        limits = Constraints((Reservation("1g.6gb", 1, "other work"),) if reserve else ())
+        for replicas, profiles in ((first, accepted[0]), (second, accepted[1])):
+            cluster.goal = goal_of(replicas, profiles)
+            await cluster.head.take_over(cluster.goal)
+            await cluster.settle()
+            demands = demands_of(replicas, profiles)
+            transition = await cluster.transition(demands, limits)
+            outcome = await cluster.carry_out(transition, kills)
+            assert outcome["ok"], outcome["error"]
+            await cluster.settle()
+            _, again = await cluster.planned(demands, limits)
+            assert not again.changed, [g for g in again.gpus if g.changes or any(s.change != "keep" for s in g.slices)]
+            event(f"{min(4, len(transition.steps) // 4)}: steps by four")
+
+    asyncio.run(play())
+
+
+ONE = {"chat": ("1g.6gb",), "code": ("2g.12gb",)}
+NO_LIMITS = Constraints()
+
+
+async def serving(replicas: Mapping[str, int], limits: Constraints = NO_LIMITS) -> Cluster:
+    """Two nodes of one GPU each, cut for so many replicas, which serve."""
+    cluster = Cluster(("a", "b"), 1, seed=1)
+    cluster.goal = goal_of(replicas, ONE)
+    await cluster.head.take_over(cluster.goal)
+    await cluster.settle()
+    outcome = await cluster.carry_out(await cluster.transition(demands_of(replicas, ONE), limits), frozenset())
+    assert outcome["ok"]
+    await cluster.settle()
+    return cluster
+
+
+async def aimed(cluster: Cluster, replicas: Mapping[str, int]) -> Transition:
+    """The transition to so many, which the head works towards by now."""
+    cluster.goal = goal_of(replicas, ONE)
+    await cluster.head.take_over(cluster.goal)
+    await cluster.settle()
+    return await cluster.transition(demands_of(replicas, ONE), NO_LIMITS)
+
+
+def replicas_of(cluster: Cluster) -> dict[str, str]:
+    rows = cluster.head.status()["replicas"]
+    return {row["replica"]: row["state"] for row in rows}  # type: ignore[attr-defined]
+
+
+async def test_a_plan_is_refused_where_anything_is_another_since() -> None:
+    cluster = await serving({"chat": 1})
+    transition = await aimed(cluster, {"chat": 2, "code": 1})
+    for other in (replace(transition, fingerprint="x"), replace(transition, wanted="x")):
+        with pytest.raises(StalePlan, match="since the plan was made"):
+            await cluster.head.carry_out(other)
+    cluster.nodes.nodes["b"].driver.create("GPU-0", Placement(0, "1g.6gb"))
+    with pytest.raises(StalePlan, match="since the plan was made"):
+        await cluster.head.carry_out(transition)
+    assert cluster.nodes.nodes["a"].ready == {"chat-0"}
+
+
+async def test_one_at_a_time() -> None:
+    cluster = await serving({"chat": 1})
+    transition = await aimed(cluster, {"chat": 2})
+    await cluster.head.carry_out(transition)
+    with pytest.raises(StalePlan, match="another transition is under way, 3 of 3 steps are left"):
+        await cluster.head.carry_out(transition)
+
+
+async def test_an_engine_that_fails_stops_it_with_everything_else_serving() -> None:
+    cluster = await serving({"chat": 1})
+    transition = await aimed(cluster, {"chat": 1, "code": 1})
+    for node in cluster.nodes.nodes.values():
+        node.broken = frozenset({"code-0"})
+    outcome = await cluster.carry_out(transition, frozenset())
+    assert not outcome["ok"]
+    assert "code-0 failed" in str(outcome["error"])
+    assert [s["action"] for s in outcome["done"]] == ["create"]  # type: ignore[attr-defined]
+    for _ in range(10):
+        await cluster.round()
+    assert replicas_of(cluster)["chat-0"] == "ready"
+
+
+async def test_a_node_that_is_lost_ends_it_and_its_replicas_are_seated_elsewhere() -> None:
+    cluster = await serving({"chat": 2})
+    cluster.nodes.nodes["b"].driver.create("GPU-0", Placement(0, "1g.6gb"))  # room that nobody uses yet
+    cluster.nodes.nodes["b"].driver.create("GPU-0", Placement(1, "1g.6gb"))
+    await cluster.settle()
+    transition = await aimed(cluster, {"chat": 2, "code": 1})
+    await cluster.head.carry_out(transition)
+    cluster.nodes.nodes["a"].up = False
+    for _ in range(40):
+        await cluster.round()
+    outcome = cluster.head.status()["transition"]
+    assert isinstance(outcome, dict)
+    assert not outcome["under_way"]
+    assert outcome["error"]["code"] == "node_lost"
+    assert cluster.nodes.nodes["b"].ready >= {"chat-0", "chat-1"}
+
+
+async def test_another_configuration_ends_it() -> None:
+    cluster = await serving({"chat": 1})
+    transition = await aimed(cluster, {"chat": 3})
+    await cluster.head.carry_out(transition)
+    await cluster.round()
+    cluster.goal = goal_of({"chat": 2}, ONE)
+    await cluster.head.take_over(cluster.goal)
+    await cluster.round()
+    outcome = cluster.head.status()["transition"]
+    assert isinstance(outcome, dict)
+    assert "another configuration" in outcome["error"]["message"]
+    assert replicas_of(cluster)["chat-0"] == "ready"
+
+
+async def test_nobody_is_seated_on_a_slice_for_other_work_also_after_the_head_was_killed() -> None:
+    cluster = await serving({"chat": 1}, Constraints((Reservation("1g.6gb", 2, "tuning"),)))
+    await cluster.kill()
+    cluster.goal = goal_of({"chat": 3}, ONE)
+    await cluster.head.take_over(cluster.goal)
+    for _ in range(20):
+        await cluster.round()
+    assert len(cluster.head.status()["unplaced"]) == 2  # type: ignore[arg-type]
+    survey = await cluster.head.survey()
+    assert sorted(survey.reserved.values()) == ["tuning", "tuning"]
+    assert not {now.seat.key for now in survey.replicas.values()} & set(survey.reserved)
+
+
+async def test_a_node_cuts_nothing_that_an_engine_is_on() -> None:
+    cluster = await serving({"chat": 1})
+    (seat,) = [now.seat for now in (await cluster.head.survey()).replicas.values()]
+    order = CutOrder(gpu="GPU-0", slice=seat.slice_id.partition("/")[2], there=False)
+    with pytest.raises(SliceInUse, match="an engine is on it"):
+        await cluster.nodes.cut(seat.node, order)

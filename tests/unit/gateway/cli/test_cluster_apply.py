@@ -1,0 +1,152 @@
+"""`sliceway apply CONFIG --ray`: what is refused before anything happens, and what is shown of what the head does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from gateway.cli import app, cluster_apply
+from gateway.cli.cluster_apply import follow
+from gateway.cluster_planning import config_text
+from gateway.config import Config
+from model_registry.errors import ConfigError
+from placement.cluster.errors import ClusterUnreachable
+from placement.cluster.survey import Survey, SurveyedNode
+from placement.cluster.testing import made_gpu
+from placement.errors import StalePlan, TransitionBlocked
+from placement.transition import Place, Step
+
+MODELS = Path(__file__).parents[4] / "configs" / "examples" / "models"
+STEPS = tuple(
+    Step(n, kind, Place.parse("a/GPU-0/1g.10gb@0"), "small-0", "small")  # type: ignore[arg-type]
+    for n, kind in enumerate(("create", "start", "check"))
+)
+
+
+def told(done: int, *, begun: tuple[int, ...] = (), error: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the head tells when so many steps are done."""
+    return {
+        "ok": done == len(STEPS),
+        "done": [s.as_public() for s in STEPS[:done]],
+        "not_done": [s.as_public() for s in STEPS[done:]],
+        "failed": STEPS[done].as_public() if error else None,
+        "error": error,
+        "under_way": done < len(STEPS) and not error,
+        "begun": list(begun),
+    }
+
+
+def test_every_step_is_shown_once_also_those_that_nobody_saw_begin() -> None:
+    shown: list[str] = []
+    heard = [told(0, begun=(0,)), told(0, begun=(0,)), None, told(2, begun=(2,)), told(3)]
+    outcome = follow(iter(heard), lambda step, what: shown.append(f"{what} {step.kind}"))
+    assert shown == ["begun create", "begun start", "begun check"]
+    assert outcome.ok
+
+
+def test_what_stopped_it_is_told() -> None:
+    shown: list[str] = []
+    error = {"code": "x", "message": "small-0 failed: no memory", "where": "a", "remedy": "less"}
+    outcome = follow(iter([told(1, begun=(1,)), told(1, error=error)]), lambda step, what: shown.append(what))
+    assert shown == ["begun", "begun", "failed"]
+    assert not outcome.ok
+    assert str(outcome.error) == "a: small-0 failed: no memory\nless"
+    assert [s.kind for s in outcome.not_done] == ["start", "check"]
+
+
+def test_a_head_that_is_silent_is_waited_for_and_then_given_up() -> None:
+    now = iter(range(0, 10_000, 60))
+
+    def silent() -> Iterator[Mapping[str, Any] | None]:
+        while True:
+            yield None
+
+    with pytest.raises(ClusterUnreachable, match="does not tell how far it is"):
+        follow(silent(), lambda *_: None, monotonic=lambda: float(next(now)))
+
+
+def config(replicas: int = 1, **fleet: Any) -> Config:
+    model = {
+        "name": "small",
+        "source": "Qwen/Qwen3-0.6B",
+        "metadata": str(MODELS / "Qwen--Qwen3-0.6B.json"),
+        "max_model_len": 4096,
+        "replicas": replicas,
+    }
+    tenants = [{"name": "acme", "models": "all"}]
+    return Config.model_validate(
+        {"version": "v1", "fleet": {"partition": "planned"} | fleet, "models": [model], "tenants": tenants}
+    )
+
+
+@pytest.fixture
+def head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A cluster of one bare GPU that works by `known`; what the head is told is kept in `begun`."""
+
+    class Head:
+        path = tmp_path / "sliceway.yaml"
+        known = config()
+        begun: list[bool]
+
+        def survey(self, *_: object) -> Survey:
+            return Survey(nodes=(SurveyedNode(node="a", gpus=(made_gpu(0),)),), config=config_text(self.known))
+
+        def apply(self, asked: Config, *words: str) -> Any:
+            self.path.write_text(config_text(asked), encoding="utf-8")
+            return CliRunner().invoke(app, ["apply", str(self.path), "--ray", "h:1", *words], catch_exceptions=False)
+
+    found = Head()
+    found.begun = []
+    monkeypatch.setattr(cluster_apply, "survey_of", found.survey)
+    monkeypatch.setattr(cluster_apply, "_begin", lambda *_, allow_mode_change: found.begun.append(allow_mode_change))
+    monkeypatch.setattr(cluster_apply, "_told", lambda _: iter([told(3)]))
+    return found
+
+
+def test_it_begins_and_says_what_was_done(head: Any) -> None:
+    done = head.apply(config(), "--json")
+    assert done.exit_code == 0
+    found = json.loads(done.stdout)
+    assert (found["ok"], found["changed"], found["simulated"]) == (True, True, True)
+    assert [s["action"] for s in found["fleet"]["done"]] == ["create", "start", "check"]
+    assert head.begun == [False]
+    shown = head.apply(config(), "--allow-mode-change").output
+    assert "as planned: 3 steps done" in shown
+    assert "create a GPU 0 1g.10gb@0" in shown
+    assert head.begun == [False, True]
+
+
+def test_another_configuration_than_the_heads_is_refused(head: Any) -> None:
+    with pytest.raises(StalePlan, match="works by another configuration"):
+        head.apply(config(replicas=2))
+    assert head.begun == []
+
+
+def test_layouts_are_to_be_cut_before(head: Any) -> None:
+    with pytest.raises(ConfigError, match=r"a GPU 0 .* is not cut as"):
+        head.apply(config(layouts=[{"layout": ["1g.10gb"]}]))
+    assert head.begun == []
+
+
+@pytest.mark.parametrize(
+    "words", [("--drain",), ("--plan", "x.json"), ("--layouts-only",), ("--simulate", "h100-sxm:1")]
+)
+def test_what_means_nothing_on_a_cluster_is_refused(head: Any, words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="a cluster's"):
+        head.apply(config(), *words)
+    assert head.begun == []
+
+
+def test_without_a_safe_order_it_is_refused(head: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def blocked(*_: object, **__: object) -> Any:
+        raise TransitionBlocked("small would fall below")
+
+    monkeypatch.setattr("gateway.planning.plan_transition", blocked)
+    with pytest.raises(TransitionBlocked):
+        head.apply(config())
+    assert head.begun == []
