@@ -32,6 +32,8 @@ from placement.workload.measured import Measured
 from placement.workload.options import needed, whole_card
 
 _MOST_CARDS = 10_000
+_MOST_TIDIED = 64
+"""On so many cards a plan is made in a moment; of larger purchases the slices are those that were priced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +169,12 @@ def capacity(
     rules = replace(constraints or Constraints(), max_layout_changes=None)
     kinds = [tuple(cards)] if len(cards) == 1 else [tuple(cards), *((card,) for card in cards)]
     purchases = [_purchase(work.demands, kind, prices, rules, limits) for kind in kinds]
-    best = min(purchases, key=_rank)
+    cheapest = min(purchases, key=_rank)
+    best = _tidied(cheapest, work.demands, rules, limits)
     costs = costs_of_demands(best.plan)
     return Capacity(
         best=best,
-        others=tuple(p for p in purchases if p is not best),
+        others=tuple(p for p in purchases if p is not cheapest),
         models=tuple(
             _model_cost(d, work.models[d.model], best, costs, cards, prices, rules, measured) for d in work.demands
         ),
@@ -209,6 +212,23 @@ def _purchase(
     found = plan(Problem(tuple(gpus), tuple(demands), constraints, order), limits)
     used = Counter(g.gpu.product for g in found.gpus if g.used)
     return Purchase(tuple(c.name for c in cards), dict(sorted(used.items())), found.price_per_hour, found)
+
+
+def _tidied(
+    bought: Purchase, demands: Sequence[ModelDemand], constraints: Constraints, limits: Limits | None
+) -> Purchase:
+    """The same cards with the slices that a plan on them chooses, which minds what is left over as well. What is proven of
+    the purchase stays so.
+    """
+    cards = tuple(g.gpu for g in bought.plan.gpus if g.used)
+    if not bought.meets_all or not 0 < len(cards) <= _MOST_TIDIED:
+        return bought
+    found = plan(Problem(cards, tuple(demands), constraints), limits)
+    if found.unmet or found.price_per_hour > bought.cost_per_hour + 1e-9:
+        return bought
+    settled = [x for x in bought.plan.levels if x.objective in (Objective.DEMAND, Objective.PRICE)]
+    rest = [x for x in found.levels if x.objective not in (Objective.DEMAND, Objective.PRICE)]
+    return replace(bought, plan=replace(found, levels=(*settled, *rest)))
 
 
 def _enough(demands: Sequence[ModelDemand], card: Card, constraints: Constraints) -> int:

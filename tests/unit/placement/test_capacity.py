@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from model_registry.catalogue import load_catalogue
 from model_registry.schema import ModelConfig
 from placement.capacity import capacity, costs_of_demands, costs_of_tenants
-from placement.planner.types import Constraints, ModelDemand, Option, Reservation
+from placement.planner.plan import plan
+from placement.planner.types import Constraints, FleetGpu, ModelDemand, Option, Problem, Reservation
 from placement.workload import Card, ModelChoices, Tenant, Workload
 
 CATALOGUE = load_catalogue()
@@ -46,6 +49,19 @@ def test_the_cheapest_mix_is_chosen_and_every_kind_alone_is_told() -> None:
     assert dict(found.best.gpus) == {A100.name: 1, H100.name: 1}
     assert found.best.cost_per_hour == 3.5
     assert sorted(p.cost_per_hour for p in found.others) == [4.0, 5.0]
+
+
+@pytest.mark.parametrize(("replicas", "other"), [(1, "1g.10gb"), (2, "2g.20gb"), (3, "3g.40gb"), (4, "1g.20gb")])
+def test_of_slices_that_cost_the_same_it_names_those_of_the_plan(replicas: int, other: str) -> None:
+    either = tuple(Option(A100.name, profile) for profile in ("1g.10gb", "1g.20gb"))
+    demands = (ModelDemand("chat", "chat", either, replicas=replicas), small("code", 1, profile=other))
+    found = capacity(work(*demands), [A100], PRICES)
+    assert (found.best.gpus, found.best.proven) == ({A100.name: 1}, True)
+    made = plan(Problem((FleetGpu("a", A100.name, A100.geometry),), demands))
+    slices = [(s.demand, f"{s.placement.profile} on {A100.name}") for g in made.gpus for s in g.slices]
+    assert {m.demand: m.places for m in found.models} == {
+        name: dict(Counter(place for demand, place in slices if demand == name)) for name in ("chat", "code")
+    }
 
 
 @pytest.mark.parametrize(("headroom", "cards"), [(0.0, 2), (0.6, 4)])
