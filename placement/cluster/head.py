@@ -224,7 +224,11 @@ class Head:
                 await self._clock.sleep(PAUSE_SECONDS)
                 await self._watch.stirred(STEP_SECONDS - PAUSE_SECONDS)
         finally:
-            self._watch.stop()
+            self.stop()
+
+    def stop(self) -> None:
+        """Ask nobody any more."""
+        self._watch.stop()
 
     async def step(self) -> None:
         """Look at every node, decide the seats, have the slices held, tell the nodes, publish the table."""
