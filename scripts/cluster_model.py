@@ -19,6 +19,7 @@ import json
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,7 +30,8 @@ from model_registry.schema import ModelConfig
 from placement.cluster.change import broadcast_of
 from placement.cluster.head import LOST_AFTER_SECONDS, PAUSE_SECONDS, STEP_SECONDS, ClusterGoal, Head, Hold
 from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions, Word
-from placement.cluster.node import CHECK_SECONDS, POLL_SECONDS
+from placement.cluster.node import CHECK_SECONDS, POLL_SECONDS, RELAY_SECONDS
+from placement.cluster.relays import relay_for, relays_of
 from placement.cluster.seating import seat_replicas
 from placement.cluster.survey import NodeGpus
 from placement.cluster.watching import ALIVE_SECONDS
@@ -74,8 +76,17 @@ class Prices:
 
     def standing(self, nodes: int) -> float:
         """The part of a core that this takes while nothing changes."""
-        asked = nodes / (ALIVE_SECONDS + STEP_SECONDS / 2)
-        return asked * self.ask + nodes / POLL_SECONDS * self.tell
+        relays = len(_relays(nodes))
+        asked, asking = nodes / (ALIVE_SECONDS + STEP_SECONDS / 2), relays / RELAY_SECONDS or nodes / POLL_SECONDS
+        return asked * self.ask + asking * self.tell
+
+    def telling(self, nodes: int) -> tuple[float, float]:
+        """How long the head is busy with it, and after that a relay; 0 where there are none."""
+        relays = _relays(nodes)
+        if not relays:
+            return nodes * self.tell, 0.0
+        asked = Counter(relay_for(node, relays) for node in _names(nodes))
+        return len(relays) * self.tell, max(asked[relay] for relay in relays) * self.tell
 
 
 @dataclass(frozen=True)
@@ -196,11 +207,18 @@ async def _spent(head: Head) -> float:
     return time.process_time() - began
 
 
+def _names(nodes: int) -> list[str]:
+    return [f"node-{number:04}" for number in range(nodes)]
+
+
+def _relays(nodes: int) -> tuple[str, ...]:
+    return relays_of(_names(nodes))
+
+
 def reports(nodes: int, slices: int) -> dict[str, NodeReport]:
     """Nodes that run a replica on every slice."""
     made = {}
-    for number in range(nodes):
-        name = f"node-{number:04}"
+    for number, name in enumerate(_names(nodes)):
         own = tuple(
             Slice(
                 f"GPU-{number:04}-{i // 7}/1g.10gb@{i % 7}",
@@ -304,15 +322,18 @@ def _fits(_: str, target: Slice) -> SliceFit:
 
 
 def load(costs: Costs, prices: Prices, *, changes_per_second: float) -> Load:
-    """The model. A node sees its change at the next look, the head when its pause ends, makes the change of the table once, and tells one
-    node after another. A change is of one node, and each has a round of its own.
+    """The model. A node sees its change at the next look, the head when its pause ends; it makes the change of the table once, tells one
+    node after another, or the relays, and each of those its own. A change is of one node, and each has a round of its own.
     """
-    told = costs.change + costs.nodes * prices.tell
+    telling, passing_on = prices.telling(costs.nodes)
+    told = costs.change + telling
     of_change = prices.ask + costs.report + costs.round_changed + told
+    if passing_on:
+        passing_on += costs.apply + costs.change
     still = prices.standing(costs.nodes) + costs.round / (STEP_SECONDS + costs.round)
     reading = costs.gateway_read + costs.gateway_routes
-    change = CHECK_SECONDS + PAUSE_SECONDS + of_change + costs.apply + GATEWAY_POLL_SECONDS + reading
-    notice = LOST_AFTER_SECONDS + STEP_SECONDS + costs.round_changed + costs.seat_lost + told
+    change = CHECK_SECONDS + PAUSE_SECONDS + of_change + passing_on + costs.apply + GATEWAY_POLL_SECONDS + reading
+    notice = LOST_AFTER_SECONDS + STEP_SECONDS + costs.round_changed + costs.seat_lost + told + passing_on
     gateway = min(changes_per_second, 1 / GATEWAY_POLL_SECONDS) * reading
     return Load(still + changes_per_second * of_change, still, change, notice, gateway)
 
@@ -413,7 +434,7 @@ def main() -> int:
         else:
             out.write(
                 f"{size:>6} {costs.replicas:>8} {costs.table_bytes / 2**20:>6.2f} MB {costs.change_bytes:>5} B | "
-                f"{costs.round:>7.3f} {costs.round_changed:>7.3f} {costs.change + size * prices.tell:>7.3f} {costs.apply:>7.3f} | "
+                f"{costs.round:>7.3f} {costs.round_changed:>7.3f} {costs.change + sum(prices.telling(size)):>7.3f} {costs.apply:>7.3f} | "
                 f"{costs.seat_lost:>7.3f} {costs.seat_first:>7.3f} {costs.seat_short:>7.3f} | "
                 f"{found.head:>5.0%} {found.head_still:>5.0%} {found.change_seconds:>9.2f}s {found.notice_seconds:>5.1f}s "
                 f"{found.gateway:>7.0%}\n"

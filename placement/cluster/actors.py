@@ -253,6 +253,22 @@ async def _named(prefix: str) -> list[str]:
     return [a["name"] for a in everyone if a["namespace"] == NAMESPACE and a["name"].startswith(prefix)]
 
 
+class _Texts:
+    """The JSON of what is told, made once for all who are told the same."""
+
+    def __init__(self) -> None:
+        self._made: deque[tuple[Broadcast | News, str]] = deque(maxlen=8)
+
+    def of(self, news: Broadcast | News) -> str:
+        """As JSON."""
+        for known, text in self._made:
+            if known is news:
+                return text
+        text = news.model_dump_json()
+        self._made.append((news, text))
+        return text
+
+
 class HeadActor:
     """The head, in the cluster."""
 
@@ -260,7 +276,7 @@ class HeadActor:
         logging.basicConfig(level=logging.INFO)
         self._head = Head(RayNodes(), RayStore(), SystemClock(), Versions.model_validate_json(versions), secret=secret)
         self._created = created
-        self._told: deque[tuple[Broadcast | News, str]] = deque(maxlen=8)
+        self._texts = _Texts()
         self._lead = Lead()
         self._begin = asyncio.Lock()
         self._rounds: asyncio.Task[None] | None = None
@@ -285,22 +301,13 @@ class HeadActor:
         """As `Head.next_broadcast`, as JSON: what agents of earlier versions ask for."""
         await self._begun()
         news = await self._head.next_broadcast(head, after, timeout_seconds=timeout_seconds)
-        return self._as_json(news) if news else None
+        return self._texts.of(news) if news else None
 
     async def next_news(self, head: str, after: int, timeout_seconds: float, boot: str) -> str | None:
         """As `Head.next_news`, as JSON."""
         await self._begun()
         news = await self._head.next_news(head, after, timeout_seconds=timeout_seconds, boot=boot)
-        return self._as_json(news) if news else None
-
-    def _as_json(self, news: Broadcast | News) -> str:
-        """The same text for every node that is told the same."""
-        for known, text in self._told:
-            if known is news:
-                return text
-        text = news.model_dump_json()
-        self._told.append((news, text))
-        return text
+        return self._texts.of(news) if news else None
 
     async def status(self) -> dict[str, object]:
         """As `Head.status`."""
@@ -359,6 +366,7 @@ class AgentActor:
         )
         self._agent = NodeAgent(settings, self._processes, self._observe, driver=NvmlPartitioner())
         self._following: asyncio.Task[None] | None = None
+        self._texts = _Texts()
 
     def _observe(self) -> Inventory:
         return observe(self._fleet)
@@ -377,6 +385,11 @@ class AgentActor:
         if self._following is None:
             boot = self._agent.settings.boot
             self._following = asyncio.create_task(self._agent.follow(partial(_next_news, boot)))
+
+    async def pass_on(self, head: str, after: int, timeout_seconds: float) -> str | None:
+        """As `NodeAgent.pass_on`, as JSON."""
+        news = await self._agent.pass_on(head, after, timeout_seconds)
+        return self._texts.of(news) if news else None
 
     async def order(self, order: str) -> None:
         """Run this and nothing else."""
@@ -404,7 +417,11 @@ class AgentActor:
         await asyncio.to_thread(self._processes.stop, seconds=seconds)
 
 
-async def _next_news(boot: str, head: str, after: int, timeout_seconds: float) -> News | None:
+async def _next_news(boot: str, relay: str | None, head: str, after: int, timeout_seconds: float) -> News | None:
+    if relay is not None:
+        agent = await asyncio.to_thread(ray.get_actor, AGENT + relay, namespace=NAMESPACE)
+        text = await agent.pass_on.remote(head, after, timeout_seconds)
+        return News.model_validate_json(text) if text else None
     actor = await asyncio.to_thread(ray.get_actor, HEAD, namespace=NAMESPACE)
     if not hasattr(actor, "next_news"):  # a head of an earlier version
         text = await actor.next_broadcast.remote(head, after, timeout_seconds)

@@ -38,23 +38,37 @@ class Bulletin:
         *,
         files: Mapping[str, str] | None = None,
         scaling: ClusterScaling | None = None,
+        relays: tuple[str, ...] = (),
     ) -> None:
         """A new broadcast, for everybody who asks; `files` and `scaling` None: those of the last one."""
         async with self._another:
             before = self._latest
-            self._latest = Broadcast(
-                head=before.head,
-                table=table,
-                files=before.files if files is None else dict(files),
-                config=config,
-                sequence=before.sequence + 1,
-                scaling=before.scaling if scaling is None else scaling,
+            self._put(
+                Broadcast(
+                    head=before.head,
+                    table=table,
+                    files=before.files if files is None else dict(files),
+                    config=config,
+                    sequence=before.sequence + 1,
+                    scaling=before.scaling if scaling is None else scaling,
+                    relays=relays,
+                )
             )
-            self._told[self._latest.sequence] = self._latest
-            self._told.pop(self._latest.sequence - REMEMBERED, None)
-            self._news.clear()
-            self._digest = ""
-            self._another.notify_all()
+
+    async def pass_on(self, broadcast: Broadcast) -> None:
+        """What a head elsewhere has told, for those who ask here."""
+        async with self._another:
+            self._put(broadcast)
+
+    def _put(self, broadcast: Broadcast) -> None:
+        if broadcast.head != self._latest.head:
+            self._told.clear()
+        self._latest = self._told[broadcast.sequence] = broadcast
+        for forgotten in [one for one in self._told if one <= broadcast.sequence - REMEMBERED]:
+            del self._told[forgotten]
+        self._news.clear()
+        self._digest = ""
+        self._another.notify_all()
 
     def generation_at(self, boot: str) -> int:
         """Of the newest table that the agent of this start has taken over from this head; 0 where it has told of none."""
@@ -69,18 +83,20 @@ class Bulletin:
         self._latest = self._latest.model_copy(update={"files": dict(files)})
 
     async def after(self, head: str, sequence: int, *, timeout_seconds: float) -> Broadcast | None:
-        """The newest broadcast, as soon as there is one that is not number `sequence` of `head`; None if there is none in time."""
+        """The newest broadcast, as soon as there is one after number `sequence` of `head`, or of another head; None if there is none in
+        time.
+        """
         async with self._another:
             try:
                 async with asyncio.timeout(timeout_seconds):
-                    await self._another.wait_for(
-                        lambda: (
-                            self._latest.sequence > 0 and (self._latest.head, self._latest.sequence) != (head, sequence)
-                        )
-                    )
+                    await self._another.wait_for(lambda: self._is_newer(head, sequence))
             except TimeoutError:
                 return None
             return self._latest
+
+    def _is_newer(self, head: str, sequence: int) -> bool:
+        latest = self._latest
+        return latest.sequence > 0 and (latest.head != head or latest.sequence > sequence)
 
     async def news(self, head: str, sequence: int, *, timeout_seconds: float, boot: str = "") -> News | None:
         """As `after`, told as what is another since number `sequence` of `head`, where that is still known.
@@ -108,5 +124,6 @@ class Bulletin:
             table=change_between(before.table, latest.table, self._digest),
             files=None if before.files == latest.files else latest.files,
             config=None if before.config == latest.config else latest.config,
+            relays=None if before.relays == latest.relays else latest.relays,
             scaling=None if before.scaling == latest.scaling else latest.scaling,
         )

@@ -66,6 +66,7 @@ def broadcast_of(news: News, known: Broadcast | None) -> Broadcast | None:
         config=known.config if change.config is None else change.config,
         sequence=change.sequence,
         scaling=known.scaling if change.scaling is None else change.scaling,
+        relays=known.relays if change.relays is None else change.relays,
     )
 
 

@@ -29,6 +29,7 @@ from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Ow
 from placement.cluster.merge import MergeBook, reasons
 from placement.cluster.numbers import ClusterNumbers
 from placement.cluster.ordering import Orders
+from placement.cluster.relays import relays_of
 from placement.cluster.renewing import Asked, Renewing, Successor
 from placement.cluster.retiring import Retiring
 from placement.cluster.rollout import Rollout
@@ -386,7 +387,7 @@ class Head:
     def _take_in(self, node: str, last: Heard) -> None:
         """What it was heard to be, and which table its agent has asked for the next one of."""
         report, before = last.report, self._members.get(node)
-        if (newer := self._bulletin.generation_at(report.boot)) > report.generation:
+        if (newer := max(last.generation, self._bulletin.generation_at(report.boot))) > report.generation:
             report = report.model_copy(update={"generation": newer})
         ordered = before.ordered if before and before.report.boot == report.boot else None
         self._members[node] = _Member(report, last.demand, ordered=ordered)
@@ -612,7 +613,10 @@ class Head:
         scaling: ClusterScaling | None = None,
     ) -> None:
         self._table = table
-        await self._bulletin.tell(table, self._goal.config if self._goal else "", files=files, scaling=scaling)
+        relays = relays_of(node for node, member in self._members.items() if not member.frozen)
+        await self._bulletin.tell(
+            table, self._goal.config if self._goal else "", files=files, scaling=scaling, relays=relays
+        )
 
     async def _remember(self, seats: Mapping[str, Seat], *, generation: int | None = None) -> None:
         """Write the journal before acting on it."""

@@ -85,6 +85,7 @@ class Word(_Row):
 
     report: NodeReport | None = None
     demand: Mapping[str, Signals] | None = Field(default=None, description="As in the report, where there is none.")
+    generation: int = Field(default=0, description="Likewise.")
 
 
 class NodeOrder(_Row):
@@ -123,6 +124,7 @@ class Broadcast(_Row):
     config: str = ""
     sequence: int = 0
     scaling: ClusterScaling = ClusterScaling()
+    relays: tuple[str, ...] = Field(default=(), description="Nodes that pass it on; see `relays.relay_for`.")
 
 
 class TableChange(_Row):
@@ -146,6 +148,7 @@ class BroadcastChange(_Row):
     table: TableChange
     files: Mapping[str, str] | None = Field(default=None, repr=False)
     config: str | None = None
+    relays: tuple[str, ...] | None = None
     scaling: ClusterScaling | None = None
 
 

@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -22,9 +23,12 @@ from uuid import uuid4
 from model_registry.atomic import write_atomically
 from model_registry.sizing.throughput import THROUGHPUT_FILE, Throughput
 from placement.autoscale import Signals
+from placement.cluster.bulletin import Bulletin
 from placement.cluster.change import broadcast_of
 from placement.cluster.cutting import CutOrder, cut
+from placement.cluster.errors import NodeLost
 from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Versions, Word
+from placement.cluster.relays import relay_for
 from placement.cluster.seats import SeatRow, SeatsFile, read_seats, write_seats
 from placement.cluster.survey import NodeGpus, gpus_to_plan
 from placement.demand_slices import barred
@@ -45,10 +49,16 @@ log = logging.getLogger(__name__)
 OBSERVE_SECONDS = 10.0
 POLL_SECONDS = 20.0
 CHECK_SECONDS = 0.25
+RELAY_SECONDS = 2.0
+"""So long a relay waits for news, and so long after that its word still counts. Who is told by it notices before the head that it is
+gone.
+"""
 _RETRY_SECONDS = 0.5
 
-NextNews = Callable[[str, int, float], Awaitable[News | None]]
-"""Head, sequence, timeout in seconds -> what is newer than that; see `Head.next_news`. Raises when there is no head."""
+NextNews = Callable[[str | None, str, int, float], Awaitable[News | None]]
+"""Who is asked (a relay's name; None: the head), head, sequence, timeout in seconds -> what is newer than that; see `Head.next_news`.
+Raises when there is no head, or the relay does not hear from it.
+"""
 
 
 class Processes(Protocol):
@@ -153,6 +163,8 @@ class NodeAgent:
         self._throughput = ThroughputFile(settings.paths.throughput)
         self._measured: tuple[Stamp, tuple[Throughput, ...]] = (None, ())
         self._ending = False
+        self._passing_on = Bulletin()
+        self._heard_at = -math.inf
         self._table_file: tuple[int, int, int] | None = None
         self._generation = -1
         self._paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -196,7 +208,7 @@ class NodeAgent:
         while (report := await self.report()).digest == known:
             left = deadline - time.monotonic()
             if left <= 0:
-                return Word(demand=report.demand)
+                return Word(demand=report.demand, generation=report.generation)
             await asyncio.sleep(min(CHECK_SECONDS, left))
         return Word(report=report)
 
@@ -278,30 +290,45 @@ class NodeAgent:
     async def follow(self, next_news: NextNews) -> None:
         """Write every new table and the keys where this node's gateway looks for them. Without a head the last ones stay."""
         known: Broadcast | None = None
+        trusted = False  # whether a relay may be asked, which is so until one fails and the head has answered since
         while True:
             head, sequence = (known.head, known.sequence) if known else ("", 0)
+            relays = known.relays if known else ()
+            relay = relay_for(self.settings.name, relays) if trusted else None
+            seconds = RELAY_SECONDS if relay or self.settings.name in relays else POLL_SECONDS
             try:
-                news = await next_news(head, sequence, POLL_SECONDS)
-            except Exception as error:  # noqa: BLE001 - whatever keeps the head from answering, there may be one again
-                log.info("no word from the head: %s", error)
-                await asyncio.sleep(_RETRY_SECONDS)
+                async with asyncio.timeout(seconds + RELAY_SECONDS if relay else None):
+                    news = await next_news(relay, head, sequence, seconds)
+            except Exception as error:  # noqa: BLE001 - whatever keeps it from answering, there may be a head again
+                log.info("no word from %s: %s", relay or "the head", error)
+                trusted = False
+                if relay is None:
+                    await asyncio.sleep(_RETRY_SECONDS)
                 continue
+            if relay is None:
+                self._heard_at = time.monotonic()
             if news is None:
                 continue
             try:
-                known = await asyncio.to_thread(self._take_in, news, known)
+                latest = broadcast_of(news, known)
+                if latest is not None:
+                    await self._passing_on.pass_on(latest)
+                    await asyncio.to_thread(self.take_over, latest)
+                else:
+                    log.warning("what has changed does not make the head's table: asking for the whole of it")
+                known, trusted = latest, trusted or relay is None
             except Exception as error:  # noqa: BLE001 - a disk that is full has room again some time
                 log.warning("what the head says could not be taken over, asking again: %s", error)
                 await asyncio.sleep(_RETRY_SECONDS)
 
-    def _take_in(self, news: News, known: Broadcast | None) -> Broadcast | None:
-        """Take over what `news` makes of what is known. None: it makes no sense of that, so the whole has to be asked for."""
-        latest = broadcast_of(news, known)
-        if latest is None:
-            log.warning("what the head says has changed is not what it has: asking for the whole table")
-        else:
-            self.take_over(latest)
-        return latest
+    async def pass_on(self, head: str, after: int, timeout_seconds: float) -> News | None:
+        """As `Head.next_news`, for the nodes that this one is a relay for. Raises NodeLost where it does not follow that head itself, or
+        has not heard of it for too long.
+        """
+        silent = time.monotonic() - self._heard_at
+        if head != self._passing_on.latest.head or silent > 2 * RELAY_SECONDS:
+            raise NodeLost(f"node {self.settings.name!r} does not hear from that head itself", where=self.settings.name)
+        return await self._passing_on.news(head, after, timeout_seconds=timeout_seconds)
 
     def take_over(self, news: Broadcast) -> None:
         """Have this node's gateway work by `news`. A table that is older than the one there is not taken."""

@@ -26,10 +26,13 @@ Ask = Callable[[str, str, float], Awaitable[Word]]
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The last report of a node, which is as it was at `at_seconds` (monotonic). `demand` is apart, because it is another all the time."""
+    """The last report of a node, which is as it was at `at_seconds` (monotonic). What is another all the time is
+    apart from it.
+    """
 
     report: NodeReport
     demand: Mapping[str, Signals] | None
+    generation: int
     at_seconds: float
 
 
@@ -99,12 +102,12 @@ class Watch:
 
     def _take(self, node: str, word: Word, known: Heard | None) -> None:
         report = known.report if known else None
-        demand = word.demand
+        demand, generation = word.demand, word.generation
         if word.report is not None:
-            demand = word.report.demand
+            demand, generation = word.report.demand, word.report.generation
             latest = word.report.model_copy(update={"demand": None})
             if latest != report:
                 report = latest
                 self._stirred.set()
         if report is not None:
-            self._heard[node] = Heard(report, demand, self._clock.monotonic())
+            self._heard[node] = Heard(report, demand, generation, self._clock.monotonic())

@@ -116,7 +116,7 @@ async def test_a_head_of_an_earlier_version_is_asked_for_the_whole_table(monkeyp
     latest.next_news, latest.text = latest, News(whole=told).model_dump_json()
     for head, asked in ((earlier, ("", 0, 20.0)), (latest, ("", 0, 20.0, "b"))):
         monkeypatch.setattr(ray, "get_actor", lambda name, namespace, head=head: head)
-        assert await actors._next_news("b", "", 0, 20.0) == News(whole=told)
+        assert await actors._next_news("b", None, "", 0, 20.0) == News(whole=told)
         assert head.waited == [asked]
 
 

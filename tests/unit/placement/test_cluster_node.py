@@ -174,7 +174,7 @@ async def test_news_that_cannot_be_written_are_asked_for_again(
     root.write_bytes(b"")  # in the way, as a full disk is
     asked: list[tuple[str, int]] = []
 
-    async def next_news(head: str, after: int, timeout_seconds: float) -> News:
+    async def next_news(relay: str | None, head: str, after: int, timeout_seconds: float) -> News:
         asked.append((head, after))
         if len(asked) == 2:
             root.unlink()
@@ -193,7 +193,7 @@ async def test_a_change_that_does_not_make_the_heads_table_has_the_whole_asked_f
     wrong = BroadcastChange(head="h", sequence=2, after=1, table=TableChange(generation=2, digest="of another"))
     asked: list[tuple[str, int]] = []
 
-    async def next_news(head: str, after: int, timeout_seconds: float) -> News:
+    async def next_news(relay: str | None, head: str, after: int, timeout_seconds: float) -> News:
         asked.append((head, after))
         if len(asked) == 4:
             raise asyncio.CancelledError
@@ -265,7 +265,7 @@ async def test_the_head_is_told_of_what_it_acts_upon_and_of_nothing_else(tmp_pat
     see(idle_seconds=2)
     agent.take_over(Broadcast(head="h", table=RoutingTable(generation=5), config="{}", sequence=1))
     word = await agent.word(first.digest, 0.0)
-    assert word == Word(demand={"chat": Signals(idle_seconds=2)})
+    assert word == Word(demand={"chat": Signals(idle_seconds=2)}, generation=5)
     assert (await agent.report()).generation == 5
     see(waiting=1)
     asked = (await agent.word(first.digest, 3600.0)).report
