@@ -261,7 +261,18 @@ def lines_of(status: Mapping[str, Any]) -> list[str]:
         f"{model}: {counted(row['replicas'], 'replica')} for its demand ({row['reason']})"
         for model, row in status.get("planned", {}).items()
     ]
+    if transition := status.get("transition"):
+        lines += _plan_line(transition)
     return lines + [f"{replica} has no slice: {reason}" for replica, reason in status["unplaced"].items()]
+
+
+def _plan_line(transition: Mapping[str, Any]) -> list[str]:
+    done, steps = len(transition["done"]), len(transition["done"]) + len(transition["not_done"])
+    if transition["under_way"]:
+        return [f"a plan is carried out: {done} of {counted(steps, 'step')} done"]
+    if transition["error"] is None:
+        return []
+    return [f"the last plan was stopped, {done} of {counted(steps, 'step')} done: {transition['error']['message']}"]
 
 
 def _as_text(config: Config) -> str:
