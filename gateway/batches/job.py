@@ -228,7 +228,10 @@ class Job:
         """Write down that these requests were never answered."""
         if outcome == "completed" or not places:
             return
-        error = (f"batch_{outcome}", f"The batch {'was' if outcome == 'cancelled' else 'has'} {outcome} before this request was answered.")
+        error = (
+            f"batch_{outcome}",
+            f"The batch {'was' if outcome == 'cancelled' else 'has'} {outcome} before this request was answered.",
+        )
         answers = [Answer(place.custom_id, secrets.token_hex(12), None, error=error) for place in places]
         await _to_its_end(self._results.append, answers)
         self._counts = replace(self._counts, failed=self._counts.failed + len(answers))
