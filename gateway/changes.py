@@ -66,7 +66,7 @@ def engine_changes(config: Config, answer: FleetAnswer | None = None) -> Changeo
     about = Circumstances(
         start,
         takes,
-        _held(goals, orders, renewed),
+        renewed.held(goals, orders),
         barred(goals.config, goals.inventory, paths),
         _cut(config, answer, goals.inventory),
         answer.demands if answer is not None else _counted(goals.config, renewed),
@@ -127,20 +127,6 @@ def _serves(entry: JournalEntry, status: ControllerStatus | None) -> bool:
     """Whether it takes requests, or would if nobody held it; as the controller tells, else as it last wrote down."""
     told = next((r.state for r in status.replicas if r.replica == entry.replica), None) if status is not None else None
     return entry.ready_at is not None and told in (None, ReplicaState.READY, ReplicaState.DRAINING)
-
-
-def _held(goals: Goals, orders: Orders, renewed: Renewed) -> dict[str, str]:
-    """Why replicas stay where they are, by name; those that may be elsewhere are left out."""
-    standing = renewed.standing(goals.config)
-    held: dict[str, str] = {}
-    for name, goal in goals.replicas.items():
-        if goals.models[goal.model].config.slices:
-            held[name] = "it is pinned to its slice"
-        elif name in {*orders.drained, *orders.stopped, *orders.seats}:
-            held[name] = "it is under orders of an operator"
-        elif name not in standing:
-            held[name] = "it is there for demand only"
-    return held
 
 
 def _cut(config: Config, answer: FleetAnswer | None, inventory: Inventory) -> tuple[FleetGpu, ...]:

@@ -23,6 +23,7 @@ from model_registry.schema import ModelConfig
 from placement.assign import Pools, natural, stem_of, wanted_replicas
 from placement.errors import PlacementError, StateLocked
 from placement.goals import Goals, PlacementConfig, Workshop
+from placement.orders import Orders
 from placement.planned_seats import SEATS_FILE, PlannedSeats
 from placement.replicas.parts import Goal
 from placement.slices import Slice
@@ -80,6 +81,19 @@ class Renewed:
         if config.seats is not None:
             return config.seats.keys()
         return {w.replica for w in wanted_replicas(config.models, config.pools, self.names)}
+
+    def held(self, goals: Goals, orders: Orders) -> dict[str, str]:
+        """Why replicas are replaced in their places, whatever slices are free, by name; those that may be elsewhere are left out."""
+        standing, ordered = self.standing(goals.config), {*orders.drained, *orders.stopped, *orders.seats}
+        held: dict[str, str] = {}
+        for name, goal in goals.replicas.items():
+            if goals.models[goal.model].config.slices:
+                held[name] = "it is pinned to its slice"
+            elif name in ordered:
+                held[name] = "it is under orders of an operator"
+            elif name not in standing:  # it has no name to hand on
+                held[name] = "it is there for demand only"
+        return held
 
     def with_successor(self, one: Successor) -> Renewed:
         """One more is under way."""
@@ -194,9 +208,9 @@ class Renewals:
         seats = self._seats.read() if config.seats is not None else None
         return config if seats is None else config.model_copy(update={"seats": seats})
 
-    def stands(self, replica: str, config: PlacementConfig) -> bool:
-        """Whether the configuration or the plan asks for that replica by name. One that is there for demand has no name to hand on."""
-        return replica in self._now.standing(config)
+    def held(self, goals: Goals, orders: Orders) -> Mapping[str, str]:
+        """See `Renewed.held`."""
+        return self._now.held(goals, orders)
 
     def begin(self, one: Successor) -> None:
         """Written down before its engine is started. Raises OSError."""

@@ -120,10 +120,9 @@ class Succession:
 
     def _may_be_elsewhere(self, name: str, goals: Goals) -> bool:
         """Whether something that serves may be replaced beside itself: not by somebody else's turns, orders or pins."""
-        orders, model = self._crew.orders, goals.models[goals.replicas[name].model].config
-        if name in {*orders.drained, *orders.stopped, *orders.seats} or not self._renewals.stands(name, goals.config):
+        if goals.config.turns is not None or not self._crew.replicas[name].serves:
             return False
-        return goals.config.turns is None and self._crew.replicas[name].serves and not model.slices
+        return name not in self._renewals.held(goals, self._crew.orders)
 
     def _is_being_made(self, name: str, goals: Goals) -> bool:
         """Whether it waits for a slice that is made for it, or for somebody else."""

@@ -20,6 +20,7 @@ from model_registry.schema import ModelConfig
 from placement.errors import StateLocked
 from placement.goals import Goals, PlacementConfig, Workshop, plan_goals
 from placement.launch import SizedModel
+from placement.orders import Orders
 from placement.planned_seats import SEATS_FILE, PlannedSeats
 from placement.planner.fragmentation import Fragmentation
 from placement.planner.types import WHOLE, FleetGpu, Instance
@@ -243,17 +244,16 @@ def test_names_that_have_changed_stay_when_one_for_demand_goes(tmp_path: Path) -
     renewals = Renewals(StatePaths(tmp_path), contextlib.nullcontext)
     renewals.finish(Successor("chat-1", "chat-0", "cpu-1"), config)
     assert renewals.names == ("chat-1",)
-    assert renewals.stands("chat-1", config)
-    assert not renewals.stands("chat-0", config), "it is there for demand"
+    assert set(RenewalsFile(tmp_path / RENEWALS_FILE).read().standing(config)) == {"chat-1"}, (
+        "the other is there for demand"
+    )
     renewals.finish(Successor("chat-2", "chat-0", "cpu-2"), config)
     assert renewals.names == ("chat-1",)
 
 
 def test_the_plan_says_who_stands_where_there_is_one(tmp_path: Path) -> None:
-    renewals = Renewals(StatePaths(tmp_path), contextlib.nullcontext)
     config = made(tmp_path).model_copy(update={"seats": {"chat-1": "X"}})
-    assert renewals.stands("chat-1", config)
-    assert not renewals.stands("chat-0", config)
+    assert set(Renewed().standing(config)) == {"chat-1"}
 
 
 @pytest.mark.parametrize(
@@ -441,3 +441,17 @@ def test_room_is_legal_and_is_found_wherever_there_is_any(held: list[Option], li
     possible = {o.placement for o in Geometry(H100).options if o.placement.profile == like.placement.profile}
     assert (found is not None) == any(map(legal, possible))
     assert found is None or legal(found.placement)
+
+
+def test_who_is_replaced_in_its_place_and_why(tmp_path: Path) -> None:
+    slices = tuple(mig(0, start) for start in range(4))
+    goals = goals_of(tmp_path, slices, CHAT | {"replicas": 3}, {"name": "pin", "source": "x", "slices": [slices[3].id]})
+    names = {"chat-0", "chat-1", "pin-0"}
+    few = replace(goals, config=goals.config.model_copy(update={"seats": dict.fromkeys(names, "X")}))
+    orders = Orders(drained=frozenset({"chat-0"}))
+    assert Renewed().held(few, orders) == {
+        "chat-0": "it is under orders of an operator",
+        "chat-2": "it is there for demand only",
+        "pin-0": "it is pinned to its slice",
+    }
+    assert "chat-1" in Renewed().held(few, Orders(seats={"chat-1": slices[1].id}))
