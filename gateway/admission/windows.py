@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 SLOTS = 60
+_MOST_AT_ONCE = 1 << 44  # of `taken`, which may be 64 bits somewhere: an engine may tell any number of tokens
 
 
 class Window:
@@ -69,7 +70,7 @@ class Window:
             self._counts[slot % self._size] -= amount
             self.used -= amount
             if amount < 0:
-                self.taken[self.place] -= amount
+                self.taken[self.place] += min(-amount, _MOST_AT_ONCE)
 
     def wait_seconds(self, amount: int, now: float) -> float:
         """How long until `amount` fits, if nothing else is taken; infinite if it never will."""

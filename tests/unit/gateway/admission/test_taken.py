@@ -50,6 +50,20 @@ def test_what_was_taken_since_the_store_was_told_is_known_after_a_death(tmp_path
     assert not others.ended("nobody")
 
 
+def test_an_engine_that_tells_any_number_of_tokens_breaks_nothing(tmp_path: Path) -> None:
+    mine, window = book(tmp_path, "a"), Window(100, 60.0)
+    mine.watch("x", window)
+    slot = window.take(5, 0.0)
+    for _ in range(2):
+        window.give(5 - 10**20, slot, 0.0)
+    window.take(1, 0.0)
+    assert window.used == 2 * 10**20 - 4
+    mine.close(remove=False)
+    left = LeftBooks(tmp_path).untold("a", "x")
+    assert left is not None
+    assert left > 10**12
+
+
 def test_who_has_told_everything_leaves_nothing(tmp_path: Path) -> None:
     mine = book(tmp_path, "a")
     mine.watch("x", Window(1, 60.0))
