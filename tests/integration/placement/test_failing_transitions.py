@@ -143,6 +143,8 @@ def test_a_transition_whose_gpu_is_gone_is_not_carried_on(
     simulation = Simulation.open(machine_directory(SimulatedFleet.model_validate(GPUS), site.paths.root))
     status = site.status()
     (used,) = {r.slice.gpu for r in status.replicas}
+    looked_at = site.paths.root / "looked_at.json"
+    looked_at.write_text(json.dumps(sliceway(site, "plan")[1]), encoding="utf-8")
     simulation.kill_caller("nvmlDeviceCreateGpuInstance*", nth=2)
     code, _ = sliceway(site, "apply")
     assert code == -9
@@ -151,6 +153,11 @@ def test_a_transition_whose_gpu_is_gone_is_not_carried_on(
     other = next(n for n, gpu in enumerate(gpus) if gpu != used)
     assert gpus[other] in {s["gpu"] for s in journal["steps"]}, "the plan is for the other GPU as well"
     simulation.lose(other)
+    held = instances(site)
+    code, told = sliceway(site, "apply", "--plan", str(looked_at))
+    assert (code, told["error"]["code"]) == (1, "stale_plan")
+    assert f"GPU {gpus[other]} is gone" in told["error"]["message"]
+    assert instances(site) == held, "nothing was touched"
     code, told = sliceway(site, "apply")
     outcome = told["fleet"]
     assert code == 1, "three do not fit on what is left"
