@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from placement.autoscale import Signals
 from placement.clock import Clock
@@ -26,7 +26,7 @@ Ask = Callable[[str, str, float], Awaitable[Word]]
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """The last report of a node, which is as it was at `at_seconds` (monotonic). What is another all the time is
+    """The last report of a node, which answered whatever it was asked until `at_seconds` (monotonic). What is another all the time is
     apart from it.
     """
 
@@ -45,6 +45,7 @@ class Watch:
         self._heard: dict[str, Heard] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._asked: set[str] = set()
+        self._answered: set[str] = set()  # the last question, and was asked none since
         self._stirred = asyncio.Event()
 
     async def look(self, names: Collection[str]) -> Mapping[str, Heard]:
@@ -78,12 +79,16 @@ class Watch:
             self._forget(node)
 
     def _begin(self, node: str) -> asyncio.Task[None]:
+        if node in self._answered:  # a look that comes late is not the node's silence
+            self._answered.discard(node)
+            self._heard[node] = replace(self._heard[node], at_seconds=self._clock.monotonic())
         self._asked.add(node)
         task = self._asking[node] = asyncio.create_task(self._hear(node))
         return task
 
     def _forget(self, node: str) -> None:
         self._asked.discard(node)
+        self._answered.discard(node)
         self._heard.pop(node, None)
         if (task := self._asking.pop(node, None)) is not None:
             task.cancel()
@@ -111,3 +116,4 @@ class Watch:
                 self._stirred.set()
         if report is not None:
             self._heard[node] = Heard(report, demand, generation, self._clock.monotonic())
+            self._answered.add(node)

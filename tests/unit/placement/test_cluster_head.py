@@ -206,6 +206,8 @@ class Cluster:
         self.nodes.nodes[node].up = False
 
     async def pass_seconds(self, seconds: float) -> None:
+        """With a question to everybody at the beginning: only who is asked is silent."""
+        await self.head.step()
         await self.clock.sleep(seconds)
 
 

@@ -75,6 +75,7 @@ async def watch(nodes: Quiet, clock: FakeClock) -> AsyncIterator[Watch]:
 async def test_nodes_that_have_nothing_new_are_asked_once(nodes: Quiet, clock: FakeClock, watch: Watch) -> None:
     first = await watch.look(["a", "b"])
     assert {node: heard.report.address for node, heard in first.items()} == nodes.address
+    again = await watch.look(["a", "b"])
     for _ in range(10):
         await clock.sleep(0.5)
         again = await watch.look(["a", "b"])
@@ -143,6 +144,7 @@ async def test_a_node_that_refuses_keeps_its_last_word_and_its_time(
 ) -> None:
     first = await watch.look(["a"])
     known, nodes.address["a"] = nodes.address["a"], ""
+    assert await watch.look(["a"]) == first
     await clock.sleep(1.0)
     assert await watch.look(["a"]) == first
     assert await watch.look(["a"]) == first
@@ -152,6 +154,17 @@ async def test_a_node_that_refuses_keeps_its_last_word_and_its_time(
     heard = await watch.look(["a"])
     assert heard["a"].report is first["a"].report
     assert heard["a"].at_seconds == 1.0
+
+
+async def test_a_look_that_comes_late_takes_nobody_for_silent(nodes: Quiet, clock: FakeClock, watch: Watch) -> None:
+    await watch.look(["a", "b"])
+    await watch.look(["a", "b"])
+    await nodes.answer()
+    await clock.sleep(60.0)
+    late = await watch.look(["a", "b"])
+    assert {one.at_seconds for one in late.values()} == {60.0}, "nobody has asked them anything meanwhile"
+    await clock.sleep(4.0)
+    assert {one.at_seconds for one in (await watch.look(["a", "b"])).values()} == {60.0}
 
 
 async def test_who_has_left_is_forgotten_and_asked_for_everything_when_it_is_back(nodes: Quiet, watch: Watch) -> None:
