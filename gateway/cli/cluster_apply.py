@@ -103,11 +103,11 @@ def _told(address: str) -> Iterator[Mapping[str, Any] | None]:
 
     while True:
         try:
-            told: Any = ray.get(head_of(address).status.remote(), timeout=_ANSWER_SECONDS)
+            told: Any = ray.get(head_of(address).transition.remote(), timeout=_ANSWER_SECONDS)
         except (RayError, PlacementError):
             yield None
         else:
-            yield told["transition"]
+            yield told
         time.sleep(_LOOK_SECONDS)
 
 

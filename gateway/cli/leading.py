@@ -267,12 +267,12 @@ def lines_of(status: Mapping[str, Any]) -> list[str]:
 
 
 def _plan_line(transition: Mapping[str, Any]) -> list[str]:
-    done, steps = len(transition["done"]), len(transition["done"]) + len(transition["not_done"])
+    far = f"{transition['done']} of {counted(transition['steps'], 'step')} done"
     if transition["under_way"]:
-        return [f"a plan is carried out: {done} of {counted(steps, 'step')} done"]
+        return [f"a plan is carried out: {far}"]
     if transition["error"] is None:
         return []
-    return [f"the last plan was stopped, {done} of {counted(steps, 'step')} done: {transition['error']['message']}"]
+    return [f"the last plan was stopped, {far}: {transition['error']['message']}"]
 
 
 def _as_text(config: Config) -> str:

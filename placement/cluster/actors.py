@@ -319,6 +319,11 @@ class HeadActor:
         await self._begun()
         return (await self._head.survey()).model_dump_json()
 
+    async def transition(self) -> dict[str, object] | None:
+        """As `Head.transition`."""
+        await self._begun()
+        return self._head.transition()
+
     async def carry_out(self, record: str, *, allow_mode_change: bool) -> None:
         """As `Head.carry_out`. Raises StalePlan, NotSurveyed."""
         await self._begun()

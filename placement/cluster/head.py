@@ -532,7 +532,7 @@ class Head:
             ],
             "unplaced": dict(self._unplaced),
             "planned": {model: planned.as_public() for model, planned in self._numbers.planned.items()},
-            "transition": self._transitions.as_public(),
+            "transition": self._transitions.in_short(),
             "scaling": {
                 pool: row.model_dump() | {"short": row.short}
                 for pool, row in self._numbers.rows(
@@ -577,8 +577,12 @@ class Head:
             ) from error
         return SurveyedNode(node=node, gpus=found.gpus, cordoned=found.cordoned, frozen=self._members[node].frozen)
 
+    def transition(self) -> dict[str, object] | None:
+        """The steps that are being taken, or were taken last: as `sliceway apply` tells, with `under_way` and `begun`."""
+        return self._transitions.as_public()
+
     async def carry_out(self, transition: Transition, *, allow_mode_change: bool = False) -> None:
-        """Have a plan carried out, from the next round on; `status` shows how far it is.
+        """Have a plan carried out, from the next round on; `transition` tells how far it is.
 
         Raises StalePlan where anything that it was made from is another by now, or anything else is being changed, NotSurveyed.
         """

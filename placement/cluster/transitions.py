@@ -157,6 +157,18 @@ class Transitions:
         if self._carrying is not None and self.under_way:
             self._carrying.told(table)
 
+    def in_short(self) -> dict[str, object] | None:
+        """As `as_public`, with numbers of steps in the place of steps: what everybody asks for all the time."""
+        if self._carrying is None:
+            return None
+        record = self._carrying.record
+        return {
+            "under_way": self.under_way,
+            "steps": len(record.transition.steps),
+            "done": len(record.done),
+            "error": dict(record.failed[1]) if record.failed is not None else None,
+        }
+
     def as_public(self) -> dict[str, object] | None:
         """How far the transition is, or how the last one ended; None if there was none."""
         if self._carrying is None:

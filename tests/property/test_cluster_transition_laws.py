@@ -281,7 +281,7 @@ class Cluster:
             if number in kills:
                 await self.kill()
             await self.round()
-            outcome = self.head.status()["transition"]
+            outcome = self.head.transition()
             assert isinstance(outcome, dict)
             if not outcome["under_way"] and self.head.status()["nodes"]:
                 self.carrying = False
@@ -404,7 +404,7 @@ async def test_a_node_that_is_lost_ends_it_and_its_replicas_are_seated_elsewhere
     cluster.nodes.nodes["a"].up = False
     for _ in range(40):
         await cluster.round()
-    outcome = cluster.head.status()["transition"]
+    outcome = cluster.head.transition()
     assert isinstance(outcome, dict)
     assert not outcome["under_way"]
     assert outcome["error"]["code"] == "node_lost"
@@ -419,7 +419,7 @@ async def test_another_configuration_ends_it() -> None:
     cluster.goal = goal_of({"chat": 2}, ONE)
     await cluster.head.take_over(cluster.goal)
     await cluster.round()
-    outcome = cluster.head.status()["transition"]
+    outcome = cluster.head.transition()
     assert isinstance(outcome, dict)
     assert "another configuration" in outcome["error"]["message"]
     assert replicas_of(cluster)["chat-0"] == "ready"

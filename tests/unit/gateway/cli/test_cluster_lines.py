@@ -33,12 +33,11 @@ def test_who_starts_to_take_anothers_place_is_shown_with_whose() -> None:
 
 
 def test_a_plan_that_is_carried_out_is_shown_until_it_is_over_and_one_that_was_stopped_with_why() -> None:
-    step = {"step": 0}
-    goes = {"done": [step], "not_done": [step, step], "under_way": True, "error": None}
+    goes = {"done": 1, "steps": 3, "under_way": True, "error": None}
     assert lines_of(status(transition=goes)) == ["a plan is carried out: 1 of 3 steps done"]
     stopped = goes | {"under_way": False, "error": {"message": "small-0 failed"}}
     assert lines_of(status(transition=stopped)) == ["the last plan was stopped, 1 of 3 steps done: small-0 failed"]
-    assert lines_of(status(transition=goes | {"not_done": [], "under_way": False})) == []
+    assert lines_of(status(transition=goes | {"done": 3, "under_way": False})) == []
     assert lines_of(status(transition=None)) == []
 
 
