@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from model_registry.geometry import Placement
+from placement.planner.menu_rows import MenuRows, add_menus, least
+from placement.planner.menus import Block, Menus, priced
 from placement.planner.places import Places, add_places
 from placement.planner.shapes import GpuClass, Shape
 from placement.planner.solver import INFINITY, Limits, Program, Solved, common_step
@@ -58,6 +60,7 @@ class Master:
     """One program, and the terms of every objective in it. `running` is the number of replicas that run by want.
 
     With `slack` slots may stay empty, which is enough for what does not depend on them: demand, price, number of replicas.
+    `menus` are all that matter once demand is settled, where that is known.
     """
 
     classes: Sequence[GpuClass]
@@ -77,6 +80,8 @@ class Master:
     _economy_held: bool = False
     _product: dict[str, str] = field(default_factory=dict)
     _places: dict[int, Places] = field(default_factory=dict)
+    menus: Menus | None = None
+    _menu_rows: MenuRows | None = None
 
     def __post_init__(self) -> None:
         self._product.update((c.group, c.product) for c in self.classes)
@@ -98,6 +103,9 @@ class Master:
         if objective is Objective.DEMAND:
             return self._meet_demand(limits)
         if objective is Objective.PRICE:
+            if self.menus is not None and (known := self._least_already(self.price(), limits)) is not None:
+                self.hold(self.price(), known)
+                return Level(objective, known, known)
             return self._level(objective, self.price(), limits)
         if objective is Objective.DISTURBANCE:
             base = MOVE * sum(self.running.values())
@@ -233,7 +241,8 @@ class Master:
         if self._found and known and not any(known[v] for v in terms) and all(cost >= 0 for cost in terms.values()):
             solved: Solved | None = Solved(known, base, base)
         else:
-            solved = self.program.minimise(terms, limits, constant=base, start=known)
+            presolve = self._menu_rows is None
+            solved = self.program.minimise(terms, limits, constant=base, start=known, presolve=presolve)
         if solved is None and known is None:
             return None
         self._found = self._found or solved is not None
@@ -248,17 +257,47 @@ class Master:
     def _meet_demand(self, limits: Limits) -> Level | None:
         """What is missing at all; if something must be, from the highest priority down."""
         everything = self.shortfall()
-        solved = self._least_missing(everything, limits)
+        priorities = sorted({w.priority for w in self.wants}, reverse=True)
+        solved = self._least_by_menus(everything, limits) if self.slack and len(priorities) == 1 else None
+        solved = solved or self._least_missing(everything, limits)
         if solved is None:
             return None
         self._last = solved
-        priorities = sorted({w.priority for w in self.wants}, reverse=True)
         if solved.objective < 1e-6 or len(priorities) == 1:
             self.hold(everything, solved.objective)
             return Level(Objective.DEMAND, solved.objective, solved.lower_bound)
         levels = [self._level(Objective.DEMAND, self.shortfall(p), limits) for p in priorities]
         found = [level for level in levels if level is not None]
         return Level(Objective.DEMAND, sum(x.value for x in found), sum(x.lower_bound for x in found))
+
+    def restrict(self, menus: Menus) -> None:
+        """Serve wants by one of these menus each, which must be all that matter from here on."""
+        if not menus.keys.issuperset(self._x):
+            return
+        self._menu_rows = add_menus(self.program, menus, self._x, self._s)
+        if self._last is not None:
+            values = self._menu_rows.completed(self._last.values, self.program.variables)
+            self._last = replace(self._last, values=values)
+
+    def _least_by_menus(self, missing: Terms, limits: Limits) -> Solved | None:
+        """What is missing at least, and the menus that can do with that; None where it takes too long to find them."""
+        relaxed = priced(self.program, missing, self.blocks(), frozenset(self._x))
+        found = least(self.program, missing, relaxed, self._s, limits) if relaxed is not None else None
+        if found is None:
+            return None
+        solved, self.menus = found
+        self.accept(solved)
+        if self.menus is not None:
+            self.restrict(self.menus)
+        return self._last
+
+    def blocks(self) -> tuple[Block, ...]:
+        """The wants with a rate: those that menus are made for."""
+        return tuple(self._block(want, mine) for want in self.wants if not want.fixed and (mine := self._of(want)))
+
+    def _block(self, want: Want, mine: dict[tuple[str, str, str], int]) -> Block:
+        capacities = tuple(self._capacity(want, key) for key in mine)
+        return Block(want, mine, capacities, tuple(map(self.program.upper, mine.values())), self._s[want.name])
 
     def _least_missing(self, missing: Terms, limits: Limits) -> Solved | None:
         """What is missing at least. Where a gap will do, an answer close to the relaxation comes first, and then less work."""
@@ -292,7 +331,8 @@ class Master:
             values[v] = min(own[kept], replicas.get(kept, 0))
         for name, short in missing.items():
             values[self._s[name]] = short
-        self._last = Solved(tuple(values), 0.0, 0.0)
+        whole = self._menu_rows.completed(tuple(values), len(values)) if self._menu_rows else tuple(values)
+        self._last = Solved(whole, 0.0, 0.0)
 
     def answer(self, levels: Iterable[Level]) -> Answer:
         """The last solution. Must follow a `minimise` that found one."""

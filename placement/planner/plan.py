@@ -353,6 +353,8 @@ class _Detail:
         if reached is not None:
             self._hold(master, reached.answer)
             reached.hold_numbers(master)
+            if reached.few.menus is not None:
+                master.restrict(reached.few.menus)
             known_shapes = None if reached.few.slack else carried(reached.few.classes, reached.answer, classes)
             if known_shapes is not None:
                 master.begin(known_shapes, reached.answer.replicas, reached.answer.missing)

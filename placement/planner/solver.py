@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 INFINITY = math.inf
@@ -149,6 +149,16 @@ class Program:
         self._row_lower.append(lower)
         self._row_upper.append(upper)
 
+    def all_rows(self) -> Iterator[tuple[dict[int, float], float, float]]:
+        """Every row: its terms, and between what they may sum up."""
+        for row, (lower, upper) in enumerate(zip(self._row_lower, self._row_upper, strict=True)):
+            mine = slice(self._starts[row], self._starts[row + 1])
+            yield dict(zip(self._indices[mine], self._coefficients[mine], strict=True)), lower, upper
+
+    def copy(self) -> Program:
+        """The same program, to go on with by itself."""
+        return Program(*(list(getattr(self, part.name)) for part in fields(self)))
+
     def drop_rows(self, first: int) -> None:
         """Take back the rows from number `first` on."""
         del self._row_lower[first:], self._row_upper[first:], self._starts[first + 1 :]
@@ -162,17 +172,25 @@ class Program:
         constant: float = 0.0,
         start: tuple[float, ...] | None = None,
         step: float | None = None,
+        most: float | None = None,
+        presolve: bool = True,
     ) -> Solved | None:
         """The best answer within the limits; None where there is none, or none was found in time.
 
         `constant` is added to the objective. `start` is an answer that is known to be possible: the result is never worse.
         `step` is a number of which every value of the objective that matters is a multiple; unset, it is worked out.
+        `most` is a value above which answers do not matter: where there is none below, one above may be given, or none.
+        Without `presolve` the program is not made smaller first, which takes longer than it saves where little is left.
         """
         step = _step(objective, self._integer) if step is None else step
         if not self.variables:
             possible = all(a <= 0 <= b for a, b in zip(self._row_lower, self._row_upper, strict=True))
             return Solved((), constant, constant) if possible else None
         highs = _highs(limits, step=step)
+        if most is not None:
+            highs.setOptionValue("objective_bound", most)
+        if not presolve:
+            highs.setOptionValue("presolve", "off")
         highs.passModel(self._model(objective, constant))
         guard = _Guard(limits, self.variables + self.rows)
         if any(self._integer):
@@ -226,6 +244,34 @@ class Program:
         kinds = highspy.HighsVarType
         model.integrality_ = [kinds.kInteger if i else kinds.kContinuous for i in self._integer]
         return model
+
+
+class Columns:
+    """A linear program that gets further variables between solutions, each found from the one before.
+
+    `program` has the rows, and the variables that are there from the start; all are taken as real.
+    """
+
+    def __init__(self, program: Program, costs: Mapping[int, float]) -> None:
+        self._highs = _highs(Limits(), step=0.0)
+        self._highs.setOptionValue("presolve", "off")
+        self._highs.passModel(program.relaxed()._model(costs, 0.0))
+
+    def add(self, cost: float, terms: Mapping[int, float]) -> None:
+        """A variable of at least 0, with its coefficients by row."""
+        import numpy as np
+
+        rows = sorted(terms)
+        values = np.array([terms[row] for row in rows])
+        self._highs.addCol(cost, 0.0, INFINITY, len(rows), np.array(rows, dtype=np.int32), values)
+
+    def solve(self) -> tuple[float, tuple[float, ...]] | None:
+        """The least cost, and for each row what one more of its bound would add to it; None where there is no answer."""
+        self._highs.run()
+        info = self._highs.getInfo()
+        if info.primal_solution_status != 2 or info.dual_solution_status != 2:  # HiGHS: kSolutionStatusFeasible
+            return None
+        return float(info.objective_function_value), tuple(self._highs.getSolution().row_dual)
 
 
 class _Guard:
