@@ -77,12 +77,12 @@ class Carrying:
 
     @property
     def reserved(self) -> dict[str, str]:
-        """Notes of the slices that it has made for other work so far."""
-        steps = self.record.transition.steps
+        """Notes of the slices that it has made for other work so far; when it is over also of those that a node may still make."""
+        made = {*self.record.done, *(self._since if self.over else ())}
         return {
             s.place.slice_id: s.reserved
-            for s in steps
-            if s.kind == "create" and s.reserved is not None and s.number in self.record.done
+            for s in self.record.transition.steps
+            if s.kind == "create" and s.reserved is not None and s.number in made
         }
 
     @property

@@ -394,9 +394,8 @@ class Head:
 
     def _awaits_nodes(self) -> bool:
         """Whether a head that has just begun may take nodes for lost that it has only not heard of yet."""
-        known = {seat.node for seat in self._journal.seats.values()} | set(
-            () if self._journal.settled else self._joined
-        )
+        known = {seat.node for seat in self._journal.seats.values()} | self._transitions.nodes
+        known |= set(() if self._journal.settled else self._joined)
         return self._young and not known <= self._members.keys()
 
     @property
@@ -421,7 +420,7 @@ class Head:
         for seat in self._journal.seats.values():
             seated.setdefault(seat.node, set()).add(seat.slice_id)
         free = {node: member.report for node, member in self._members.items() if member.problem is None}
-        reports = dict(without_slices(free, self._transitions.reserved.keys()))
+        reports = dict(without_slices(free, self._transitions.reserved.keys() | self._transitions.going))
         for node, member in self._members.items():
             if member.frozen and node in seated:
                 kept = tuple(s for s in member.report.slices if s.id in seated[node])
@@ -548,7 +547,8 @@ class Head:
             for node, member in sorted(self._members.items())
             if member.problem is None or member.frozen  # who offers what another one has takes no part
         ]
-        found = await asyncio.gather(*(self._surveyed(node) for node in nodes))
+        frozen = {node for node in nodes if self._members[node].frozen}
+        found = await asyncio.gather(*(self._surveyed(node, frozen=node in frozen) for node in nodes))
         states = {row.replica: row.state.value for row in self._table.replicas}
         slices = {slice_key(n.node, one.id) for n in found for gpu in n.gpus for one in slices_of(gpu)}
         return Survey(
@@ -564,7 +564,7 @@ class Head:
             config=self._journal.config,
         )
 
-    async def _surveyed(self, node: str) -> SurveyedNode:
+    async def _surveyed(self, node: str, *, frozen: bool) -> SurveyedNode:
         try:
             async with asyncio.timeout(SURVEY_SECONDS):
                 found = await self._nodes.gpus(node)
@@ -575,7 +575,7 @@ class Head:
                 remedy="`sliceway node list` shows what is the matter with it. A node that runs another version may not know the "
                 "question: upgrade it, or have it leave, and plan again.",
             ) from error
-        return SurveyedNode(node=node, gpus=found.gpus, cordoned=found.cordoned, frozen=self._members[node].frozen)
+        return SurveyedNode(node=node, gpus=found.gpus, cordoned=found.cordoned, frozen=frozen)
 
     def transition(self) -> dict[str, object] | None:
         """The steps that are being taken, or were taken last: as `sliceway apply` tells, with `under_way` and `begun`."""
@@ -589,11 +589,15 @@ class Head:
         survey = await self.survey()
         async with self._in_round:
             self._check_plan(transition, survey)
-            config = self._journal.config
+            config, before = self._journal.config, self._transitions.journal
             self._transitions.begin(
                 transition, self._clock.now(), config, survey.reserved, allow_mode_change=allow_mode_change
             )
-            await self._remember(self._journal.seats)
+            try:
+                await self._remember(self._journal.seats)
+            except BaseException:  # whoever asked is told that it is not begun, and so it is not
+                self._transitions.restore(before, config)
+                raise
 
     def _check_plan(self, transition: Transition, survey: Survey) -> None:
         seats = {replica: now.seat for replica, now in survey.replicas.items()}

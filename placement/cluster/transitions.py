@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model_registry.errors import SlicewayError
 from placement.assign import stem_of
-from placement.cluster.carrying import Carrying, Patience, Round, outcome_of
+from placement.cluster.carrying import Carrying, Patience, Round, node_of, outcome_of
 from placement.cluster.cutting import CutOrder
 from placement.cluster.errors import NodeLost
 from placement.cluster.members import Seat
@@ -56,7 +56,7 @@ class Transitions:
         self._carrying: Carrying | None = None
         self._journal = TransitionsJournal()
         self._written: Record | None = None
-        self._asked: dict[int, asyncio.Task[None]] = {}
+        self._asked: dict[int, tuple[Step, asyncio.Task[None]]] = {}
 
     @property
     def under_way(self) -> bool:
@@ -73,6 +73,18 @@ class Transitions:
         """Notes of the slices for other work, by their names in the cluster."""
         made = self._carrying.reserved if self._carrying is not None else {}
         return {**self._journal.reserved, **made}
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        """The nodes that the steps are about which are left."""
+        return frozenset(map(node_of, self._carrying.record.left)) if self.under_way and self._carrying else frozenset()
+
+    @property
+    def going(self) -> frozenset[str]:
+        """Slices that a node is destroying, as far as it has not answered, by their names in the cluster: also when the rest is over."""
+        return frozenset(
+            step.place.slice_id for step, task in self._asked.values() if step.kind == "destroy" and not task.done()
+        )
 
     def counts(self, config: str) -> Mapping[str, int]:
         """How many replicas pools have by the plan that was carried out for `config`; empty where none was."""
@@ -116,6 +128,11 @@ class Transitions:
                 f"another transition is under way, {left} of {all_} steps are left",
                 remedy="Wait until it is over: sliceway node list shows how far it is; then plan again.",
             )
+        if busy := sorted({step.place.gpu for step, task in self._asked.values() if not task.done()}):
+            raise StalePlan(
+                f"{', '.join(busy)}: still being cut for a plan that was stopped",
+                remedy="Wait a moment; then plan again: sliceway plan CONFIG --ray.",
+            )
         counts = Counter(map(stem_of, transition.seats))
         self._journal = TransitionsJournal(
             allow_mode_change=allow_mode_change,
@@ -139,7 +156,7 @@ class Transitions:
                 self._written = None
             return None
         for step, node, order in self._carrying.cuts(frozenset(self._asked)):
-            self._asked[step.number] = asyncio.create_task(self._tell(self._carrying, step, node, order))
+            self._asked[step.number] = step, asyncio.create_task(self._tell(self._carrying, step, node, order))
         return found
 
     async def _tell(self, carrying: Carrying, step: Step, node: str, order: CutOrder) -> None:
