@@ -476,17 +476,21 @@ class Head:
             turns=self._rollout.turns,
             secret=self._journal.secret,
         )
-        for node, member in self._members.items():
-            order = None if member.problem else orders.to(node, member.report, member.ordered)
-            if order is None:
-                continue
-            try:
-                async with asyncio.timeout(ORDER_SECONDS):  # one that hangs keeps no news from the others
-                    await self._nodes.order(node, order)
-                member.ordered = order
-            except Exception as error:  # noqa: BLE001 - it is told again in the next round, or found lost
-                member.ordered = None  # only the answer may have been lost
-                log.info("node %s could not be told: %s", node, error)
+        due = {
+            node: order
+            for node, member in self._members.items()
+            if not member.problem and (order := orders.to(node, member.report, member.ordered)) is not None
+        }
+        await asyncio.gather(*(self._give(node, self._members[node], order) for node, order in due.items()))
+
+    async def _give(self, node: str, member: _Member, order: NodeOrder) -> None:
+        try:
+            async with asyncio.timeout(ORDER_SECONDS):  # those that hang keep news from the others no longer than one
+                await self._nodes.order(node, order)
+            member.ordered = order
+        except Exception as error:  # noqa: BLE001 - it is told again in the next round, or found lost
+            member.ordered = None  # only the answer may have been lost
+            log.info("node %s could not be told: %s", node, error)
 
     # ---- what it tells
 

@@ -293,6 +293,22 @@ async def test_a_node_that_is_slow_for_a_moment_loses_nothing() -> None:
     assert await cluster.table() == before
 
 
+async def test_nodes_are_told_at_the_same_time() -> None:
+    class Together(FakeNodes):
+        """Answers no order before everybody has one."""
+
+        everybody = asyncio.Barrier(2)
+
+        async def order(self, node: str, order: NodeOrder) -> None:
+            await self.everybody.wait()
+            await super().order(node, order)
+
+    cluster = Cluster(Together({"a": FakeNode((cpu(0),)), "b": FakeNode((cpu(0),))}))
+    cluster.head.aim(goal(chat=2))
+    await cluster.head.step()
+    assert [len(node.orders) for node in cluster.nodes.nodes.values()] == [1, 1]
+
+
 async def test_a_node_that_comes_back_is_taken_in_and_gives_up_what_was_seated_elsewhere() -> None:
     cluster = two_nodes(c=FakeNode((cpu(0), cpu(1))))
     cluster.head.aim(goal(chat=4))
