@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gateway.planning import FleetAnswer
 from model_registry.errors import ConfigError
+from placement.changeover import Changeover
 from placement.errors import StalePlan
 from placement.partition import GpuPlan
 from placement.planner.current import check_current
@@ -47,9 +48,20 @@ class _Fleet(_Read):
     transition: _Transition
 
 
+class _Replacement(_Read):
+    replica: str
+    how: str
+    slice: str
+
+
+class _Engines(_Read):
+    replacements: list[_Replacement]
+
+
 class _Plan(_Read):
     gpus: list[_Layout]
     fleet: _Fleet | None = None
+    engines: _Engines | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +82,21 @@ class ReviewedPlan:
             problem = "this is not what `sliceway plan --json` prints"
         raise ConfigError(problem, where=str(path), remedy="Write it with: sliceway plan CONFIG --json > FILE.")
 
-    def check(self, layouts: Iterable[GpuPlan] | None, fleet: FleetAnswer | None) -> None:
-        """Raise StalePlan, naming what is different, unless `layouts` and `fleet` are this plan; `layouts` None: these are done.
+    def check(
+        self, layouts: Iterable[GpuPlan] | None, fleet: FleetAnswer | None, engines: Changeover | None = None
+    ) -> None:
+        """Raise StalePlan, naming what is different, unless `layouts`, `fleet` and `engines` are this plan; `layouts` None: these
+        are done, and `engines` have been compared.
 
-        Compared are the GPUs as they were, with who is on them, and then what is to be done.
+        Compared are the GPUs as they were, with who is on them, and then what is to be done, also to engines by earlier settings.
         """
         public: dict[str, Any] = {"gpus": [p.as_public() for p in layouts or ()]}
         if fleet is not None:
             public["fleet"] = fleet.as_public()
+        if engines is not None:
+            public["engines"] = engines.as_public()
         now = _Plan.model_validate_json(json.dumps(public, default=str))
-        then = self.plan if layouts is not None else self.plan.model_copy(update={"gpus": []})
+        then = self.plan if layouts is not None else self.plan.model_copy(update={"gpus": [], "engines": None})
         alike = (then.fleet is None) == (now.fleet is None)
         if alike:
             check_current(_state(then), _state(now), where=str(self.path), remedy=_AGAIN)
@@ -102,4 +119,4 @@ def _state(plan: _Plan) -> Mapping[str, str]:
 
 def _to_do(plan: _Plan) -> Sequence[Any]:
     fleet = [plan.fleet.decisions, plan.fleet.transition.steps] if plan.fleet else []
-    return [[g.actions for g in plan.gpus], *fleet]
+    return [[g.actions for g in plan.gpus], *fleet, plan.engines]

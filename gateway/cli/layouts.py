@@ -220,7 +220,8 @@ def _reviewed(config: Config, file: Path | None, *, layouts_only: bool, allow_di
         return None
     reviewed = ReviewedPlan.read(file)
     now = None if layouts_only else planned_fleet(config, allow_dip=allow_dip)
-    reviewed.check(_planned(config), now.answer if now is not None else None)
+    engines = None if layouts_only else told_changes(config, now)
+    reviewed.check(_planned(config), now.answer if now is not None else None, engines)
     return reviewed
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ from gateway.config import load_config
 from gateway.layouts import machine_of
 from gateway.planning import answer, reservations
 from model_registry.errors import ConfigError, SlicewayError, UnknownProduct
+from placement.changeover import Changeover, Replacement
 from placement.errors import StalePlan, TransitionBlocked
 from placement.nvml.partition import NvmlPartitioner
 from placement.partition import apply as apply_layouts
@@ -398,6 +400,22 @@ def test_a_plan_is_refused_when_the_configuration_is_another_one(config: Write, 
         run("apply", path, "--plan", file)
     with pytest.raises(ConfigError, match="No such file"):
         run("apply", path, "--plan", tmp_path / "missing.json")
+
+
+def test_a_plan_is_refused_when_engines_would_be_replaced_of_which_it_does_not_tell(
+    config: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings of engines that were changed since: the steps are the same."""
+    path, file = reviewed(config, tmp_path)
+    one = Replacement("chat-0", "chat", "beside", "s", False, False, "", 1, 0, 0.0, 9.0, 0.0, 9.0, "measured")
+    monkeypatch.setattr("gateway.cli.layouts.told_changes", lambda *_: Changeover((one,)))
+    with pytest.raises(StalePlan, match="another plan would be carried out by now"):
+        run("apply", path, "--plan", file)
+    assert not any(g.instances for g in machine_of(load_config(path)).driver.observe())
+    file.write_text(run("plan", path, "--json").stdout, encoding="utf-8")
+    slower = Changeover((replace(one, seconds=12.0, start_seconds=12.0),))
+    monkeypatch.setattr("gateway.cli.layouts.told_changes", lambda *_: slower)
+    assert told("apply", path, "--plan", file)["fleet"]["ok"]
 
 
 def test_a_gpu_that_vanishes_on_the_way_stops_apply_with_what_is_done_and_what_is_not(
