@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 
 SLOTS = 60
-_MOST_AT_ONCE = 1 << 44  # of `taken`, which may be 64 bits somewhere: an engine may tell any number of tokens
+_MOST_AT_ONCE = (
+    1 << 44
+)  # of `taken`, which may be 64 bits somewhere: an engine may tell any number of tokens, and a client ask for any
 
 
 class Window:
@@ -62,7 +64,7 @@ class Window:
         """Count `amount` in the slot that `advance` has just given."""
         self._counts[slot % self._size] += amount
         self.used += amount
-        self.taken[self.place] += amount
+        self.taken[self.place] += amount if amount < _MOST_AT_ONCE else _MOST_AT_ONCE
 
     def give(self, amount: int, slot: int, now: float) -> None:
         """Take back `amount` of what was counted in `slot`; negative: it was more than that. Nothing, if that is no longer counted."""

@@ -119,6 +119,16 @@ def test_what_no_window_counts_any_more_is_swept(tmp_path: Path) -> None:
     kept.close(remove=True)
 
 
+def test_a_limit_beyond_64_bits_lets_any_number_be_asked_for(tmp_path: Path) -> None:
+    mine, window = book(tmp_path, "a"), Window(2**200, 60.0)
+    mine.watch("x", window)
+    for _ in range(3):
+        window.take(2**80, 0.0)
+    assert window.used == 3 * 2**80
+    mine.close(remove=False)
+    assert (LeftBooks(tmp_path).untold("a", "x") or 0) > 2**44
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
