@@ -293,7 +293,7 @@ class Head:
         known = {m.name for m in goal.models}
         leaving = self._retiring.keep(staying, self._journal.seats, known, obedient, now)
         self._rollout.stay(frozenset(self._renewing.under_way.values()))
-        self._rollout.look(obedient, staying, pause=bool(self._renewing.left))
+        self._rollout.look(obedient, staying, now_seconds=now, pause=bool(self._renewing.left))
         return {**staying, **self._begin_beside(obedient, staying, {**held, **leaving}), **leaving}
 
     def _seat(self, reports: Mapping[str, NodeReport], current: Mapping[str, Seat]) -> Seating:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from placement.cluster.members import NodeReport, Seat
+from placement.cluster.retiring import PATIENCE_SECONDS
 from placement.rolling import Standing, next_turn
 from placement.table import ReplicaState
 
@@ -21,6 +22,7 @@ class Rollout:
         self._waits = False
         self._stay: Collection[str] = ()
         self._told_at: int | None = None
+        self._waits_since: float | None = None
         self._everybody_knows = False
 
     @property
@@ -43,17 +45,30 @@ class Rollout:
         """These are left when another one has their place, and not before."""
         self._stay = replicas
 
-    def look(self, reports: Mapping[str, NodeReport], seats: Mapping[str, Seat], *, pause: bool = False) -> None:
-        """See how far it is. `reports` are those of the nodes that take orders. With `pause` it is nobody else's turn yet."""
+    def look(
+        self,
+        reports: Mapping[str, NodeReport],
+        seats: Mapping[str, Seat],
+        *,
+        now_seconds: float = 0.0,
+        pause: bool = False,
+    ) -> None:
+        """See how far it is. `reports` are those of the nodes that take orders, `now_seconds` is monotonic. With `pause` it is nobody else's
+        turn yet.
+        """
         states = _states(reports, seats)
         standings = [_standing(seats[r], state, r in reports[seats[r].node].outdated) for r, state in states.items()]
         before, turn = self._in_turn, next_turn(standings, self._before(states, standings))
         self._in_turn = None if pause and turn != before else turn
         self._waits = any(one.replica == self._in_turn and one.outdated for one in standings)
         if self._in_turn != before:
-            self._told_at, self._everybody_knows = None, False
+            self._told_at, self._waits_since, self._everybody_knows = None, None, False
         if self._told_at is not None:
-            self._everybody_knows = all(report.generation >= self._told_at for report in reports.values())
+            self._waits_since = now_seconds if self._waits_since is None else self._waits_since
+            late = (
+                now_seconds - self._waits_since >= PATIENCE_SECONDS
+            )  # a node that cannot write a table keeps nobody from its turn
+            self._everybody_knows = late or all(report.generation >= self._told_at for report in reports.values())
 
     def told(self, generation: int) -> None:
         """The table of `generation` says who is leaving."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from placement.cluster.members import NodeReport, Seat, Versions
+from placement.cluster.retiring import PATIENCE_SECONDS
 from placement.cluster.rollout import Rollout
 from placement.table import ReplicaRow, ReplicaState, RoutingTable, SliceRow
 
@@ -178,6 +179,19 @@ def test_what_serves_nobody_is_replaced_before_what_does() -> None:
     cluster.run(rounds=8)
     assert cluster.replaced[0] == "small-4"
     assert cluster.away[0] == {"small-4"}
+
+
+def test_a_gateway_that_never_hears_of_it_delays_a_turn_and_does_not_keep_it() -> None:
+    cluster = Cluster(seats_of(FEW))
+    rollout, reports = cluster.rollout, cluster._reports()
+    rollout.look(reports, cluster.seats, now_seconds=100.0)
+    rollout.told(generation=2)
+    assert rollout.leaving == {"model-00-0"}
+    for now in (101.0, 101.0 + PATIENCE_SECONDS - 0.5):
+        rollout.look(reports, cluster.seats, now_seconds=now)
+        assert rollout.turns == frozenset()
+    rollout.look(reports, cluster.seats, now_seconds=101.0 + PATIENCE_SECONDS)
+    assert rollout.turns == {"model-00-0"}
 
 
 def test_another_head_goes_on_where_the_last_one_was() -> None:
