@@ -174,6 +174,7 @@ class Head:
         self._transitions = Transitions(lambda node, order: self._nodes.cut(node, order))
         self._in_round = asyncio.Lock()
         self._writing = asyncio.Lock()
+        self._unsure = False
 
     # ---- what it is told
 
@@ -651,6 +652,7 @@ class Head:
     async def _write(self, update: Mapping[str, object]) -> None:
         """Have the journal with this in it, where it has something else. One at a time: `_writing`."""
         journal = self._journal.model_copy(update=update)
-        if journal != self._journal:
+        if journal != self._journal or self._unsure:
+            self._unsure = True  # a write that fails may have been one, and is to be undone
             await self._store.save(journal.model_dump_json().encode())
-            self._journal = journal
+            self._journal, self._unsure = journal, False

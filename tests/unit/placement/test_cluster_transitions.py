@@ -143,6 +143,7 @@ class FakeNodes:
 class FakeStore:
     journal: bytes | None = None
     full: bool = False
+    mute: bool = False
 
     async def load(self) -> bytes | None:
         return self.journal
@@ -151,6 +152,8 @@ class FakeStore:
         if self.full:
             raise ConnectionError("the store is gone")
         self.journal = journal
+        if self.mute:
+            raise ConnectionError("only the answer was lost")
 
 
 @dataclass
@@ -186,6 +189,19 @@ async def test_what_cannot_be_written_down_is_not_begun() -> None:
     await head.carry_out(transition)
     await head.step()
     assert told(head) is not None
+
+
+async def test_what_was_written_down_all_the_same_is_taken_back() -> None:
+    cluster = Cluster()
+    head = await cluster.head()
+    await head.step()
+    transition = steps((await head.survey()).fingerprint)
+    cluster.store.mute = True
+    with pytest.raises(ConnectionError):
+        await head.carry_out(transition)
+    cluster.store.mute = False
+    await head.step()
+    assert told(await cluster.head()) is None, "whoever asked was told that it is not begun"
 
 
 async def test_a_new_head_waits_for_the_nodes_of_a_plan_that_have_no_replicas() -> None:
