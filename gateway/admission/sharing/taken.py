@@ -21,6 +21,7 @@ log = logging.getLogger("sliceway.limits")
 
 MOST_LIMITS = 4096
 OLD_SECONDS = 2 * 86400.0  # no window counts what was taken before
+TOUCH_SECONDS = 3600.0  # not every file system dates what is written to memory
 _WORDS = 3  # of each limit: its key, units taken since the start, and as many of them as the store was told
 _BYTES = MOST_LIMITS * _WORDS * 8
 
@@ -38,6 +39,7 @@ class TakenBook:
     def __init__(self, folder: Path, process: str, wall: Callable[[], float]) -> None:
         self._path = folder / process
         self._wall = wall
+        self._touched_at = 0.0
         self._places: dict[str, int] = {}
         self._windows: list[Taker] = []
         self._file = -1
@@ -67,6 +69,15 @@ class TakenBook:
             for name in names:
                 if name in marks:
                     self._words[self._places[name] + 2] = marks[name]
+            self._touch()
+
+    def _touch(self) -> None:
+        """Let the file be as young as what it holds, so that nobody sweeps it."""
+        now = self._wall()
+        if abs(now - self._touched_at) >= TOUCH_SECONDS:
+            self._touched_at = now
+            with contextlib.suppress(OSError):
+                os.utime(self._file)
 
     def close(self, *, remove: bool) -> None:
         """Nothing more is noted. The file stays for the others unless the store knows everything (`remove`)."""

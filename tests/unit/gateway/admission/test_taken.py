@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from gateway.admission.limits import Need
 from gateway.admission.schema import TenantLimits
 from gateway.admission.sharing import LimitShares, Sharing
 from gateway.admission.sharing.local_store import LocalStore
-from gateway.admission.sharing.taken import MOST_LIMITS, OLD_SECONDS, LeftBooks, TakenBook
+from gateway.admission.sharing.taken import MOST_LIMITS, OLD_SECONDS, TOUCH_SECONDS, LeftBooks, TakenBook
 from gateway.admission.windows import Window
 from gateway.errors import RateLimited
 from gateway.routes import Routes
@@ -127,6 +128,21 @@ def test_a_limit_beyond_64_bits_lets_any_number_be_asked_for(tmp_path: Path) -> 
     assert window.used == 3 * 2**80
     mine.close(remove=False)
     assert (LeftBooks(tmp_path).untold("a", "x") or 0) > 2**44
+
+
+def test_the_file_of_one_that_lives_long_is_dated_again(tmp_path: Path) -> None:
+    """Also where the file system does not date what is written to memory."""
+    clock = FakeClock()
+    mine = TakenBook(tmp_path, "a", clock)
+    mine.watch("x", Window(1, 60.0))
+    clock.turn(2 * TOUCH_SECONDS)
+    mine.told(mine.marks(), ["x"])
+    for seconds, again in ((TOUCH_SECONDS / 2, False), (TOUCH_SECONDS, True)):
+        os.utime(tmp_path / "a", (1.0, 1.0))
+        clock.turn(seconds)
+        mine.told(mine.marks(), ["x"])
+        assert ((tmp_path / "a").stat().st_mtime > 1.0) is again
+    mine.close(remove=True)
 
 
 KILLED = """

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -142,8 +143,11 @@ def serving() -> Iterator[str]:
         thread.join()
 
 
-def test_the_gateway_that_runs_is_found_where_it_listens(tmp_path: Path, serving: str) -> None:
+def test_the_gateway_that_runs_is_found_where_it_listens(
+    tmp_path: Path, serving: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`up --listen` serves at another address than the configuration names."""
+    monkeypatch.setattr(sys.modules[look.__module__], "HTTP_SECONDS", 60.0)  # however slow this machine is
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{deaf.getsockname()[1]}"
