@@ -5,7 +5,7 @@ Packing: every state of up to two GPUs at the start (those alike to whoever pack
 hold, and every one that a single slice puts beyond them. Planning: every instance of the kinds in
 `placement/planner/small_instances.py`, one or two GPUs each, against all ways of using them: what the plan does, what its
 levels say, and that every objective is proven. `--every 20` looks at a twentieth, spread over everything. Prints a line for
-each kind, and every instance that differs by its number; the exit status is 1 if one does. All of it takes some four hours
+each kind, and every instance that differs by its number; the exit status is 1 if one does. All of it takes some eight hours
 of one core; `--processes` shares it out.
 """
 
