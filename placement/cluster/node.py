@@ -47,6 +47,7 @@ from placement.table import ReplicaState, RoutingTable, publish, read
 log = logging.getLogger(__name__)
 
 OBSERVE_SECONDS = 10.0
+DRIVER_SECONDS = 1.0
 POLL_SECONDS = 20.0
 CHECK_SECONDS = 0.25
 RELAY_SECONDS = 2.0
@@ -157,6 +158,7 @@ class NodeAgent:
         self._processes = processes
         self._observe = observe
         self._inventory: Inventory | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._observed_at = 0.0
         self._own = PlacementConfig.model_validate({"fleet": settings.fleet})
         self._cordoned: tuple[str, ...] = ()
@@ -174,12 +176,7 @@ class NodeAgent:
     async def report(self) -> NodeReport:
         """The node as it is. What should run beside the agent and does not is started again."""
         self._ensure()
-        if self._inventory is None or time.monotonic() - self._observed_at > OBSERVE_SECONDS:
-            cuts = self._cuts
-            self._inventory = await asyncio.to_thread(self._observe)
-            self._cordoned = tuple(sorted(barred(self._own, self._inventory, self._paths.engines)))
-            # What was looked at while a GPU was cut is looked at again.
-            self._observed_at = time.monotonic() if cuts == self._cuts else -OBSERVE_SECONDS
+        inventory = await self._seen()
         status = read_status(self._paths.engines.controller_status)
         running = self._running()
         report = NodeReport(
@@ -187,12 +184,12 @@ class NodeAgent:
             address=self.settings.address,
             versions=self.settings.versions,
             boot=self.settings.boot,
-            slices=self._inventory.slices,
+            slices=inventory.slices,
             table=self._table(running),
             running=running,
             waiting=_waiting(status, read_seats(self._paths.seats)) if status else {},
             outdated=tuple(r.replica for r in status.replicas if r.outdated) if status else (),
-            notes=self._inventory.notes,
+            notes=inventory.notes,
             simulated=self.settings.simulated,
             generation=max(0, self._known_generation()),
             demand=self._demand(),
@@ -201,6 +198,29 @@ class NodeAgent:
             measured=self._capacities(),
         )
         return report.model_copy(update={"digest": _digest(report)})
+
+    async def _seen(self) -> Inventory:
+        """What there is; what was seen last where the driver takes its time, as while it cuts a GPU: a node that says nothing for
+        seconds is taken for lost.
+        """
+        due = self._inventory is None or time.monotonic() - self._observed_at > OBSERVE_SECONDS
+        if self._looking is None and due:
+            self._looking = asyncio.create_task(self._look())
+        if (looking := self._looking) is not None:
+            await asyncio.wait({looking}, timeout=None if self._inventory is None else DRIVER_SECONDS)
+            if looking.done():
+                self._looking = None if self._looking is looking else self._looking
+                await looking
+        assert self._inventory is not None
+        return self._inventory
+
+    async def _look(self) -> None:
+        cuts = self._cuts
+        inventory = await asyncio.to_thread(self._observe)
+        self._cordoned = tuple(sorted(barred(self._own, inventory, self._paths.engines)))
+        self._inventory = inventory
+        # What was looked at while a GPU was cut is looked at again.
+        self._observed_at = time.monotonic() if cuts == self._cuts else -OBSERVE_SECONDS
 
     async def word(self, known: str, wait_seconds: float) -> Word:
         """The report as soon as it is another than the one with the digest `known`, else in `wait_seconds` that it is not."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -303,6 +304,30 @@ def test_a_table_that_somebody_has_removed_is_known_no_more(agent: NodeAgent) ->
     path.unlink()
     agent.take_over(Broadcast(head="h", table=RoutingTable(generation=4), config="{}", sequence=2))
     assert read(path).generation == 4
+
+
+async def test_a_driver_that_takes_its_time_silences_no_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("placement.cluster.node.OBSERVE_SECONDS", -1.0)
+    monkeypatch.setattr("placement.cluster.node.DRIVER_SECONDS", 0.01)
+    cut = threading.Event()
+    looks = []
+
+    def observe() -> Inventory:
+        looks.append(1)
+        if len(looks) == 1:
+            return Inventory((CPU,))
+        assert cut.wait(60)
+        return Inventory(())
+
+    agent = NodeAgent(settings(NodePaths(tmp_path), {"discover": "cpu"}), NotedProcesses(), observe)
+    assert (await agent.report()).slices == (CPU,)
+    reports = await asyncio.gather(agent.report(), agent.report())
+    assert [one.slices for one in reports] == [(CPU,), (CPU,)], "what was seen last"
+    assert len(looks) == 2, "one look at a time"
+    cut.set()
+    async with asyncio.timeout(60):
+        while (await agent.report()).slices:
+            pass
 
 
 async def test_slices_of_a_cordoned_gpu_are_reported(tmp_path: Path) -> None:
