@@ -25,7 +25,7 @@ from gateway.admission import CacheSalts, Loads
 from gateway.admission.sharing import LimitShares, LimitStore, RoomShares, Sharing
 from gateway.admission.sharing.known_gateways import KnownGateways
 from gateway.admission.sharing.local_store import LocalStore
-from gateway.admission.sharing.taken import LeftBooks, TakenBook
+from gateway.admission.sharing.taken import LeftBooks, TakenBook, taken_folder
 from gateway.background import BackgroundResponses
 from gateway.batches.service import BatchService
 from gateway.batches.surroundings import surroundings
@@ -198,7 +198,7 @@ def _shared_rooms(config: Config, gateway: Gateway, process: str, clock: Clock, 
 
 def _taken(config: Config) -> Path:
     """Where each gateway process notes what it takes of limits."""
-    return StatePaths(config.state).limits.with_suffix(".taken")
+    return taken_folder(StatePaths(config.state).limits.with_suffix(".taken"))
 
 
 def _admin_listener(gateway: Gateway, config_path: Path | None, wall: WallClock) -> AdminListener:

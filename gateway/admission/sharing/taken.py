@@ -1,7 +1,9 @@
 """What each process of a machine takes of limits, in a file that outlives it: whoever comes next knows what it had not told the store yet.
 
 A process holds a lock on its file for as long as it lives, so that its end is known at once, however it ended. The file is memory that the
-kernel keeps: a process that is killed loses nothing of it, a machine that loses power may lose the last half minute.
+kernel keeps, so a process that is killed loses nothing of it. It lies in no file system on a disk where that can be had: who writes to
+memory that a disk is just taking a page of waits for the disk, and here that would be every request. With the machine it is gone,
+and what its processes had taken is unknown then.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import hashlib
 import logging
 import mmap
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,11 +22,18 @@ from typing import Protocol
 
 log = logging.getLogger("sliceway.limits")
 
+SHARED_MEMORY = Path("/dev/shm")
 MOST_LIMITS = 4096
+MOST_LEFT = 256
 OLD_SECONDS = 2 * 86400.0  # no window counts what was taken before
 TOUCH_SECONDS = 3600.0  # not every file system dates what is written to memory
 _WORDS = 3  # of each limit: its key, units taken since the start, and as many of them as the store was told
 _BYTES = MOST_LIMITS * _WORDS * 8
+
+
+def taken_folder(otherwise: Path, memory: Path = SHARED_MEMORY) -> Path:
+    """Where all gateways of this user keep their files: in shared memory, where there is none in the directory `otherwise`."""
+    return memory / f"sliceway-{os.getuid()}" if os.access(memory, os.W_OK) else otherwise
 
 
 class Taker(Protocol):
@@ -99,6 +109,8 @@ class TakenBook:
     def _open(self) -> None:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not _is_mine(self._path.parent):
+                raise PermissionError(f"{self._path.parent} is somebody else's")
             _sweep(self._path.parent, self._wall() - OLD_SECONDS)
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -128,7 +140,7 @@ class LeftBooks:
 
     def _of(self, process: str) -> Mapping[int, int] | None:
         known = self._read.get(process)
-        if known is None and (known := _read(self._folder / process)) is not None:
+        if known is None and _is_mine(self._folder) and (known := _read(self._folder / process)) is not None:
             self._read[process] = known
         return known
 
@@ -149,10 +161,25 @@ def _read(path: Path) -> Mapping[int, int] | None:
 
 
 def _sweep(folder: Path, before: float) -> None:
+    """Take away what is older than any window, and of a process that ends again and again all but the last files."""
+    left: list[tuple[float, Path]] = []
     for path in folder.iterdir():
         with contextlib.suppress(OSError):
-            if path.stat().st_mtime < before and _read(path) is not None:
-                path.unlink()
+            if _read(path) is not None:
+                left.append((path.stat().st_mtime, path))
+    left.sort(reverse=True)
+    for place, (dated, path) in enumerate(left):
+        if dated < before or place >= MOST_LEFT:
+            path.unlink(missing_ok=True)
+
+
+def _is_mine(folder: Path) -> bool:
+    """Whether nobody else could have put files there."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def _key(name: str) -> int:

@@ -15,7 +15,7 @@ from gateway.admission.limits import Need
 from gateway.admission.schema import TenantLimits
 from gateway.admission.sharing import LimitShares, Sharing
 from gateway.admission.sharing.local_store import LocalStore
-from gateway.admission.sharing.taken import MOST_LIMITS, OLD_SECONDS, TOUCH_SECONDS, LeftBooks, TakenBook
+from gateway.admission.sharing.taken import MOST_LIMITS, OLD_SECONDS, TOUCH_SECONDS, LeftBooks, TakenBook, taken_folder
 from gateway.admission.windows import Window
 from gateway.errors import RateLimited
 from gateway.routes import Routes
@@ -118,6 +118,42 @@ def test_what_no_window_counts_any_more_is_swept(tmp_path: Path) -> None:
         else:
             kept = fresh
     kept.close(remove=True)
+
+
+def test_of_a_process_that_ends_again_and_again_the_last_files_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.admission.sharing.taken.MOST_LEFT", 2)
+    for number in range(4):
+        one = book(tmp_path, f"{number}")
+        one.watch("x", Window(1, 60.0))
+        one.close(remove=False)
+        os.utime(tmp_path / f"{number}", (1000.0 + number, 1000.0 + number))
+    alive = book(tmp_path, "alive")
+    alive.watch("x", Window(1, 60.0))
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "3", "alive"}
+    alive.close(remove=True)
+
+
+def test_a_folder_that_others_can_write_to_is_no_witness_and_not_written_to(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "open"
+    mine = book(folder, "a")
+    mine.watch("x", Window(1, 60.0))
+    mine.close(remove=False)
+    folder.chmod(0o777)
+    assert not LeftBooks(folder).ended("a")
+    other = book(folder, "b")
+    other.watch("x", Window(1, 60.0))
+    assert [path.name for path in folder.iterdir()] == ["a"]
+    assert "cannot be noted" in caplog.text
+
+
+def test_it_is_kept_in_memory_where_there_is_some(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    assert taken_folder(disk, tmp_path) == tmp_path / f"sliceway-{os.getuid()}"
+    assert taken_folder(disk, tmp_path / "none") == disk
 
 
 def test_a_limit_beyond_64_bits_lets_any_number_be_asked_for(tmp_path: Path) -> None:
