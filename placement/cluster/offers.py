@@ -17,6 +17,7 @@ from placement.slices import Inventory
 
 PREFIX = "sliceway-slice:"
 NODE_PREFIX = "sliceway-node:"
+JOIN_PREFIX = "sliceway-join:"  # one of each machine that joins, by which it knows itself in the books
 NODE_UNITS = 1000.0  # of what says that a node is this one; more of it is two nodes of one name
 
 

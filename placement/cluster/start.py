@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import ray
 from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
@@ -31,7 +32,7 @@ from placement.cluster.asking import asking, token_refused
 from placement.cluster.errors import ClusterUnreachable, NodeMismatch, SliceHeld
 from placement.cluster.members import Owner, Versions
 from placement.cluster.node import NodePaths
-from placement.cluster.offers import NODE_UNITS, node_resource, offered
+from placement.cluster.offers import JOIN_PREFIX, NODE_UNITS, node_resource, offered
 from placement.cluster.processes import ends
 from placement.cluster.seats import owner_lives
 from placement.replicas.procfs import ProcessIdentity
@@ -114,12 +115,13 @@ class Raylet:
         head = ["--head", f"--port={port}", "--include-dashboard=false", f"--ray-client-server-port={_free_port()}"]
         where = head if address is None else [f"--address={address}"]
         self.address = address or f"{machine.address}:{port}"
+        self._own = JOIN_PREFIX + uuid4().hex
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *where),
             f"--node-ip-address={machine.address}",
             "--num-gpus=0",
             "--dashboard-agent-listen-port=0",  # else one that is the same on every machine, and for every node on it
-            f"--resources={json.dumps(offered(machine.name, inventory))}",
+            f"--resources={json.dumps({**offered(machine.name, inventory), self._own: 1.0})}",
         ]
         logs = machine.directory / "logs"
         logs.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -160,7 +162,7 @@ class Raylet:
                 return False
             if not ray.is_initialized():
                 self._connect(stop)
-            elif (there := self._units(node, there)) == NODE_UNITS:
+            elif (there := units_of(node, self._own, there)) == NODE_UNITS:
                 return True
             stop.wait(0.2)
         if there and not self.ended:
@@ -175,15 +177,6 @@ class Raylet:
             remedy="Check the address, that its port can be reached from here, that both run the same Ray and Python, and that "
             "--token-file is a copy of this cluster's cluster.token.",
         )
-
-    @staticmethod
-    def _units(node: str, before: float) -> float:
-        """What the cluster's books have of this node's name; as `before` where nobody reads them out at the moment."""
-        cluster: Any = ray
-        try:
-            return float(cluster.cluster_resources().get(node_resource(node), 0.0))
-        except RayError:
-            return before
 
     def _connect(self, stop: threading.Event) -> None:
         try:
@@ -201,6 +194,18 @@ class Raylet:
         """End it, and what Ray has started on this machine for it."""
         end_group(self._process)
         self._record.unlink(missing_ok=True)
+
+
+def units_of(node: str, own: str, before: float) -> float:
+    """What the cluster's books have of this node's name once this machine, which offers `own`, is in them: until then another one
+    would be taken for it. As `before` where nobody reads them out at the moment.
+    """
+    cluster: Any = ray
+    try:
+        books: Mapping[str, float] = cluster.cluster_resources()
+    except RayError:
+        return before
+    return float(books.get(node_resource(node), 0.0)) if own in books else before
 
 
 def _record(machine: Machine) -> Path:

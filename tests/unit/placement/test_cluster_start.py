@@ -84,10 +84,11 @@ def test_a_wrong_token_is_told_at_once(answering: str, monkeypatch: pytest.Monke
 
 
 class Joining:
-    """In the place of a raylet that runs, before whose node's name the books say `units`, one after another."""
+    """In the place of a raylet that runs, before whose node's name the books say `units`, one after another; or the books themselves."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *units: float | Exception) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *units: float | dict[str, float] | Exception) -> None:
         self.ended, self.address, self.left = False, "127.0.0.1:1", list(units)
+        self._own = "sliceway-join:me"
         self.log = self._log = Path("ray.log")
         self.seconds = 0.0
         monkeypatch.setattr(start.ray, "is_initialized", lambda: True)
@@ -98,10 +99,9 @@ class Joining:
         found = self.left.pop(0) if len(self.left) > 1 else self.left[0]
         if isinstance(found, Exception):
             raise found
-        return {"sliceway-node:n1": found} if found else {}
-
-    def _units(self, node: str, before: float) -> float:
-        return float(start.Raylet._units(node, before))
+        if isinstance(found, dict):
+            return found
+        return {"sliceway-node:n1": found, self._own: 1.0} if found else {}
 
     def _connect(self, _: object) -> None:
         pytest.fail("it is connected")
@@ -126,6 +126,14 @@ def test_a_machine_under_the_name_of_one_that_is_there_is_refused(monkeypatch: p
         one.join()
     assert "--name" in str(refused.value.remedy)
     assert one.seconds >= start.NAME_SECONDS, "one that has lost its power would have been forgotten by then"
+
+
+def test_a_machine_that_is_not_in_the_books_yet_takes_no_other_one_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {"sliceway-node:n1": 1000.0, "sliceway-join:other": 1.0}
+    with pytest.raises(SliceHeld, match="as 'n1' already"):
+        Joining(monkeypatch, other, other, 1000.0 + 1000.0).join()
+    with pytest.raises(ClusterUnreachable, match="could not join"):
+        Joining(monkeypatch, other).join()
 
 
 def test_a_machine_whose_earlier_self_is_forgotten_in_time_joins(monkeypatch: pytest.MonkeyPatch) -> None:
