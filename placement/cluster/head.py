@@ -41,7 +41,7 @@ from placement.demanded import model_of
 from placement.errors import StalePlan
 from placement.gpu_slices import slices_of
 from placement.policy import AutoscalePolicy
-from placement.status import ClusterScaling
+from placement.status import ClusterScaling, ScalingRow
 from placement.table import ModelRow, ReplicaState, RoutingTable
 from placement.transition.steps import Transition
 
@@ -364,12 +364,16 @@ class Head:
 
     def _scaling(self, seats: Mapping[str, Seat]) -> ClusterScaling:
         """What gateways show of it: nothing that is another one at each look."""
-        rows = self._numbers.rows(self._renewing.counted(seats).keys() - self._retiring.leaving)
+        rows = self._scaling_rows(seats)
         blank = {"reason": "", "arrivals_per_second": 0.0, "running": 0, "capacity_reason": "", "ignored": ()}
         return ClusterScaling(
             unplaced=tuple(sorted(self._unplaced)),
             scaling={pool: row.model_copy(update=blank) for pool, row in rows.items()},
         )
+
+    def _scaling_rows(self, seats: Mapping[str, Seat]) -> dict[str, ScalingRow]:
+        """By pool; who starts beside another one, or is about to go, counts for nothing."""
+        return self._numbers.rows(self._renewing.counted(seats).keys() - self._retiring.leaving)
 
     async def _look(self) -> None:
         self._joined = names = await self._nodes.names()
@@ -539,9 +543,7 @@ class Head:
             "transition": self._transitions.in_short(),
             "scaling": {
                 pool: row.model_dump() | {"short": row.short}
-                for pool, row in self._numbers.rows(
-                    self._renewing.counted(self._journal.seats).keys() - self._retiring.leaving
-                ).items()
+                for pool, row in self._scaling_rows(self._journal.seats).items()
             },
         }
 

@@ -1,4 +1,4 @@
-"""The routing table of the cluster, out of the nodes' own: a pure function."""
+"""The routing table of the cluster, out of the nodes' own: values in, values out."""
 
 from __future__ import annotations
 
@@ -13,31 +13,8 @@ from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, Sl
 _NOWHERE = "unix:/dev/null"
 
 
-def merge_tables(
-    models: tuple[ModelRow, ...],
-    reports: Mapping[str, NodeReport],
-    seats: Mapping[str, Seat],
-    waiting: Mapping[str, str],
-    previous: RoutingTable,
-    *,
-    secret: str = "",
-    leaving: Container[str] = (),
-    unplaced: Mapping[str, str] | None = None,
-) -> RoutingTable:
-    """The table after `previous`: equal to it if nothing in it has changed, else of the next generation.
-
-    A node's rows count for the replicas that have their seat there; what it still runs of others drains. `waiting` says
-    of replicas that have a seat and no engine yet what they wait for. `secret` is what engines ask for that have none of
-    their own: those of a node of an earlier version, or started by one.
-    Replicas that are `leaving` get no new requests, whatever their nodes say. `unplaced` says why others have no seat.
-    """
-    return MergeBook().merge(
-        models, reports, seats, waiting, previous, secret=secret, leaving=leaving, unplaced=unplaced
-    )
-
-
 class MergeBook:
-    """`merge_tables`, which is asked in every round: a node's rows are made anew only where something of it is another than last time."""
+    """The merge, which is asked for in every round: a node's rows are made anew only where something of it is another than last time."""
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[object, _Part]] = {}
@@ -54,7 +31,13 @@ class MergeBook:
         leaving: Container[str] = (),
         unplaced: Mapping[str, str] | None = None,
     ) -> RoutingTable:
-        """As `merge_tables`."""
+        """The table after `previous`: equal to it if nothing in it has changed, else of the next generation.
+
+        A node's rows count for the replicas that have their seat there; what it still runs of others drains. `waiting` says
+        of replicas that have a seat and no engine yet what they wait for. `secret` is what engines ask for that have none of
+        their own: those of a node of an earlier version, or started by one.
+        Replicas that are `leaving` get no new requests, whatever their nodes say. `unplaced` says why others have no seat.
+        """
         by_node: dict[str, dict[str, Seat]] = {node: {} for node in sorted(reports)}
         for replica, seat in seats.items():
             by_node.setdefault(seat.node, {})[replica] = seat

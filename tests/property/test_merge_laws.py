@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from placement.cluster.members import NodeReport, Seat, Versions
-from placement.cluster.merge import MergeBook, merge_tables
+from placement.cluster.merge import MergeBook
 from placement.slices import Slice, SliceKind
 from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow
 
@@ -66,7 +66,7 @@ def test_a_book_says_what_is_said_without_one(
     book, table, models = MergeBook(), RoutingTable(generation=1), (ModelRow(name="chat"),)
     for nodes, places, waiting, going, secret, unplaced in told:
         found = book.merge(models, nodes, places, waiting, table, secret=secret, leaving=going, unplaced=unplaced)
-        assert found == merge_tables(
+        assert found == MergeBook().merge(
             models, nodes, places, waiting, table, secret=secret, leaving=going, unplaced=unplaced
         )
         table = found
