@@ -28,9 +28,10 @@ from gateway.routes import build_routes
 from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig
 from placement.cluster.change import broadcast_of
-from placement.cluster.head import LOST_AFTER_SECONDS, PAUSE_SECONDS, STEP_SECONDS, ClusterGoal, Head, Hold
+from placement.cluster.head import LOST_AFTER_SECONDS, PAUSE_SECONDS, STEP_SECONDS, ClusterGoal, Head
 from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions, Word
 from placement.cluster.node import CHECK_SECONDS, POLL_SECONDS, RELAY_SECONDS
+from placement.cluster.nodes import Hold
 from placement.cluster.relays import relay_for, relays_of
 from placement.cluster.seating import seat_replicas
 from placement.cluster.survey import NodeGpus

@@ -39,11 +39,12 @@ from placement.clock import SystemClock
 from placement.cluster.cutting import CutOrder
 from placement.cluster.errors import NodeLost
 from placement.cluster.goal import read_goal
-from placement.cluster.head import Head, HeadJournal, Hold
+from placement.cluster.head import Head, HeadJournal
 from placement.cluster.holder import SliceHolder
 from placement.cluster.leading import Lead
 from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions, Word
 from placement.cluster.node import NodeAgent, NodePaths, NodeSettings
+from placement.cluster.nodes import Hold
 from placement.cluster.offers import node_resource, resource_of
 from placement.cluster.processes import LocalProcesses
 from placement.cluster.survey import NodeGpus

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,24 +22,22 @@ from placement.clock import Clock
 from placement.cluster.borne import CapacityOn, nobody_knows
 from placement.cluster.bulletin import Bulletin
 from placement.cluster.carrying import Round
-from placement.cluster.cutting import CutOrder
 from placement.cluster.eligible import problems_of
-from placement.cluster.errors import NotSurveyed
-from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions, Word, slice_key
+from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions
 from placement.cluster.merge import MergeBook, reasons
+from placement.cluster.nodes import Nodes, Store
 from placement.cluster.numbers import ClusterNumbers
 from placement.cluster.ordering import Orders
+from placement.cluster.plans import Standing, check_plan, take_survey
 from placement.cluster.relays import relays_of
 from placement.cluster.renewing import Asked, Renewing, Successor
 from placement.cluster.retiring import Retiring
 from placement.cluster.rollout import Rollout
 from placement.cluster.seating import FitOn, Seating, SeatingBook, without_slices
-from placement.cluster.survey import NodeGpus, ReplicaNow, Survey, SurveyedNode
-from placement.cluster.transitions import Transitions, TransitionsJournal, digest, kept
+from placement.cluster.survey import Survey
+from placement.cluster.transitions import Transitions, TransitionsJournal, digest
 from placement.cluster.watching import Heard, Watch
 from placement.demanded import model_of
-from placement.errors import StalePlan
-from placement.gpu_slices import slices_of
 from placement.policy import AutoscalePolicy
 from placement.status import ClusterScaling, ScalingRow
 from placement.table import ModelRow, ReplicaState, RoutingTable
@@ -48,60 +46,10 @@ from placement.transition.steps import Transition
 log = logging.getLogger(__name__)
 
 ORDER_SECONDS = 5.0
-SURVEY_SECONDS = 10.0
 LOST_AFTER_SECONDS = 6.0
 STEP_SECONDS = 0.5
 PAUSE_SECONDS = 0.25
 """Between two rounds, also where nodes tell something new all the time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """What came of asking for a slice: `owner` once it is this replica's, else what it waits for."""
-
-    seat: Seat
-    owner: Owner | None = None
-    waits_for: str = "Ray to give it the slice"
-
-
-class Nodes(Protocol):
-    """The nodes of the cluster, and the books in which their slices are given to replicas."""
-
-    async def names(self) -> Sequence[str]:
-        """Every node that has joined and is not known to be gone."""
-
-    async def report(self, node: str, known: str, wait_seconds: float) -> Word:
-        """What it is, as soon as that is another than the report with the digest `known`; in `wait_seconds` at the latest, or before
-        that, what has not changed. Raises NodeLost.
-        """
-
-    async def order(self, node: str, order: NodeOrder) -> None:
-        """Tell it what to run; the same order twice is one order. Raises NodeLost."""
-
-    async def gpus(self, node: str) -> NodeGpus:
-        """The GPUs that a plan may count on, read anew. Raises NodeLost."""
-
-    async def cut(self, node: str, order: CutOrder) -> None:
-        """Have it cut a GPU; the same order twice is one. Returns when it is done. Raises PartitionError, NodeLost."""
-
-    async def hold(self, seat: Seat) -> Hold:
-        """Ask for the slice, or how far that is. Returns without waiting for it."""
-
-    async def let_go(self, replica: str) -> None:
-        """Give up the replica's slice, or what was asked for."""
-
-    async def held(self) -> Mapping[str, Seat]:
-        """Every slice that is held or asked for, by replica, also from before this head."""
-
-
-class Store(Protocol):
-    """A place for the journal that outlives the head."""
-
-    async def load(self) -> bytes | None:
-        """The last journal; None if there is none."""
-
-    async def save(self, journal: bytes) -> None:
-        """Replace it, as a whole."""
 
 
 class HeadJournal(BaseModel):
@@ -549,40 +497,26 @@ class Head:
 
     async def survey(self) -> Survey:
         """The cluster as plans see it; every node is asked for its GPUs. Raises NotSurveyed where one cannot tell them."""
-        nodes = [
-            node
-            for node, member in sorted(self._members.items())
-            if member.problem is None or member.frozen  # who offers what another one has takes no part
-        ]
-        frozen = {node for node in nodes if self._members[node].frozen}
-        found = await asyncio.gather(*(self._surveyed(node, frozen=node in frozen) for node in nodes))
+        return await take_survey(self._nodes, self._standing)
+
+    def _standing(self) -> Standing:
         states = {row.replica: row.state.value for row in self._table.replicas}
-        slices = {slice_key(n.node, one.id) for n in found for gpu in n.gpus for one in slices_of(gpu)}
-        return Survey(
-            nodes=tuple(found),
-            replicas={
-                replica: ReplicaNow(seat=seat, state=states.get(replica, ReplicaState.PENDING.value))
-                for replica, seat in sorted(self._journal.seats.items())
+        return Standing(
+            nodes={
+                node: member.frozen
+                for node, member in sorted(self._members.items())
+                if member.problem is None or member.frozen  # who offers what another one has takes no part
             },
-            unplaced=dict(self._unplaced),
-            reserved=kept(self._transitions.reserved, slices, nodes),
-            numbers=dict(self._numbers.replicas),
+            seats=self._journal.seats,
+            states=states,
+            unplaced=self._unplaced,
+            reserved=self._transitions.reserved,
+            numbers=self._numbers.replicas,
             running=self._numbers.running,
             config=self._journal.config,
+            aimed=self._goal.config if self._goal is not None else None,
+            changing=self._rollout.leaving | self._retiring.leaving | self._renewing.successors.keys(),
         )
-
-    async def _surveyed(self, node: str, *, frozen: bool) -> SurveyedNode:
-        try:
-            async with asyncio.timeout(SURVEY_SECONDS):
-                found = await self._nodes.gpus(node)
-        except Exception as error:
-            raise NotSurveyed(
-                f"node {node!r} does not tell its GPUs: {error or type(error).__name__}",
-                where=node,
-                remedy="`sliceway node list` shows what is the matter with it. A node that runs another version may not know the "
-                "question: upgrade it, or have it leave, and plan again.",
-            ) from error
-        return SurveyedNode(node=node, gpus=found.gpus, cordoned=found.cordoned, frozen=frozen)
 
     def transition(self) -> dict[str, object] | None:
         """The steps that are being taken, or were taken last: as `sliceway apply` tells, with `under_way` and `begun`."""
@@ -593,32 +527,18 @@ class Head:
 
         Raises StalePlan where anything that it was made from is another by now, or anything else is being changed, NotSurveyed.
         """
-        survey = await self.survey()
+        found = await self.survey()
         async with self._in_round:
-            self._check_plan(transition, survey)
+            check_plan(transition, found, self._standing())
             config, before = self._journal.config, self._transitions.journal
             self._transitions.begin(
-                transition, self._clock.now(), config, survey.reserved, allow_mode_change=allow_mode_change
+                transition, self._clock.now(), config, found.reserved, allow_mode_change=allow_mode_change
             )
             try:
                 await self._remember(self._journal.seats)
             except BaseException:  # whoever asked is told that it is not begun, and so it is not
                 self._transitions.restore(before, config)
                 raise
-
-    def _check_plan(self, transition: Transition, survey: Survey) -> None:
-        seats = {replica: now.seat for replica, now in survey.replicas.items()}
-        asked = digest(self._goal.config) if self._goal is not None else None
-        if transition.fingerprint != survey.fingerprint or seats != self._journal.seats or transition.wanted != asked:
-            raise StalePlan(
-                "GPUs, seats or configuration of the cluster are others since the plan was made",
-                remedy="Plan again: sliceway plan CONFIG --ray; then apply.",
-            )
-        if busy := sorted(self._rollout.leaving | self._retiring.leaving | set(self._renewing.successors)):
-            raise StalePlan(
-                f"{', '.join(busy)}: being replaced or ended at this moment",
-                remedy="Wait until `sliceway node list` shows nothing of it, and apply again.",
-            )
 
     async def _tell(
         self,

@@ -23,8 +23,9 @@ from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig
 from placement.cluster.cutting import CutOrder, cut
 from placement.cluster.errors import NodeLost
-from placement.cluster.head import ClusterGoal, Head, Hold
+from placement.cluster.head import ClusterGoal, Head
 from placement.cluster.members import NodeOrder, NodeReport, Owner, Seat, Versions, Word, slice_key
+from placement.cluster.nodes import Hold
 from placement.cluster.survey import NodeGpus, Survey, fleet_of, layouts_of
 from placement.cluster.testing import FakeDriver, made_gpu
 from placement.cluster.transitions import digest

@@ -13,8 +13,9 @@ from model_registry.schema import DemandConfig, ModelConfig, ReplicaRange
 from placement.autoscale import Signals
 from placement.autoscale.capacity import Capacity
 from placement.cluster.errors import NodeLost
-from placement.cluster.head import LOST_AFTER_SECONDS, ClusterGoal, Head, HeadJournal, Hold
+from placement.cluster.head import LOST_AFTER_SECONDS, ClusterGoal, Head, HeadJournal
 from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions, Word
+from placement.cluster.nodes import Hold
 from placement.demanded import model_of
 from placement.policy import AutoscalePolicy
 from placement.slices import Slice, SliceKind

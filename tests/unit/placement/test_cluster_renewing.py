@@ -15,8 +15,9 @@ from model_registry.model import SliceFit
 from model_registry.schema import DemandConfig, ModelConfig
 from placement.autoscale.capacity import Capacity
 from placement.cluster.errors import NodeLost
-from placement.cluster.head import ClusterGoal, Head, HeadJournal, Hold
+from placement.cluster.head import ClusterGoal, Head, HeadJournal
 from placement.cluster.members import NodeOrder, NodeReport, Owner, Seat, Versions, Word
+from placement.cluster.nodes import Hold
 from placement.cluster.renewing import Renewing, place_beside
 from placement.demanded import model_of
 from placement.slices import Gpu, Slice, SliceKind

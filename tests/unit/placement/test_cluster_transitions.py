@@ -12,8 +12,9 @@ import pytest
 from model_registry.geometry import Placement
 from placement.cluster.carrying import Round
 from placement.cluster.cutting import CutOrder
-from placement.cluster.head import ClusterGoal, Head, Hold
+from placement.cluster.head import ClusterGoal, Head
 from placement.cluster.members import NodeOrder, NodeReport, Owner, Seat, Versions, Word
+from placement.cluster.nodes import Hold
 from placement.cluster.survey import NodeGpus
 from placement.cluster.testing import made_gpu
 from placement.cluster.transitions import Transitions, digest
