@@ -5,6 +5,7 @@ Written without waiting for the disk: after a crash of the machine it is out of 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -93,7 +94,7 @@ class RepartitionEvent(_Row):
     """How one attempt to cut GPUs anew for demand ended; `steps` are those that were done."""
 
     at: datetime
-    result: Literal["done", "unchanged", "busy", "failed"]
+    result: Literal["done", "unchanged", "proposed", "busy", "failed"]
     reason: str
     steps: tuple[str, ...] = ()
 
@@ -104,6 +105,10 @@ class RepartitionStatus(_Row):
     mode: Literal["propose", "automatic"] = "propose"
     running: bool = False
     step: str | None = None
+    proposed: str | None = Field(
+        default=None,
+        description="What cutting anew would gain, where the configuration only has it proposed; on a cluster.",
+    )
     next_in_seconds: float | None = Field(default=None, description="Until then nothing is tried.")
     counts: dict[str, int] = Field(default_factory=dict, description="Attempts by result, since the controller began.")
     events: tuple[RepartitionEvent, ...] = ()
@@ -146,6 +151,24 @@ class ClusterScaling(_Row):
     unplaced: tuple[str, ...] = ()
     scaling: dict[str, ScalingRow] = Field(default_factory=dict, description="By pool.")
     repartition: RepartitionStatus = RepartitionStatus()
+
+
+class LeaderStatus(_Row):
+    """What the process that leads a cluster plans for it, and what came of it, for people."""
+
+    repartition: RepartitionStatus = RepartitionStatus()
+
+    def same_as(self, told: Mapping[str, Any] | None) -> bool:
+        """Whether the head tells this already; that time passes until the next attempt is nothing new."""
+        try:
+            known = LeaderStatus.model_validate(told) if told is not None else None
+        except ValidationError:
+            return False
+        return known is not None and self._lasting() == known._lasting()
+
+    def _lasting(self) -> LeaderStatus:
+        left = self.repartition.model_copy(update={"next_in_seconds": None})
+        return self.model_copy(update={"repartition": left})
 
 
 def read_cluster_scaling(path: Path) -> ClusterScaling | None:
