@@ -19,30 +19,26 @@ from hypothesis import strategies as st
 
 from model_registry.catalogue import load_catalogue
 from model_registry.geometry import Placement
-from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig
 from placement.cluster.cutting import CutOrder, cut
 from placement.cluster.errors import NodeLost
 from placement.cluster.head import ClusterGoal, Head
-from placement.cluster.members import NodeOrder, NodeReport, Owner, Seat, Versions, Word, slice_key
+from placement.cluster.members import NodeOrder, NodeReport, Seat, Word, slice_key
 from placement.cluster.nodes import Hold
 from placement.cluster.survey import NodeGpus, Survey, fleet_of, layouts_of
-from placement.cluster.testing import FakeDriver, made_gpu
+from placement.cluster.testing import VERSIONS, FakeBooks, FakeDriver, FakeStore, fits_anywhere, made_gpu, node_table
 from placement.cluster.transitions import digest
-from placement.demanded import model_of
 from placement.errors import SliceInUse, StalePlan
 from placement.gpu_slices import slices_of
 from placement.planner.plan import plan
 from placement.planner.types import Constraints, FleetPlan, ModelDemand, Option, Problem, Reservation
 from placement.policy import PlanningConfig
 from placement.slices import Slice
-from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow
+from placement.table import ModelRow, ReplicaState, RoutingTable
 from placement.testing import FakeClock
 from placement.transition.planning import plan_transition
 from placement.transition.steps import Transition
 
-GIB = 2**30
-VERSIONS = Versions(sliceway="1", python="3.11", ray="2.60.0")
 PRODUCT = load_catalogue().product("a30").name
 PROFILES = ("1g.6gb", "2g.12gb", "4g.24gb")
 MODELS = ("chat", "code")
@@ -78,9 +74,8 @@ class FakeNode:
 
 
 @dataclass
-class FakeNodes:
+class FakeNodes(FakeBooks):
     nodes: dict[str, FakeNode]
-    held_by: dict[str, Seat] = field(default_factory=dict)
     cutting: int = 0
     cuts: list[CutOrder] = field(default_factory=list)
     generation: int = 0
@@ -95,24 +90,13 @@ class FakeNodes:
 
     async def report(self, node: str, known: str, wait_seconds: float) -> Word:
         its = self._up(node)
-        rows = tuple(
-            ReplicaRow(
-                replica=replica,
-                model=model_of(replica),
-                engine_model="m",
-                endpoint="http://10.0.0.1:1",
-                slice=SliceRow(id=slice_id, kind="mig"),
-                state=its.state(replica),
-            )
-            for replica, slice_id in its.running.items()
-        )
         report = NodeReport(
             node=node,
             address="10.0.0.1",
             versions=VERSIONS,
             boot="b",
             slices=its.slices,
-            table=RoutingTable(generation=1, replicas=rows),
+            table=node_table(its.running, its.state),
             running=its.running,
             generation=its.table.generation,
         )
@@ -137,38 +121,16 @@ class FakeNodes:
             self.cutting -= 1
 
     async def hold(self, seat: Seat) -> Hold:
-        rivals = [s for r, s in self.held_by.items() if s.key == seat.key and r != seat.replica]
-        if rivals:
-            return Hold(seat, waits_for=f"{rivals[0].replica}")
-        self.held_by[seat.replica] = seat
-        return Hold(seat, owner=Owner(pid=1, start_ticks=1, boot_id="x"))
-
-    async def let_go(self, replica: str) -> None:
-        self.held_by.pop(replica, None)
-
-    async def held(self) -> Mapping[str, Seat]:
-        return dict(self.held_by)
-
-
-@dataclass
-class FakeStore:
-    journal: bytes | None = None
-
-    async def load(self) -> bytes | None:
-        return self.journal
-
-    async def save(self, journal: bytes) -> None:
-        self.journal = journal
+        """Ray gives it when the other one has let go."""
+        rival = self.rival(seat)
+        return Hold(seat, waits_for=rival) if rival else await super().hold(seat)
 
 
 def goal_of(replicas: Mapping[str, int], profiles: Mapping[str, tuple[str, ...]]) -> ClusterGoal:
     models = [ModelConfig(name=m, source="org/x", replicas=n, profiles=profiles[m]) for m, n in replicas.items() if n]
 
-    def fit_on(_: str, target: Slice) -> SliceFit:
-        return SliceFit(True, "fits", target.memory_bytes, 0, 0, 0, 8192, GIB)
-
     config = f"{sorted(replicas.items())}"
-    return ClusterGoal(config, models, tuple(ModelRow(name=m.name) for m in models), fit_on)
+    return ClusterGoal(config, models, tuple(ModelRow(name=m.name) for m in models), fits_anywhere)
 
 
 def demands_of(replicas: Mapping[str, int], profiles: Mapping[str, tuple[str, ...]]) -> tuple[ModelDemand, ...]:

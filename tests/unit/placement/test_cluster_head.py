@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
 
-from model_registry.model import SliceFit
 from model_registry.schema import DemandConfig, ModelConfig, ReplicaRange
 from placement.autoscale import Signals
 from placement.autoscale.capacity import Capacity
 from placement.cluster.errors import NodeLost
 from placement.cluster.head import LOST_AFTER_SECONDS, ClusterGoal, Head, HeadJournal
-from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Owner, Seat, Versions, Word
-from placement.cluster.nodes import Hold
-from placement.demanded import model_of
+from placement.cluster.members import Broadcast, NodeOrder, NodeReport, Versions, Word
+from placement.cluster.testing import GIB, VERSIONS, FakeBooks, FakeStore, fits_anywhere, node_table
 from placement.policy import AutoscalePolicy
 from placement.slices import Slice, SliceKind
-from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow
+from placement.table import ModelRow, ReplicaState, RoutingTable
 from placement.testing import FakeClock
-
-GIB = 2**30
-VERSIONS = Versions(sliceway="1", python="3.11", ray="2.60.0")
 
 
 def cpu(i: int) -> Slice:
@@ -75,28 +70,12 @@ class FakeNode:
         return ReplicaState.FAILED if self.runs_by.get(replica) in self.broken else ReplicaState.READY
 
     def table(self) -> RoutingTable:
-        return RoutingTable(
-            generation=1,
-            replicas=tuple(
-                ReplicaRow(
-                    replica=replica,
-                    model=model_of(replica),
-                    engine_model="m",
-                    endpoint="http://10.0.0.1:1",
-                    slice=SliceRow(id=slice_id, kind="cpu"),
-                    state=self.state(replica),
-                )
-                for replica, slice_id in self.running.items()
-            ),
-        )
+        return node_table(self.running, self.state)
 
 
 @dataclass
-class FakeNodes:
+class FakeNodes(FakeBooks):
     nodes: dict[str, FakeNode]
-    holders: dict[str, Seat] = field(default_factory=dict)
-    never: frozenset[str] = frozenset()
-    slow: int = 0
     hangs: str | None = None  # where an order gets no answer
 
     async def names(self) -> Sequence[str]:
@@ -129,37 +108,6 @@ class FakeNodes:
             await asyncio.Event().wait()
         self.nodes[node].orders.append(order)
 
-    async def hold(self, seat: Seat) -> Hold:
-        rivals = [s for r, s in self.holders.items() if s.key == seat.key and r != seat.replica]
-        assert rivals == [], "two replicas would hold one slice"
-        self.holders[seat.replica] = seat
-        if self.slow > 0:
-            self.slow -= 1
-            return Hold(seat, waits_for="its holder to answer")
-        if seat.key in self.never:
-            return Hold(seat, waits_for="a miracle")
-        return Hold(seat, owner=Owner(pid=1, start_ticks=1, boot_id="x"))
-
-    async def let_go(self, replica: str) -> None:
-        self.holders.pop(replica, None)
-
-    async def held(self) -> Mapping[str, Seat]:
-        return dict(self.holders)
-
-
-@dataclass
-class FakeStore:
-    journal: bytes | None = None
-    reachable: bool = True
-
-    async def load(self) -> bytes | None:
-        return self.journal
-
-    async def save(self, journal: bytes) -> None:
-        if not self.reachable:
-            raise ConnectionError("the store is gone")
-        self.journal = journal
-
 
 def goal(config: str = "{}", **replicas: int | tuple[int, int]) -> ClusterGoal:
     """Models with so many replicas, or (replicas, priority)."""
@@ -168,10 +116,7 @@ def goal(config: str = "{}", **replicas: int | tuple[int, int]) -> ClusterGoal:
         count, priority = asked if isinstance(asked, tuple) else (asked, 0)
         models.append(ModelConfig(name=name, source="org/x", replicas=count, priority=priority))
 
-    def fit_on(_: str, target: Slice) -> SliceFit:
-        return SliceFit(True, "fits", target.memory_bytes, 0, 0, 0, 8192, GIB)
-
-    return ClusterGoal(config, models, tuple(ModelRow(name=m.name) for m in models), fit_on)
+    return ClusterGoal(config, models, tuple(ModelRow(name=m.name) for m in models), fits_anywhere)
 
 
 @dataclass

@@ -11,21 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_registry.model import SliceFit
 from model_registry.schema import DemandConfig, ModelConfig
 from placement.autoscale.capacity import Capacity
+from placement.cluster.cutting import CutOrder
 from placement.cluster.errors import NodeLost
 from placement.cluster.head import ClusterGoal, Head, HeadJournal
-from placement.cluster.members import NodeOrder, NodeReport, Owner, Seat, Versions, Word
+from placement.cluster.members import NodeOrder, NodeReport, Seat, Word
 from placement.cluster.nodes import Hold
 from placement.cluster.renewing import Renewing, place_beside
+from placement.cluster.testing import GIB, VERSIONS, FakeBooks, fits_anywhere, node_table
 from placement.demanded import model_of
 from placement.slices import Gpu, Slice, SliceKind
-from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow
+from placement.table import ModelRow, ReplicaState, RoutingTable
 from placement.workload.measured import Measured
 
-GIB = 2**30
-VERSIONS = Versions(sliceway="1", python="3.11", ray="2.60.0")
 START_ROUNDS, END_ROUNDS = 2, 2
 
 
@@ -113,29 +112,16 @@ class Node:
         return tuple(r for r, e in self.now().items() if e.config != config)
 
     def table(self) -> RoutingTable:
-        return RoutingTable(
-            generation=1,
-            replicas=tuple(
-                ReplicaRow(
-                    replica=replica,
-                    model=model_of(replica),
-                    engine_model="m",
-                    endpoint="http://10.0.0.1:1",
-                    slice=SliceRow(id=engine.slice_id, kind="cpu"),
-                    state=engine.state(self.broken),
-                )
-                for replica, engine in self.now().items()
-            ),
-        )
+        now = self.now()
+        return node_table({r: e.slice_id for r, e in now.items()}, lambda replica: now[replica].state(self.broken))
 
 
 @dataclass
-class World:
+class World(FakeBooks):
     """The nodes, Ray's books and the store in one; after as many of the head's doings as `kills` says the head is killed."""
 
     nodes: dict[str, Node]
     kills: frozenset[int] = frozenset()
-    holders: dict[str, Seat] = field(default_factory=dict)
     journal: bytes | None = None
     done: int = 0
 
@@ -182,26 +168,20 @@ class World:
     async def gpus(self, node: str) -> Any:
         raise NodeLost(node)
 
+    async def cut(self, node: str, order: CutOrder) -> None:
+        raise NodeLost(node)
+
     async def hold(self, seat: Seat) -> Hold:
         self._did()
-        assert not [s for r, s in self.holders.items() if s.key == seat.key and r != seat.replica], "two on one slice"
-        self.holders[seat.replica] = seat
-        return Hold(seat, owner=Owner(pid=1, start_ticks=1, boot_id="x"))
+        return await super().hold(seat)
 
     async def let_go(self, replica: str) -> None:
         self._did()
-        self.holders.pop(replica, None)
-
-    async def held(self) -> Mapping[str, Seat]:
-        return dict(self.holders)
+        await super().let_go(replica)
 
 
 def cpu(i: int) -> Slice:
     return Slice(f"cpu-{i}", SliceKind.CPU, None, 8 * GIB, cores=(i,))
-
-
-def fit_on(_: str, target: Slice) -> SliceFit:
-    return SliceFit(True, "fits", target.memory_bytes, 0, 0, 0, 8192, GIB)
 
 
 def one_each(_: str, __: Slice, ___: Measured) -> Capacity:
@@ -227,7 +207,7 @@ class Cluster:
 
     def goal(self) -> ClusterGoal:
         rows = tuple(ModelRow(name=m.name) for m in self.models)
-        return ClusterGoal(self.config, self.models, rows, fit_on, capacity_on=one_each)
+        return ClusterGoal(self.config, self.models, rows, fits_anywhere, capacity_on=one_each)
 
     async def aim(self, config: str, *models: ModelConfig) -> None:
         self.config, self.models = config, models or self.models
@@ -508,7 +488,7 @@ def seat(replica: str, node: str, slice_id: str) -> Seat:
 
 def place(one: ModelConfig, reports: Sequence[NodeReport], *seats: Seat) -> str | None:
     by_name = {report.node: report for report in reports}
-    found = place_beside(one, seats[0].replica, by_name, fit_on, {s.replica: s for s in seats}, {})
+    found = place_beside(one, seats[0].replica, by_name, fits_anywhere, {s.replica: s for s in seats}, {})
     return f"{found[0]}/{found[1].id}" if found else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -13,17 +13,15 @@ from model_registry.geometry import Placement
 from placement.cluster.carrying import Round
 from placement.cluster.cutting import CutOrder
 from placement.cluster.head import ClusterGoal, Head
-from placement.cluster.members import NodeOrder, NodeReport, Owner, Seat, Versions, Word
-from placement.cluster.nodes import Hold
+from placement.cluster.members import NodeOrder, NodeReport, Word
 from placement.cluster.survey import NodeGpus
-from placement.cluster.testing import made_gpu
+from placement.cluster.testing import VERSIONS, FakeBooks, FakeStore, made_gpu
 from placement.cluster.transitions import Transitions, digest
 from placement.errors import StalePlan
 from placement.gpu_slices import slices_of
 from placement.testing import FakeClock
 from placement.transition.steps import Place, Step, Transition
 
-VERSIONS = Versions(sliceway="1", python="3.11", ray="2.60.0")
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 CONFIG = "{}"
 GONE = Place("b/GPU-0", Placement(0, "1g.10gb"))
@@ -106,7 +104,7 @@ async def test_the_nodes_of_the_steps_that_are_left(cuts: Cuts) -> None:
 
 
 @dataclass
-class FakeNodes:
+class FakeNodes(FakeBooks):
     """`b` has one GPU with one instance, and no replica anywhere."""
 
     silent: set[str] = field(default_factory=set)
@@ -129,32 +127,6 @@ class FakeNodes:
 
     async def cut(self, node: str, order: CutOrder) -> None:
         self.cuts.append(order)
-
-    async def hold(self, seat: Seat) -> Hold:
-        return Hold(seat, owner=Owner(pid=1, start_ticks=1, boot_id="x"))
-
-    async def let_go(self, replica: str) -> None:
-        pass
-
-    async def held(self) -> Mapping[str, Seat]:
-        return {}
-
-
-@dataclass
-class FakeStore:
-    journal: bytes | None = None
-    full: bool = False
-    mute: bool = False
-
-    async def load(self) -> bytes | None:
-        return self.journal
-
-    async def save(self, journal: bytes) -> None:
-        if self.full:
-            raise ConnectionError("the store is gone")
-        self.journal = journal
-        if self.mute:
-            raise ConnectionError("only the answer was lost")
 
 
 @dataclass
@@ -180,10 +152,10 @@ async def test_what_cannot_be_written_down_is_not_begun() -> None:
     head = await cluster.head()
     await head.step()
     transition = steps((await head.survey()).fingerprint)
-    cluster.store.full = True
+    cluster.store.reachable = False
     with pytest.raises(ConnectionError):
         await head.carry_out(transition)
-    cluster.store.full = False
+    cluster.store.reachable = True
     await head.step()
     await head.step()
     assert (told(head), cluster.nodes.cuts) == (None, [])
