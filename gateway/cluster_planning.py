@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from gateway.config import Config
 from gateway.layouts import ReplicaDifference
@@ -28,7 +28,8 @@ from placement.workload import Card, Workload, cards_of, check_pins, constraints
 @dataclass(frozen=True, slots=True)
 class ClusterPlan:
     """What a configuration makes of a cluster. `layouts` is empty where none is configured; `apart` are models that it says nothing
-    about, because replicas of theirs are on slices of no GPU. `worked_by` is whether the head works by this configuration.
+    about, because replicas of theirs are on slices of no GPU. `worked_by` is whether the head works by this configuration,
+    `desired` how many replicas demand asks for at the moment, by pool.
     """
 
     survey: Survey
@@ -36,6 +37,7 @@ class ClusterPlan:
     layouts: tuple[GpuPlan, ...]
     apart: tuple[str, ...]
     worked_by: bool
+    desired: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def gpus(self) -> tuple[GpuState, ...]:
@@ -77,6 +79,10 @@ class ClusterPlan:
             "apart": list(self.apart),
             "same_configuration": self.worked_by,
             "fingerprint": self.survey.fingerprint,
+            "demand": {
+                pool: {"replicas": self.desired.get(pool), "requests": self.survey.running.get(pool, 0)}
+                for pool in sorted(self.desired.keys() | self.survey.running.keys())
+            },
         }
 
 
@@ -99,7 +105,8 @@ def plan_cluster(config: Config, survey: Survey, *, allow_dip: bool = False) -> 
     fleet = fleet_of(survey, layouts, config.fleet, config.models, recut=recut)
     check_pins(config.models, fleet)
     anew = None if recut else fleet_of(survey, layouts, config.fleet, config.models, recut=True)
-    work = _demanded(config, cards_of(survey.gpus), _desired(config, survey))
+    desired = _desired(config, survey)
+    work = _demanded(config, cards_of(survey.gpus), desired)
     found = answered(config, work, fleet, constraints(config.fleet, survey.gpus), anew=anew, allow_dip=allow_dip)
     if found.transition is not None:
         # What the head looks at before the first step is the survey, and not what one configuration makes of it.
@@ -108,7 +115,7 @@ def plan_cluster(config: Config, survey: Survey, *, allow_dip: bool = False) -> 
     running = {stem_of(replica) for replica in survey.replicas}
     found = replace(found, stranded=stranded(config, found, whole, running))
     return ClusterPlan(
-        survey, found, layouts if config.fleet.layouts else (), tuple(sorted(apart)), _same(config, survey)
+        survey, found, layouts if config.fleet.layouts else (), tuple(sorted(apart)), _same(config, survey), desired
     )
 
 

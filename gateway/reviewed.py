@@ -18,6 +18,7 @@ from placement.partition import GpuPlan
 from placement.planner.current import check_current
 
 _AGAIN = "Look at what would be done by now: sliceway plan CONFIG --json > PLAN; then apply that."
+_MOST_NAMED = 3
 
 
 class _Read(BaseModel):
@@ -39,7 +40,7 @@ class _Gpu(_Read):
 
 
 class _Transition(_Read):
-    steps: list[Any]
+    steps: list[dict[str, Any]]
 
 
 class _Fleet(_Read):
@@ -58,10 +59,16 @@ class _Engines(_Read):
     replacements: list[_Replacement]
 
 
+class _Demand(_Read):
+    replicas: int | None = None
+    requests: int = 0
+
+
 class _Plan(_Read):
     gpus: list[_Layout]
     fleet: _Fleet | None = None
     engines: _Engines | None = None
+    demand: dict[str, _Demand] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,26 @@ class ReviewedPlan:
         except ValidationError:
             problem = "this is not what `sliceway plan --json` prints"
         raise ConfigError(problem, where=str(path), remedy="Write it with: sliceway plan CONFIG --json > FILE.")
+
+    @property
+    def requests(self) -> dict[str, int]:
+        """Requests in flight on a cluster when it was planned, by pool: of replicas that are alike those go that have the fewest."""
+        return {pool: demand.requests for pool, demand in self.plan.demand.items()}
+
+    def check_demand(self, now: Mapping[str, int]) -> None:
+        """Raise StalePlan where demand asks for other numbers of replicas, by pool, than those that the plan was made for."""
+        then = {pool: demand.replicas for pool, demand in self.plan.demand.items() if demand.replicas is not None}
+        differ = [
+            f"{now.get(pool, 0)} replicas of {pool}, and {then.get(pool, 0)} then"
+            for pool in sorted(then.keys() | now.keys())
+            if then.get(pool) != now.get(pool)
+        ]
+        if differ:
+            raise StalePlan(
+                f"demand asks for others than when the plan was made: {'; '.join(differ)}",
+                where=str(self.path),
+                remedy=_AGAIN,
+            )
 
     def check(
         self, layouts: Iterable[GpuPlan] | None, fleet: FleetAnswer | None, engines: Changeover | None = None
@@ -103,7 +130,7 @@ class ReviewedPlan:
         if not alike or _to_do(then) != _to_do(now):
             raise StalePlan(
                 "the fleet is as it was, and another plan would be carried out by now: the configuration or the options "
-                "are others, or what models are measured to take",
+                f"are others, or what models are measured to take{_other_steps(then, now)}",
                 where=str(self.path),
                 remedy=_AGAIN,
             )
@@ -120,3 +147,27 @@ def _state(plan: _Plan) -> Mapping[str, str]:
 def _to_do(plan: _Plan) -> Sequence[Any]:
     fleet = [plan.fleet.decisions, plan.fleet.transition.steps] if plan.fleet else []
     return [[g.actions for g in plan.gpus], *fleet, plan.engines]
+
+
+def _other_steps(then: _Plan, now: _Plan) -> str:
+    """Some of the steps that only one of the two has, in words."""
+    was, is_now = _steps(then), _steps(now)
+    parts = [
+        f"{word}: {', '.join(steps[:_MOST_NAMED])}{f', and {len(steps) - _MOST_NAMED} more' * (len(steps) > _MOST_NAMED)}"
+        for word, steps in (
+            ("only by now", [s for s in is_now if s not in was]),
+            ("only then", [s for s in was if s not in is_now]),
+        )
+        if steps
+    ]
+    return f"; {'; '.join(parts)}" if parts else ""
+
+
+def _steps(plan: _Plan) -> list[str]:
+    """Without their order and numbers."""
+    if plan.fleet is None:
+        return []
+    return [
+        " ".join(filter(None, (s.get("action"), s.get("gpu"), s.get("slice"), s.get("replica"))))
+        for s in plan.fleet.transition.steps
+    ]

@@ -20,8 +20,10 @@ from gateway.cli.output import print_json
 from gateway.cli.plan_view import labels_of, show_applied, show_step
 from gateway.cluster_planning import ClusterPlan, plan_cluster
 from gateway.config import Config
+from gateway.reviewed import ReviewedPlan
 from model_registry.errors import ConfigError, SlicewayError
 from placement.cluster.errors import ClusterUnreachable
+from placement.cluster.survey import Survey
 from placement.errors import PlacementError, StalePlan
 from placement.transition import Outcome, Record, Step
 from placement.transition.journal import public_record
@@ -34,14 +36,22 @@ Watch = Callable[[Step, Literal["begun", "done", "failed"]], None]
 
 
 def apply_on_ray(
-    config: Config, address: str, token: Path | None, *, allow_dip: bool, allow_mode_change: bool, as_json: bool
+    config: Config,
+    address: str,
+    token: Path | None,
+    *,
+    allow_dip: bool,
+    allow_mode_change: bool,
+    as_json: bool,
+    plan_file: Path | None = None,
 ) -> None:
     """Have the cluster's head carry the plan out, and wait until it is over. Raises typer.Exit with 1 where not all of it could be done.
 
-    Raises StalePlan where the head works by another configuration, or anything changes meanwhile, TransitionBlocked, and what planning
-    and `survey_of` raise.
+    Raises StalePlan where the head works by another configuration, where the plan in `plan_file` is not the one that would be carried
+    out, or anything changes meanwhile, TransitionBlocked, and what planning and `survey_of` raise.
     """
-    plan = plan_cluster(config, survey_of(address, token), allow_dip=allow_dip)
+    reviewed = ReviewedPlan.read(plan_file) if plan_file is not None else None
+    plan = _planned(config, survey_of(address, token), reviewed, allow_dip=allow_dip)
     if not as_json:
         say_what_it_is(plan)
     steps = _steps(plan)
@@ -61,6 +71,19 @@ def apply_on_ray(
     else:
         show_applied(applied)
     raise typer.Exit(0 if applied.ok else 1)
+
+
+def _planned(config: Config, survey: Survey, reviewed: ReviewedPlan | None, *, allow_dip: bool) -> ClusterPlan:
+    """What would be carried out by now; raises StalePlan where that is not the plan that somebody has reviewed."""
+    if reviewed is None:
+        return plan_cluster(config, survey, allow_dip=allow_dip)
+    survey = survey.model_copy(
+        update={"running": reviewed.requests}
+    )  # or no plan would hold where requests come and go
+    plan = plan_cluster(config, survey, allow_dip=allow_dip)
+    reviewed.check_demand(plan.desired)
+    reviewed.check(plan.layouts, plan.answer)
+    return plan
 
 
 def _steps(plan: ClusterPlan) -> tuple[Step, ...]:

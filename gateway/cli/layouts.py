@@ -116,9 +116,7 @@ def plan(
         show_changes(engines, gpu_labels(loaded, engines), planned=True)
 
 
-def _refuse_with_ray(
-    *, layouts_only: bool, simulate: str | None, drain: bool = False, plan_file: Path | None = None
-) -> None:
+def _refuse_with_ray(*, layouts_only: bool, simulate: str | None, drain: bool = False) -> None:
     """Raises ConfigError for what is said with --ray and means nothing there."""
     if layouts_only or simulate is not None:
         raise ConfigError(
@@ -126,12 +124,8 @@ def _refuse_with_ray(
             where="--layouts-only" if layouts_only else "--simulate",
             remedy="Leave it out; a node has simulated GPUs with: sliceway node join ADDRESS --simulate h100-sxm:8.",
         )
-    if drain or plan_file is not None:
-        raise ConfigError(
-            "a cluster's head drains every engine that goes, and carries out only what is planned at that moment",
-            where="--drain" if drain else "--plan",
-            remedy="Leave it out.",
-        )
+    if drain:
+        raise ConfigError("a cluster's head drains every engine that goes", where="--drain", remedy="Leave it out.")
 
 
 def apply(
@@ -164,9 +158,15 @@ def apply(
     """
     path = config_path(config)
     if ray is not None:
-        _refuse_with_ray(layouts_only=layouts_only, simulate=simulate, drain=drain, plan_file=plan_file)
+        _refuse_with_ray(layouts_only=layouts_only, simulate=simulate, drain=drain)
         apply_on_ray(
-            load_config(path), ray, token, allow_dip=allow_dip, allow_mode_change=allow_mode_change, as_json=as_json
+            load_config(path),
+            ray,
+            token,
+            allow_dip=allow_dip,
+            allow_mode_change=allow_mode_change,
+            as_json=as_json,
+            plan_file=plan_file,
         )
         return
     loaded = with_simulation(load_config(path), simulate)

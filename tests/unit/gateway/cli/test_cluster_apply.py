@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from gateway.cli import app, cluster_apply
+from gateway.cli import app, cluster_apply, cluster_plan
 from gateway.cli.cluster_apply import follow
 from gateway.cluster_planning import config_text
 from gateway.config import Config
@@ -70,7 +70,7 @@ def test_a_head_that_is_silent_is_waited_for_and_then_given_up() -> None:
         follow(silent(), lambda *_: None, monotonic=lambda: float(next(now)))
 
 
-def config(replicas: int = 1, **fleet: Any) -> Config:
+def config(replicas: int | dict[str, int] = 1, **fleet: Any) -> Config:
     model = {
         "name": "small",
         "source": "Qwen/Qwen3-0.6B",
@@ -92,9 +92,24 @@ def head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         path = tmp_path / "sliceway.yaml"
         known = config()
         begun: list[bool]
+        gpus = (made_gpu(0),)
+        running: Mapping[str, int] = {}
+        numbers: Mapping[str, int] = {}
 
         def survey(self, *_: object) -> Survey:
-            return Survey(nodes=(SurveyedNode(node="a", gpus=(made_gpu(0),)),), config=config_text(self.known))
+            return Survey(
+                nodes=(SurveyedNode(node="a", gpus=self.gpus),),
+                config=config_text(self.known),
+                running=self.running,
+                numbers=self.numbers,
+            )
+
+        def plan(self, asked: Config) -> Path:
+            """What `plan --json` prints, in a file."""
+            self.path.write_text(config_text(asked), encoding="utf-8")
+            done = CliRunner().invoke(app, ["plan", str(self.path), "--ray", "h:1", "--json"], catch_exceptions=False)
+            (file := tmp_path / "plan.json").write_text(done.stdout, encoding="utf-8")
+            return file
 
         def apply(self, asked: Config, *words: str) -> Any:
             self.path.write_text(config_text(asked), encoding="utf-8")
@@ -103,6 +118,7 @@ def head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     found = Head()
     found.begun = []
     monkeypatch.setattr(cluster_apply, "survey_of", found.survey)
+    monkeypatch.setattr(cluster_plan, "survey_of", found.survey)
     monkeypatch.setattr(cluster_apply, "_begin", lambda *_, allow_mode_change: found.begun.append(allow_mode_change))
     monkeypatch.setattr(cluster_apply, "_told", lambda _: iter([told(3)]))
     return found
@@ -133,9 +149,7 @@ def test_layouts_are_to_be_cut_before(head: Any) -> None:
     assert head.begun == []
 
 
-@pytest.mark.parametrize(
-    "words", [("--drain",), ("--plan", "x.json"), ("--layouts-only",), ("--simulate", "h100-sxm:1")]
-)
+@pytest.mark.parametrize("words", [("--drain",), ("--layouts-only",), ("--simulate", "h100-sxm:1")])
 def test_what_means_nothing_on_a_cluster_is_refused(head: Any, words: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="a cluster's"):
         head.apply(config(), *words)
@@ -150,3 +164,48 @@ def test_without_a_safe_order_it_is_refused(head: Any, monkeypatch: pytest.Monke
     with pytest.raises(TransitionBlocked):
         head.apply(config())
     assert head.begun == []
+
+
+def test_the_reviewed_plan_is_carried_out_whatever_is_asked_meanwhile(head: Any) -> None:
+    head.running = {"small": 3}
+    file = head.plan(config())
+    head.running = {"small": 40}
+    done = head.apply(config(), "--plan", str(file), "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["changed"]
+    assert head.begun == [False]
+
+
+def test_a_gpu_that_is_another_by_now_is_named(head: Any) -> None:
+    file = head.plan(config())
+    head.gpus = (made_gpu(0, holds=["1g.10gb@3"]),)
+    with pytest.raises(StalePlan, match="another state of the fleet: GPU a/GPU-0 has changed"):
+        head.apply(config(), "--plan", str(file))
+    assert head.begun == []
+
+
+def test_steps_that_only_one_of_the_two_has_are_named(head: Any) -> None:
+    head.known = config(replicas=2)
+    file = head.plan(config(replicas=2))
+    head.known = config()
+    with pytest.raises(StalePlan, match=r"only then: .*start a/GPU-0 \S+ small-1"):
+        head.apply(config(), "--plan", str(file))
+    assert head.begun == []
+
+
+def test_another_number_by_demand_is_named(head: Any) -> None:
+    head.known, head.numbers = config({"min": 1, "max": 3}), {"small": 1}
+    file = head.plan(head.known)
+    head.numbers = {"small": 2}
+    with pytest.raises(StalePlan, match="2 replicas of small, and 1 then"):
+        head.apply(head.known, "--plan", str(file))
+    assert head.begun == []
+
+
+def test_a_file_that_holds_no_plan_is_refused_before_anybody_is_asked(
+    head: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cluster_apply, "survey_of", lambda *_: pytest.fail("the cluster was asked"))
+    (file := tmp_path / "plan.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not what `sliceway plan --json` prints"):
+        head.apply(config(), "--plan", str(file))
