@@ -48,12 +48,14 @@ from placement.cluster.nodes import Hold
 from placement.cluster.offers import node_resource, resource_of
 from placement.cluster.processes import LocalProcesses
 from placement.cluster.survey import NodeGpus
-from placement.errors import PartitionError
+from placement.cluster.transitions import Why
+from placement.errors import PartitionError, StalePlan
 from placement.inventory import observe
 from placement.nvml.partition import NvmlPartitioner
 from placement.schema import FleetConfig
 from placement.simulate import enter
 from placement.slices import Inventory
+from placement.status import LeaderStatus
 from placement.transition.journal import record_of
 
 log = logging.getLogger(__name__)
@@ -324,6 +326,18 @@ class HeadActor:
         """As `Head.transition`."""
         await self._begun()
         return self._head.transition()
+
+    async def carry_out_for(self, who: str, why: Why, record: str) -> None:
+        """As `Head.carry_out`, for a leader's plan. Raises StalePlan, also where another process leads; NotSurveyed."""
+        await self._begun()
+        if not self._lead.leads(who, time.monotonic()):
+            raise StalePlan(f"{who} does not lead this cluster any more")
+        await self._head.carry_out(record_of(json.loads(record)).transition, why=why)
+
+    async def tell(self, who: str, told: str) -> None:
+        """As `Head.tell`, where `who` leads; nothing else counts."""
+        if self._lead.leads(who, time.monotonic()):
+            self._head.tell(LeaderStatus.model_validate_json(told))
 
     async def carry_out(self, record: str, *, allow_mode_change: bool) -> None:
         """As `Head.carry_out`. Raises StalePlan, NotSurveyed."""

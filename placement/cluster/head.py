@@ -23,6 +23,7 @@ from placement.cluster.borne import CapacityOn, nobody_knows
 from placement.cluster.bulletin import Bulletin
 from placement.cluster.carrying import Round
 from placement.cluster.eligible import problems_of
+from placement.cluster.leading import Leaders
 from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions
 from placement.cluster.merge import MergeBook, reasons
 from placement.cluster.nodes import Nodes, Store
@@ -35,11 +36,11 @@ from placement.cluster.retiring import Retiring
 from placement.cluster.rollout import Rollout
 from placement.cluster.seating import FitOn, Seating, SeatingBook, without_slices
 from placement.cluster.survey import Survey
-from placement.cluster.transitions import Transitions, TransitionsJournal, digest
+from placement.cluster.transitions import Transitions, TransitionsJournal, Why, digest
 from placement.cluster.watching import Heard, Watch
 from placement.demanded import model_of
 from placement.policy import AutoscalePolicy
-from placement.status import ClusterScaling, ScalingRow
+from placement.status import ClusterScaling, LeaderStatus, ScalingRow
 from placement.table import ModelRow, ReplicaState, RoutingTable
 from placement.transition.steps import Transition
 
@@ -120,6 +121,7 @@ class Head:
         self._joined: Collection[str] = ()
         self._retiring = Retiring()
         self._transitions = Transitions(lambda node, order: self._nodes.cut(node, order))
+        self._leaders = Leaders()
         self._in_round = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._unsure = False
@@ -317,6 +319,7 @@ class Head:
         return ClusterScaling(
             unplaced=tuple(sorted(self._unplaced)),
             scaling={pool: row.model_copy(update=blank) for pool, row in rows.items()},
+            repartition=self._leaders.repartition(running=self._transitions.for_demand),
         )
 
     def _scaling_rows(self, seats: Mapping[str, Seat]) -> dict[str, ScalingRow]:
@@ -489,6 +492,7 @@ class Head:
             "unplaced": dict(self._unplaced),
             "planned": {model: planned.as_public() for model, planned in self._numbers.planned.items()},
             "transition": self._transitions.in_short(),
+            "leader": self._leaders.as_public(self._clock.monotonic()),
             "scaling": {
                 pool: row.model_dump() | {"short": row.short}
                 for pool, row in self._scaling_rows(self._journal.seats).items()
@@ -512,17 +516,22 @@ class Head:
             unplaced=self._unplaced,
             reserved=self._transitions.reserved,
             numbers=self._numbers.replicas,
+            scaling=self._scaling_rows(self._journal.seats),
             running=self._numbers.running,
             config=self._journal.config,
             aimed=self._goal.config if self._goal is not None else None,
             changing=self._rollout.leaving | self._retiring.leaving | self._renewing.successors.keys(),
         )
 
+    def tell(self, told: LeaderStatus) -> None:
+        """What the process that leads plans, for people and gateways."""
+        self._leaders = Leaders(told, self._clock.monotonic())
+
     def transition(self) -> dict[str, object] | None:
         """The steps that are being taken, or were taken last: as `sliceway apply` tells, with `under_way` and `begun`."""
         return self._transitions.as_public()
 
-    async def carry_out(self, transition: Transition, *, allow_mode_change: bool = False) -> None:
+    async def carry_out(self, transition: Transition, *, allow_mode_change: bool = False, why: Why = "apply") -> None:
         """Have a plan carried out, from the next round on; `transition` tells how far it is.
 
         Raises StalePlan where anything that it was made from is another by now, or anything else is being changed, NotSurveyed.
@@ -532,7 +541,13 @@ class Head:
             check_plan(transition, found, self._standing())
             config, before = self._journal.config, self._transitions.journal
             self._transitions.begin(
-                transition, self._clock.now(), config, found.reserved, allow_mode_change=allow_mode_change
+                transition,
+                self._clock.now(),
+                config,
+                found.reserved,
+                allow_mode_change=allow_mode_change,
+                why=why,
+                following=self._numbers.following,
             )
             try:
                 await self._remember(self._journal.seats)

@@ -83,6 +83,11 @@ class ClusterNumbers:
         return {pool: signals.running for pool, signals in self._signals.items()}
 
     @property
+    def following(self) -> frozenset[str]:
+        """The pools whose numbers follow demand."""
+        return frozenset(model.name for model in self._scaled)
+
+    @property
     def planned(self) -> Mapping[str, Planned]:
         """The numbers of models that name a demand and no number, by model."""
         return self._planned

@@ -13,6 +13,7 @@ from placement.cluster.survey import ReplicaNow, Survey, SurveyedNode
 from placement.cluster.transitions import digest, kept
 from placement.errors import StalePlan
 from placement.gpu_slices import slices_of
+from placement.status import ScalingRow
 from placement.table import ReplicaState
 from placement.transition.steps import Transition
 
@@ -33,6 +34,7 @@ class Standing:
     unplaced: Mapping[str, str]
     reserved: Mapping[str, str]
     numbers: Mapping[str, int]
+    scaling: Mapping[str, ScalingRow]
     running: Mapping[str, int]
     config: str
     aimed: str | None
@@ -57,6 +59,8 @@ async def take_survey(nodes: Nodes, now: Callable[[], Standing]) -> Survey:
         unplaced=dict(standing.unplaced),
         reserved=kept(standing.reserved, slices, asked),
         numbers=dict(standing.numbers),
+        arrivals={pool: row.arrivals_per_second for pool, row in standing.scaling.items()},
+        short={pool: row.short for pool, row in standing.scaling.items() if row.short},
         running=standing.running,
         config=standing.config,
     )

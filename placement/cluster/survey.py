@@ -61,7 +61,8 @@ class ReplicaNow(_Row):
 class Survey(_Row):
     """A cluster as plans see it. `config` is what its head works by; `reserved` are notes by slice, as `NODE/SLICE`.
 
-    `numbers` are how many replicas demand asks for at the moment, by pool.
+    `numbers` are how many replicas demand asks for at the moment, by pool; `arrivals` are requests per second, of pools whose number
+    follows demand, and `short` how many replicas of these have no slice.
     """
 
     nodes: tuple[SurveyedNode, ...] = ()
@@ -69,6 +70,8 @@ class Survey(_Row):
     unplaced: Mapping[str, str] = Field(default_factory=dict)
     reserved: Mapping[str, str] = Field(default_factory=dict)
     numbers: Mapping[str, int] = Field(default_factory=dict)
+    arrivals: Mapping[str, float] = Field(default_factory=dict)
+    short: Mapping[str, int] = Field(default_factory=dict)
     running: Mapping[str, int] = Field(default_factory=dict, description="Requests at the moment, by pool.")
     config: str = ""
 

@@ -13,6 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import datetime
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -36,16 +37,24 @@ Cut = Callable[[str, CutOrder], Awaitable[None]]
 _SLACK_SECONDS = 60.0
 
 
+Why = Literal["apply", "configuration", "demand"]
+"""For what a transition is carried out: an operator's `sliceway apply`, what the configuration wants, or what demand asks for."""
+
+
 class TransitionsJournal(BaseModel):
-    """What the next head has to know. `record` is a transition, the last one also when it is over; `counts` are replicas by pool."""
+    """What the next head has to know. `record` is a transition, the last one also when it is over; `counts` are replicas by pool, and
+    `counts_else` what they are where it is not carried out to its end.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     record: str = ""
+    why: Why = "apply"
     allow_mode_change: bool = False
     reserved: Mapping[str, str] = {}
     counts: Mapping[str, int] = {}
     counts_for: str = ""
+    counts_else: Mapping[str, int] = {}
 
 
 class Transitions:
@@ -120,8 +129,12 @@ class Transitions:
         reserved: Mapping[str, str],
         *,
         allow_mode_change: bool,
+        why: Why = "apply",
+        following: Collection[str] = (),
     ) -> None:
-        """From the next round on. `reserved` are the slices for other work that there are. Raises StalePlan while another one is under way."""
+        """From the next round on. `reserved` are the slices for other work that there are. Of pools whose numbers are `following` demand,
+        what is carried out for demand says nothing but who sits where. Raises StalePlan while another one is under way.
+        """
         if self._carrying is not None and self.under_way:
             left, all_ = len(self._carrying.record.left), len(self._carrying.record.transition.steps)
             raise StalePlan(
@@ -133,12 +146,18 @@ class Transitions:
                 f"{', '.join(busy)}: still being cut for a plan that was stopped",
                 remedy="Wait a moment; then plan again: sliceway plan CONFIG --ray.",
             )
-        counts = Counter(map(stem_of, transition.seats))
+        counts: Mapping[str, int] = Counter(map(stem_of, transition.seats))
+        kept: Mapping[str, int] = {}
+        if why == "demand":  # what it has brought is to go when demand does
+            kept = {pool: number for pool, number in self.counts(config).items() if pool in following}
+            counts = {pool: number for pool, number in counts.items() if pool not in following} | kept
         self._journal = TransitionsJournal(
+            why=why,
             allow_mode_change=allow_mode_change,
             reserved=reserved,
             counts=dict(sorted(counts.items())),
             counts_for=transition.wanted,
+            counts_else=kept,
         )
         self._asked = {}
         self._carrying = Carrying(Record(transition, at), _patience(config), allow_mode_change=allow_mode_change)
@@ -152,7 +171,7 @@ class Transitions:
             record = self._carrying.record
             log.info("a transition is over: %d of %d steps done", len(record.done), len(record.transition.steps))
             if not record.finished:  # as many as the plan has found room for is no more than it was
-                self._journal = self._journal.model_copy(update={"counts": {}, "counts_for": ""})
+                self._journal = self._journal.model_copy(update={"counts": self._journal.counts_else})
                 self._written = None
             return None
         for step, node, order in self._carrying.cuts(frozenset(self._asked)):
@@ -181,6 +200,7 @@ class Transitions:
         record = self._carrying.record
         return {
             "under_way": self.under_way,
+            "why": self._journal.why,
             "steps": len(record.transition.steps),
             "done": len(record.done),
             "error": dict(record.failed[1]) if record.failed is not None else None,
@@ -191,7 +211,13 @@ class Transitions:
         if self._carrying is None:
             return None
         carrying = self._carrying
-        return outcome_of(carrying.record) | {"under_way": self.under_way, "begun": carrying.begun}
+        told = {"under_way": self.under_way, "why": self._journal.why, "begun": carrying.begun}
+        return outcome_of(carrying.record) | told
+
+    @property
+    def for_demand(self) -> bool:
+        """Whether GPUs are being cut anew for demand."""
+        return self.under_way and self._journal.why == "demand"
 
 
 def digest(config: str) -> str:
