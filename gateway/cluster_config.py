@@ -1,7 +1,7 @@
 """What of a configuration means something else on a cluster than on one machine, or nothing: said, with what to do. Pure but for the locks.
 
-Without a plan the head seats replicas on the slices that nodes offer, as many as are configured and as demand asks for. GPUs are cut where
-`sliceway apply CONFIG --ray` has it carry a plan out.
+Without a plan the head seats replicas on the slices that nodes offer, as many as are configured and as demand asks for. GPUs are cut as
+`fleet.layouts` says when their machine joins, and where `sliceway apply CONFIG --ray` has the head carry a plan out.
 """
 
 from __future__ import annotations
@@ -27,37 +27,24 @@ def differences(config: Config, path: Path, *, local: bool) -> tuple[str, ...]:
 
 _Difference = tuple[str, str, str]
 _OF_ALL = frozenset(
-    {"autoscale", "head_room", "prices", "cordon", "reserve", "partition", "max_layout_changes"}
+    {"autoscale", "head_room", "layouts", "prices", "cordon", "reserve", "partition", "max_layout_changes"}
 )  # what counts for all nodes, some of it for plans only
 
 
 def _fleet(config: Config, path: Path, *, local: bool) -> Iterator[_Difference]:
     named = config.fleet.model_fields_set - _OF_ALL
-    if not local:
-        if named:
-            yield (
-                "fleet",
-                f"what a machine offers is its own on a cluster, so this does not count here: {', '.join(sorted(named))}",
-                "Tell `sliceway node join` what its machine offers: --cores, --simulate, or what it finds there.",
-            )
-    else:
-        yield from _own_fleet(config, path)
+    if not local and named:
+        yield (
+            "fleet",
+            f"what a machine offers is its own on a cluster, so this does not count here: {', '.join(sorted(named))}",
+            "Tell `sliceway node join` what its machine offers: --cores, --simulate, or what it finds there.",
+        )
     if config.fleet.reserve or config.fleet.partition == "planned":
         where = "fleet.reserve" if config.fleet.reserve else "fleet.partition"
         yield (
             where,
             "`--ray` cuts no GPU by itself: replicas are put on the slices that are there",
             f"Have a plan carried out when the nodes have joined: sliceway apply {shlex.quote(str(path))} --ray HOST:PORT",
-        )
-
-
-def _own_fleet(config: Config, path: Path) -> Iterator[_Difference]:
-    """Of the cluster's first machine."""
-    if config.fleet.layouts:
-        yield (
-            "fleet.layouts",
-            "`--ray` cuts no GPU: replicas are put on the slices that are there",
-            f"Before it, on each machine: sliceway apply {shlex.quote(str(path))} --layouts-only",
         )
 
 

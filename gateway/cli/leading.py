@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway.cli.member import LOOK_SECONDS, STOP_SECONDS, say
+from gateway.cli.member import LOOK_SECONDS, STOP_SECONDS, LayoutsTold, say
 from gateway.cli.output import out
 from gateway.cluster_config import differences
 from gateway.config import Config, load_config
@@ -78,7 +78,10 @@ def lead(leader: Leader, machine: Machine | None, stop: threading.Event) -> None
         if machine is not None:
             offer(machine, leader.address, stop)
         shown: list[str] = []
+        layouts = LayoutsTold(machine, why=False) if machine is not None else None
         while not stop.wait(LOOK_SECONDS):
+            if layouts is not None:
+                layouts.look()
             lines = leader.look()
             for line in lines:
                 if line not in shown:
@@ -242,6 +245,8 @@ def lines_of(status: Mapping[str, Any]) -> list[str]:
         + (", simulated" if n["simulated"] else "")
         for n in status["nodes"]
     ]
+    lines += [f"node {n['node']}: {line}" for n in status["nodes"] for line in n.get("layouts", ())]
+    lines += status.get("layouts", ())
     lines += [
         f"{r['replica']} on {r['slice']}: {r['state']}"
         + (f" ({r['reason']})" if r["reason"] else "")

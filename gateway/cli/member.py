@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.cli.output import out
 from placement.cluster.address import RETRY_SECONDS, knock
 from placement.cluster.errors import ClusterError, ClusterUnreachable
+from placement.cluster.laying_out import read_laid_out
 from placement.inventory import observe
 from placement.locks import exclusive
 from placement.schema import FleetConfig
@@ -22,6 +23,29 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.5
 STOP_SECONDS = 90.0
+
+
+class LayoutsTold:
+    """What came of `fleet.layouts` on this machine, said when its agent has written it down, once for each time that it joins; also
+    `why` it is not so, where nothing else says that.
+    """
+
+    def __init__(self, machine: Machine, *, why: bool) -> None:
+        self._machine, self._why = machine, why
+        self._told = False
+
+    def look(self) -> None:
+        """Say it, if there is something to say by now."""
+        if self._told:
+            return
+        found = read_laid_out(self._machine.paths.layouts)
+        if found is None or found.join != self._machine.join:
+            return
+        self._told = True
+        for line in found.said:
+            say(line)
+        for why in found.why.values() if self._why else ():
+            say(f"fleet.layouts is not carried out: {why}")
 
 
 @contextlib.contextmanager
@@ -75,8 +99,9 @@ def _member(machine: Machine, address: str, stop: threading.Event) -> bool:
                 say(f"{machine.name} has joined {address}")
         finally:
             disconnect()
+        layouts = LayoutsTold(machine, why=True)
         while not raylet.ended and not stop.wait(LOOK_SECONDS):
-            pass
+            layouts.look()
         if stop.is_set():
             _leave(machine, address)
         else:

@@ -383,6 +383,7 @@ class AgentActor:
             fleet=node["fleet"],
             simulated=machine is not None,
             listen=node["listen"],
+            join=node.get("join", ""),
         )
         self._agent = NodeAgent(settings, self._processes, self._observe, driver=NvmlPartitioner())
         self._following: asyncio.Task[None] | None = None

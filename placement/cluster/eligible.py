@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from placement.cluster.errors import NodeMismatch, SliceHeld
-from placement.cluster.members import NodeReport, Versions
+from placement.cluster.members import NodeReport, Seat, Versions
+from placement.demanded import model_of
 
 
 def problems_of(reports: Mapping[str, NodeReport], versions: Versions) -> dict[str, str]:
@@ -20,6 +21,17 @@ def problems_of(reports: Mapping[str, NodeReport], versions: Versions) -> dict[s
             continue
         offered.update(dict.fromkeys(_own(report), node))
     return found
+
+
+def in_use(report: NodeReport, seats: Mapping[str, Seat], models: Collection[str]) -> NodeReport:
+    """`report` with the slices alone that have a seat, or run an engine of `models` that has none and is taken over, where the others
+    may go for `fleet.layouts` at any moment.
+    """
+    if report.laid_out:
+        return report
+    busy = {seat.slice_id for seat in seats.values() if seat.node == report.node}
+    busy |= {one for replica, one in report.running.items() if replica not in seats and model_of(replica) in models}
+    return report.model_copy(update={"slices": tuple(s for s in report.slices if s.id in busy)})
 
 
 def _other_versions(report: NodeReport, versions: Versions) -> NodeMismatch | None:

@@ -55,6 +55,7 @@ def read_goal(text: str, created: int, pools: Pools | None = None) -> ClusterGoa
         pools=pools or {},
         capacity_on=known.capacity,
         head_room=config.fleet.head_room,
+        layouts=bool(config.fleet.layouts),
     )
 
 

@@ -22,7 +22,8 @@ from placement.clock import Clock
 from placement.cluster.borne import CapacityOn, nobody_knows
 from placement.cluster.bulletin import Bulletin
 from placement.cluster.carrying import Round
-from placement.cluster.eligible import problems_of
+from placement.cluster.eligible import in_use, problems_of
+from placement.cluster.layouts import named_by_nobody
 from placement.cluster.leading import Leaders
 from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions
 from placement.cluster.merge import MergeBook, reasons
@@ -83,6 +84,7 @@ class ClusterGoal:
     pools: Pools = field(default_factory=dict)
     capacity_on: CapacityOn = nobody_knows
     head_room: float = 0.0
+    layouts: bool = False  # whether nodes cut their GPUs when they join
 
 
 @dataclass(slots=True)
@@ -376,6 +378,9 @@ class Head:
         for seat in self._journal.seats.values():
             seated.setdefault(seat.node, set()).add(seat.slice_id)
         free = {node: member.report for node, member in self._members.items() if member.problem is None}
+        if self._goal is not None and self._goal.layouts:
+            models = {model.name for model in self._goal.models}
+            free = {node: in_use(report, self._journal.seats, models) for node, report in free.items()}
         reports = dict(without_slices(free, self._transitions.reserved.keys() | self._transitions.going))
         for node, member in self._members.items():
             if member.frozen and node in seated:
@@ -476,9 +481,12 @@ class Head:
                     "simulated": member.report.simulated,
                     "problem": member.problem,
                     "notes": list(member.report.notes),
+                    "laid_out": member.report.laid_out,
+                    "layouts": list(member.report.layouts),
                 }
                 for node, member in sorted(self._members.items())
             ],
+            "layouts": list(named_by_nobody(m.report.layouts_missing for m in self._members.values() if m.ordered)),
             "replicas": [
                 {
                     "replica": replica,

@@ -74,6 +74,15 @@ class NodeReport(_Row):
         default_factory=dict, description="Which vLLM replicas start, where that is known."
     )
     measured: tuple[Throughput, ...] = Field(default=(), description="What `sliceway bench capacity` has kept there.")
+    laid_out: bool = Field(
+        default=True,
+        description="Whether `fleet.layouts` was tried since the machine joined; until then nothing new comes there.",
+    )
+    layouts: tuple[str, ...] = Field(default=(), description="What of `fleet.layouts` is not so on its GPUs, and why.")
+    layouts_missing: tuple[str, ...] = Field(
+        default=(), description="GPUs that it names one by one and that are not here."
+    )
+    directory: str = Field(default="", description="Where the node keeps what it knows, as `NodePaths` takes it.")
     digest: str = Field(
         default="",
         description="Of what the head waits for; `generation` and how great demand is are not. Empty: of nothing.",

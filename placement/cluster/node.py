@@ -27,6 +27,7 @@ from placement.cluster.bulletin import Bulletin
 from placement.cluster.change import broadcast_of
 from placement.cluster.cutting import CutOrder, cut
 from placement.cluster.errors import NodeLost
+from placement.cluster.laying_out import LayingOut
 from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Versions, Word
 from placement.cluster.relays import relay_for
 from placement.cluster.seats import SeatRow, SeatsFile, read_seats, write_seats
@@ -90,6 +91,11 @@ class NodePaths:
         return self.root.parents[1] / THROUGHPUT_FILE
 
     @property
+    def layouts(self) -> Path:
+        """What came of `fleet.layouts` when the machine joined."""
+        return self.root / "layouts.json"
+
+    @property
     def engines(self) -> StatePaths:
         """The controller's: journal, logs, sockets, its own table."""
         return StatePaths(self.root / "engines")
@@ -124,7 +130,8 @@ class NodePaths:
 class NodeSettings:
     """What makes this node itself.
 
-    `fleet` replaces the configuration's: what a node offers is for the node to say. `address` is where its engines listen.
+    `fleet` replaces the configuration's: what a node offers is for the node to say. `address` is where its engines listen. `join` is
+    another one each time that the machine joins, and none where GPUs are not cut for that.
     """
 
     name: str
@@ -134,6 +141,7 @@ class NodeSettings:
     fleet: Mapping[str, Any]
     simulated: bool = False
     listen: str | None = None
+    join: str = ""
     boot: str = field(default_factory=lambda: uuid4().hex)
 
 
@@ -152,6 +160,8 @@ class NodeAgent:
         self._driver = driver
         self._cutting = asyncio.Lock()
         self._cuts = 0
+        self._layouts = LayingOut(settings.paths.layouts, settings.join, driver)
+        self._laying_out: asyncio.Task[None] | None = None
         self._now = now
         self._fresh_seconds = FRESH_SECONDS
         self._paths = settings.paths
@@ -179,6 +189,7 @@ class NodeAgent:
         inventory = await self._seen()
         status = read_status(self._paths.engines.controller_status)
         running = self._running()
+        self._lay_out_if_due(inventory, running)
         report = NodeReport(
             node=self.settings.name,
             address=self.settings.address,
@@ -196,6 +207,10 @@ class NodeAgent:
             cordoned=self._cordoned,
             engines={r.replica: r.engine_version for r in status.replicas if r.engine_version} if status else {},
             measured=self._capacities(),
+            directory=str(self._paths.root),
+            laid_out=self._layouts.done,
+            layouts=self._layouts.told(inventory.gpus),
+            layouts_missing=self._layouts.missing(inventory.gpus),
         )
         return report.model_copy(update={"digest": _digest(report)})
 
@@ -238,24 +253,50 @@ class NodeAgent:
         write_atomically(paths.secret, order.secret.encode(), mode=0o600)
         seats = {r: SeatRow(slice_id=s, owner=order.owners[r]) for r, s in order.seats.items()}
         write_seats(paths.seats, SeatsFile(seats=seats, turns=order.turns, orphan_seconds=order.orphan_seconds))
+        self._layouts.aim(order.config)
         if _replace(paths.controller_config, self._controller_config(order)):
             self._processes.reload_controller()
         if not self._ending:
             self._processes.ensure_controller(paths.controller_config, paths.seats)
 
     async def gpus(self) -> NodeGpus:
-        """The GPUs that a plan may count on, as the driver shows them at this moment."""
-        return gpus_to_plan(self._own.fleet, await asyncio.to_thread(self._observe))
+        """The GPUs that a plan may count on, as the driver shows them at this moment, and not while they are being cut."""
+        async with self._cutting:
+            return gpus_to_plan(self._own.fleet, await asyncio.to_thread(self._observe))
 
     async def cut(self, order: CutOrder) -> None:
         """Cut a GPU, where no engine is or is to be; one instance at a time. Raises as `cutting.cut`."""
         if self._driver is None:
             raise CannotBeCut("this node has no driver to cut GPUs with", where=self.settings.name)
         async with self._cutting:
-            seats = read_seats(self._paths.seats)
-            seated = (row.slice_id for row in seats.seats.values()) if seats else ()
             try:
-                await cut(self._driver, order, {*seated, *self._running().values()}, self._paths.engines.root)
+                await cut(self._driver, order, self._taken(), self._paths.engines.root)
+            finally:
+                self._cuts += 1
+                self._inventory = None
+
+    def _taken(self) -> set[str]:
+        """The slices that engines are on, or have a seat on."""
+        seats = read_seats(self._paths.seats)
+        seated = (row.slice_id for row in seats.seats.values()) if seats else ()
+        return {*seated, *self._running().values()}
+
+    def _lay_out_if_due(self, inventory: Inventory, running: Mapping[str, str]) -> None:
+        """Cut what `fleet.layouts` says, when it is known, and what ran here before and has no seat any more has ended."""
+        under_way = self._laying_out is not None and not self._laying_out.done()
+        if under_way or self._ending or not self._layouts.due:
+            return
+        seats = read_seats(self._paths.seats)
+        seated = {(replica, row.slice_id) for replica, row in seats.seats.items()} if seats else set()
+        if set(running.items()) <= seated:
+            self._laying_out = asyncio.create_task(self._lay_out(inventory))
+
+    async def _lay_out(self, inventory: Inventory) -> None:
+        async with self._cutting:
+            try:
+                await asyncio.to_thread(self._layouts.carry_out, inventory.gpus, self._taken())
+            except Exception:  # the root of a task
+                log.exception("what came of fleet.layouts could not be kept")
             finally:
                 self._cuts += 1
                 self._inventory = None

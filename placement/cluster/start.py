@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Machine:
     """What this machine brings into a cluster.
 
     `fleet` is its own `fleet:` section as data, `command` what `sliceway` is here, `listen` where its gateway listens (None: it
-    has none).
+    has none). `join` is this time of joining, for which GPUs are cut once (`laying_out`).
     """
 
     name: str
@@ -67,6 +67,7 @@ class Machine:
     command: Sequence[str]
     listen: str | None
     usage_reporting: bool = False
+    join: str = field(default_factory=lambda: uuid4().hex)
 
     def as_node(self) -> Mapping[str, Any]:
         """As an agent is told."""
@@ -77,6 +78,7 @@ class Machine:
             "fleet": dict(self.fleet),
             "command": list(self.command),
             "listen": self.listen,
+            "join": self.join,
             "versions": own_versions().model_dump(),
         }
 

@@ -68,6 +68,12 @@ def selected(gpus: Sequence[GpuState], rule: GpuSelection, where: str, catalogue
     return [g for g in of_product if any(_matches(g, selector, catalogue) for selector in rule.selectors)]
 
 
+def names_gpu(gpus: Sequence[GpuState], selector: Selector) -> bool:
+    """Whether `selector` means any of `gpus`."""
+    catalogue = load_catalogue()
+    return any(_matches(gpu, selector, catalogue) for gpu in gpus)
+
+
 def _is_kind(selector: Selector) -> bool:
     """Whether it names GPUs of a kind rather than one GPU."""
     return isinstance(selector, str) and not UUID.fullmatch(selector)

@@ -31,12 +31,6 @@ def config(*, fleet: dict[str, Any] | None = None, state_dir: Path | None = None
 @pytest.mark.parametrize(
     ("fleet", "model", "where", "remedy"),
     [
-        (
-            {"layouts": [{"layout": ["1g.10gb"]}]},
-            {},
-            "fleet.layouts",
-            "sliceway apply '/etc/my fleet.yaml' --layouts-only",
-        ),
         ({"partition": "planned"}, {}, "fleet.partition", "sliceway apply '/etc/my fleet.yaml' --ray HOST:PORT"),
         ({"reserve": {"1g.10gb": 1, "note": "x"}}, {}, "fleet.reserve", "--ray HOST:PORT"),
         ({"autoscale": {"repartition": "automatic"}}, {}, "fleet.autoscale.repartition", "add a node"),
@@ -56,6 +50,7 @@ def test_what_does_not_count_is_said_with_what_to_do(
     [
         (None, {"replicas": 2}),
         (None, {"demand": DEMAND}),
+        ({"layouts": [{"layout": ["1g.10gb"]}]}, {}),
         ({"discover": "cpu", "cordon": [0]}, {"replicas": {"min": 0, "max": 3}, "demand": DEMAND}),
         ({"autoscale": {"scale_up_after": "5s", "sleep": "auto", "repartition": "propose"}}, {"replicas": 1}),
     ],
