@@ -225,7 +225,8 @@ class ModelConfig(Section):
         default=0, ge=-1000, le=1000, description="Where there is not room for all, the higher is placed first."
     )
     spread: Literal["none", "gpus", "nodes"] = Field(
-        default="none", description="No two replicas on one GPU, or on one node, so that not all fail together."
+        default="none",
+        description="No two replicas on one GPU, or on one node, whichever tenant has them, so that not all fail together.",
     )
     profile: str | None = Field(
         default=None, description="Only slices of this profile (`1g.10gb`); the smallest that fits if unset."

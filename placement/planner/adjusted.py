@@ -6,7 +6,7 @@ on them are emptied one after the other, as long as their replicas find room els
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from placement.planner.online import adjust
@@ -37,7 +37,7 @@ def adjusted(problem: Problem, wants: Sequence[Want], allowed_per_hour: float) -
     for demand in order:
         gpus = adjust(gpus, demand, headroom_ratio=headroom, add=False).gpus
     for demand in order:
-        gpus = adjust(gpus, demand, headroom_ratio=headroom).gpus
+        gpus = adjust(gpus, demand, headroom_ratio=headroom, siblings=_siblings(demand, order)).gpus
     gpus = _emptied(gpus, {d.name: d for d in order}, headroom, allowed_per_hour)
     found = standing(replace(problem, gpus=tuple(gpus)), wants)
     if found is None:
@@ -75,11 +75,17 @@ def _without(
     bare = replace(gone, instances=tuple(Instance(i.placement) for i in gone.instances), cordoned=True)
     found: Sequence[FleetGpu] = [bare if g is gone else g for g in gpus]
     for name in sorted({str(i.demand) for i in gone.instances if i.demand is not None}):
-        done = adjust(found, demands[name], headroom_ratio=headroom)
+        siblings = _siblings(demands[name], demands.values())
+        done = adjust(found, demands[name], headroom_ratio=headroom, siblings=siblings)
         if done.missing > 1e-9:
             return None
         found = done.gpus
     return [replace(g, cordoned=False) if g.id == empty else g for g in found]
+
+
+def _siblings(demand: ModelDemand, demands: Iterable[ModelDemand]) -> frozenset[str]:
+    """The other demands of the same model."""
+    return frozenset(d.name for d in demands if d.model == demand.model) - {demand.name}
 
 
 def _price(gpus: Sequence[FleetGpu]) -> float:

@@ -90,6 +90,7 @@ class BruteForce:
         self._reserved = {_subject(r): r for r in problem.constraints.reserve}
         wanted = (*problem.demands, *(_to_make(r, problem.gpus) for r in problem.constraints.reserve))
         self._demands = {d.name: d for d in wanted}
+        self._limits = {d.model: (d.max_per_gpu, d.max_per_node) for d in problem.demands}
         self._nodes = {g.id: g.node for g in problem.gpus}
         self._factor = 1.0 + problem.constraints.headroom_ratio
         self._measures = {g.geometry: Fragmentation(g.geometry) for g in problem.gpus if g.geometry is not None}
@@ -184,11 +185,12 @@ class BruteForce:
 
     def _within(self, on_gpu: Counter[str]) -> bool:
         for name, count in on_gpu.items():
-            demand = self._demands[name]
-            limits = (demand.max_per_gpu, demand.max_per_node, self._most(demand))
-            if any(limit is not None and count > limit for limit in limits):
+            if count > self._most(self._demands[name]):
                 return False
-        return True
+        of_models: Counter[str] = Counter()
+        for name, count in on_gpu.items():
+            of_models[self._demands[name].model] += count
+        return not any(_over(count, self._limits.get(model, ())) for model, count in of_models.items())
 
     def _most(self, demand: ModelDemand) -> int:
         """The most replicas there can be of a demand: as many as are allowed, or as any that is needed leaves room for."""
@@ -205,6 +207,9 @@ class BruteForce:
 
     def _missing(self, given: Iterable[tuple[str, str, str, str]]) -> tuple[float, ...] | None:
         """What is missing by priority, in replicas of each demand's best option; None where a limit is broken."""
+        given = tuple(given)
+        if self._crowded(given):
+            return None
         mine: dict[str, list[tuple[str, str, str]]] = {name: [] for name in self._demands}
         for name, product, profile, gpu in given:
             mine[name].append((product, profile, gpu))
@@ -217,10 +222,15 @@ class BruteForce:
             sums[demand.priority] += short
         return tuple(sums[priority] for priority in sorted(sums, reverse=True))
 
+    def _crowded(self, given: Iterable[tuple[str, str, str, str]]) -> bool:
+        """Whether some GPU or node has more replicas of a model than it may have, whoever they serve."""
+        models = [(self._demands[name].model, gpu) for name, _, _, gpu in given]
+        on_gpu, on_node = Counter(models), Counter((model, self._nodes[gpu]) for model, gpu in models)
+        return any(_over(count, self._limits.get(model, ())[:1]) for (model, _), count in on_gpu.items()) or any(
+            _over(count, self._limits.get(model, ())[1:]) for (model, _), count in on_node.items()
+        )
+
     def _short(self, demand: ModelDemand, places: Sequence[tuple[str, str, str]]) -> float | None:
-        on_node = Counter(self._nodes[gpu] for _, _, gpu in places)
-        if demand.max_per_node is not None and max(on_node.values(), default=0) > demand.max_per_node:
-            return None
         if demand.ceiling is not None and len(places) > demand.ceiling:
             return None
         best = max((o.capacity for o in demand.options), default=1.0)
@@ -253,6 +263,10 @@ class BruteForce:
     def _penalty(self, gpu: FleetGpu, name: str, placement: Placement) -> float:
         options = self._demands[name].options
         return next(o.penalty for o in options if o.key == (gpu.product, placement.profile))
+
+
+def _over(count: int, limits: Iterable[int | None]) -> bool:
+    return any(limit is not None and count > limit for limit in limits)
 
 
 def _to_make(reservation: Reservation, gpus: Iterable[FleetGpu]) -> ModelDemand:

@@ -132,7 +132,7 @@ def _reason(problem: Problem, want: Want, gpus: Sequence[PlannedGpu]) -> str:
         return f"it fits {kinds}, and there is no such GPU here"
     if not any(g.open for g in fitting):
         return f"every GPU that it fits ({kinds}) is cordoned or draining"
-    if contradiction := _contradiction(want, fitting):
+    if contradiction := _contradiction(problem, want, fitting):
         return contradiction
     rivals = _rivals(want, gpus)
     taken = f": taken by {_listed(rivals)}" if rivals else ""
@@ -140,15 +140,26 @@ def _reason(problem: Problem, want: Want, gpus: Sequence[PlannedGpu]) -> str:
     return f"the {_gpus(len(fitting))} that it fits ({kinds}) {have} no room left{taken}"
 
 
-def _contradiction(want: Want, fitting: Sequence[FleetGpu]) -> str | None:
+def _contradiction(problem: Problem, want: Want, fitting: Sequence[FleetGpu]) -> str | None:
     """Limits that cannot all hold, whatever else is on the GPUs."""
     nodes = len({g.node for g in fitting})
+    same = _same_model(problem, want.demand) if want.demand else ()
+    floor = sum(d.floor for d in same) if same else want.floor
+    each = f" of {want.model}" if len(same) > 1 else ""
+    shares = f" ({_listed([f'{d.floor} for {d.name}' for d in same])})" if len(same) > 1 else ""
     for limit, places, what in ((want.max_per_gpu, len(fitting), "GPUs"), (want.max_per_node, nodes, "nodes")):
-        if limit is not None and limit * places < want.floor:
-            return f"{want.floor} replicas are wanted, and at most {limit} on each of {places} {what} are allowed"
+        if limit is not None and limit * places < floor:
+            return (
+                f"{floor} replicas{each} are wanted{shares}, and at most {limit} on each of {places} {what} are allowed"
+            )
     if want.rate is not None and want.ceiling is not None and want.ceiling * want.best < want.rate - 1e-9:
         return f"at most {want.ceiling} replicas are allowed, which serve {want.ceiling * want.best:g} of {want.rate:g} requests/s"
     return None
+
+
+def _same_model(problem: Problem, demand: ModelDemand) -> tuple[ModelDemand, ...]:
+    """The demands of the model, this one among them: they keep its limits per GPU and node together."""
+    return tuple(d for d in problem.demands if d.model == demand.model)
 
 
 def _rivals(want: Want, gpus: Sequence[PlannedGpu]) -> list[str]:
@@ -276,9 +287,10 @@ class _Trials:
         demand = self._want.demand
         if demand is None:
             return
-        if demand.max_per_gpu is not None and self._met(self._with(replace(demand, max_per_gpu=None))):
+        same = _same_model(self._problem, demand)
+        if demand.max_per_gpu is not None and self._met(self._with(*(replace(d, max_per_gpu=None) for d in same))):
             yield f"allow more than {demand.max_per_gpu} on a GPU (spread: none)"
-        if demand.max_per_node is not None and self._met(self._with(replace(demand, max_per_node=None))):
+        if demand.max_per_node is not None and self._met(self._with(*(replace(d, max_per_node=None) for d in same))):
             yield f"allow more than {demand.max_per_node} on a node (spread: gpus)"
         limited = demand.rate is not None and demand.max_replicas is not None
         if limited and self._met(self._with(replace(demand, max_replicas=None))):
@@ -299,9 +311,10 @@ class _Trials:
         if constraints.headroom_ratio and self._want.rate is not None and self._met(bare):
             yield f"plan without the head-room of {constraints.headroom_ratio:.0%}"
 
-    def _with(self, demand: ModelDemand) -> Problem:
-        others = (d for d in self._problem.demands if d.name != demand.name)
-        return replace(self._problem, demands=(*others, demand))
+    def _with(self, *changed: ModelDemand) -> Problem:
+        names = {d.name for d in changed}
+        others = (d for d in self._problem.demands if d.name not in names)
+        return replace(self._problem, demands=(*others, *changed))
 
     def _met(self, problem: Problem) -> bool:
         """Whether the want would be met. Where that is not found out, it counts as untried."""

@@ -22,7 +22,7 @@ from placement.planner.places import Places, add_places
 from placement.planner.shapes import GpuClass, Shape
 from placement.planner.solver import INFINITY, Limits, Program, Solved, common_step
 from placement.planner.types import Constraints, FleetGpu, Level, Objective
-from placement.planner.wants import Want
+from placement.planner.wants import Want, spread_together
 
 MOVE = 1000
 """A replica moved or stopped weighs as much as so many layout changes."""
@@ -90,7 +90,8 @@ class Master:
             self._add_pool(group, members)
         for want in self.wants:
             self._add_want(want)
-            self._add_spread(want)
+        for together in spread_together(self.wants):
+            self._add_spread(together)
         if (limit := self.constraints.max_layout_changes) is not None:
             self.program.row(self._changes(), upper=limit)
 
@@ -493,39 +494,42 @@ class Master:
             self.program.row(served | {missing: want.best}, want.rate)
             self.program.row(served, upper=want.most)
 
-    def _add_spread(self, want: Want) -> None:
-        """Limits per GPU and node. In a pool of many GPUs these rows are necessary, and nearly always sufficient."""
+    def _add_spread(self, together: Sequence[Want]) -> None:
+        """Limits per GPU and node of one model. In a pool of many GPUs these rows are necessary, and nearly always sufficient."""
+        per_gpu, per_node = together[0].max_per_gpu, together[0].max_per_node
         pools: dict[str, Terms] = defaultdict(dict)
-        for (group, _, _), v in self._of(want).items():
-            pools[group][v] = 1.0
-        members = self._pools() if want.max_per_gpu or want.max_per_node else {}
+        for want in together:
+            for (group, _, _), v in self._of(want).items():
+                pools[group][v] = 1.0
+        members = self._pools()
         by_node: dict[str, Terms] = defaultdict(dict)
         for group, replicas in pools.items():
-            if want.max_per_gpu:
-                self.program.row(replicas | self._reach(want, members[group]), upper=0.0)
+            if per_gpu:
+                self.program.row(replicas | self._reach(together, members[group]), upper=0.0)
             nodes = sorted({gpu.node for c in members.get(group, ()) for gpu in self.classes[c].members})
-            if want.max_per_node:
-                self.program.row(replicas, upper=want.max_per_node * len(nodes))
+            if per_node:
+                self.program.row(replicas, upper=per_node * len(nodes))
                 for node in nodes if len(nodes) == 1 else ():
                     by_node[node] |= replicas
         for replicas in by_node.values():
-            self.program.row(replicas, upper=want.max_per_node or INFINITY)
+            self.program.row(replicas, upper=per_node or INFINITY)
 
-    def _reach(self, want: Want, members: Iterable[int]) -> Terms:
-        """Minus how many replicas of `want` each shape could take without breaking its limit per GPU."""
+    def _reach(self, together: Sequence[Want], members: Iterable[int]) -> Terms:
+        """Minus how many replicas of one model each shape could take without breaking its limit per GPU."""
         terms: Terms = {}
+        most = together[0].max_per_gpu
         for c in members:
+            fits = _fitting(together, self.classes[c].product)
             for s, shape in enumerate(self.classes[c].shapes):
-                fitting = sum(n for profile, n in shape.slots if want.option(self.classes[c].product, profile))
+                fitting = sum(n for profile, n in shape.slots if profile in fits)
                 if fitting:
-                    terms[self._y[c, s]] = -float(min(fitting, want.max_per_gpu or fitting))
+                    terms[self._y[c, s]] = -float(min(fitting, most or fitting))
             if (places := self._places.get(c)) is not None:
-                terms |= self._reach_of(want, places)
+                terms |= self._reach_of(most, {v: -1.0 for p, v in places.used.items() if p.profile in fits})
         return terms
 
-    def _reach_of(self, want: Want, places: Places) -> Terms:
-        fitting = {v: -1.0 for p, v in places.used.items() if want.option(places.gpu.product, p.profile)}
-        reach = self.program.variable(want.max_per_gpu or len(fitting))
+    def _reach_of(self, most: int | None, fitting: Terms) -> Terms:
+        reach = self.program.variable(most or len(fitting))
         self.program.row(fitting | {reach: 1.0}, upper=0.0)
         return {reach: -1.0}
 
@@ -541,6 +545,11 @@ class Master:
 
     def _sum(self, of: Callable[[Shape], int]) -> Terms:
         return {v: float(n) for (c, s), v in self._y.items() if (n := of(self._shape(c, s)))}
+
+
+def _fitting(together: Iterable[Want], product: str) -> frozenset[str]:
+    """The profiles of `product` that hold a replica of any of these."""
+    return frozenset(o.profile for want in together for o in want.options if o.product == product)
 
 
 def _for_economy(limits: Limits) -> Limits:

@@ -8,7 +8,7 @@ the option takes for what it serves. GPUs that are taken alike are looked at onc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from model_registry.catalogue import Product
@@ -47,13 +47,19 @@ class Adjustment:
 
 
 def adjust(
-    gpus: Iterable[FleetGpu], demand: ModelDemand, *, headroom_ratio: float = 0.0, add: bool = True
+    gpus: Iterable[FleetGpu],
+    demand: ModelDemand,
+    *,
+    headroom_ratio: float = 0.0,
+    add: bool = True,
+    siblings: Collection[str] = (),
 ) -> Adjustment:
     """Bring one demand to what it asks for: replicas added where they disturb nobody, or stopped where they free most.
 
-    Running replicas stay where they are; `add` false only stops. Raises nothing: what finds no room is told in `missing`.
+    Running replicas stay where they are; `add` false only stops. `siblings` are the names of the model's other demands: limits
+    per GPU and node count their replicas, too. Raises nothing: what finds no room is told in `missing`.
     """
-    desk = _Desk(tuple(gpus), want_of(demand, 1.0 + headroom_ratio))
+    desk = _Desk(tuple(gpus), want_of(demand, 1.0 + headroom_ratio), siblings)
     stopped = tuple(desk.stop_surplus())
     added = tuple(desk.add_missing()) if add else ()
     return Adjustment(demand.name, added, stopped, desk.missing, tuple(desk.gpus.values()))
@@ -72,7 +78,7 @@ class _Candidate:
 class _Desk:
     """The fleet while one demand is being brought to its number."""
 
-    def __init__(self, gpus: Sequence[FleetGpu], want: Want) -> None:
+    def __init__(self, gpus: Sequence[FleetGpu], want: Want, siblings: Collection[str]) -> None:
         self.gpus = {g.id: g for g in gpus}
         self._want = want
         self._options: dict[str, list[Option]] = {}
@@ -80,7 +86,7 @@ class _Desk:
             self._options.setdefault(option.product, []).append(option)
         self._measures: dict[Product, Fragmentation] = {}
         self._running = {str(i.replica): (g.id, i) for g in gpus for i in g.instances if i.demand == want.name}
-
+        self._near = Counter(g.id for g in gpus for i in g.instances if i.demand in siblings)
         self._served = sum(self._capacity(name) for name in self._running)
 
     @property
@@ -164,8 +170,10 @@ class _Desk:
 
     def _candidates(self) -> Iterator[_Candidate]:
         """The best of every kind of GPU there is: by product, price, what is busy on it, and who of ours is near."""
-        on_gpu = Counter(gpu for gpu, _ in self._running.values())
-        on_node = Counter(self.gpus[gpu].node for gpu, _ in self._running.values())
+        on_gpu = self._near + Counter(gpu for gpu, _ in self._running.values())
+        on_node: Counter[str] = Counter()
+        for gpu_id, count in on_gpu.items():
+            on_node[self.gpus[gpu_id].node] += count
         seen: dict[tuple[object, ...], FleetGpu] = {}
         for gpu in self.gpus.values():
             crowd = on_gpu[gpu.id], on_node[gpu.node]

@@ -116,20 +116,21 @@ class _Table:
             self.seating.unseated[name] += count
 
     def _crowd(self, name: str, gpu: str) -> tuple[int, int, int]:
-        node = self.seating.gpus[gpu].node
-        return self._on_node[name, node], self._on_gpu[name, gpu], -self._room[gpu]
+        model, node = self._wants[name].model, self.seating.gpus[gpu].node
+        return self._on_node[model, node], self._on_gpu[model, gpu], -self._room[gpu]
 
     def _may(self, name: str, gpu: str) -> bool:
         want, node = self._wants[name], self.seating.gpus[gpu].node
-        return (want.max_per_gpu is None or self._on_gpu[name, gpu] < want.max_per_gpu) and (
-            want.max_per_node is None or self._on_node[name, node] < want.max_per_node
+        return (want.max_per_gpu is None or self._on_gpu[want.model, gpu] < want.max_per_gpu) and (
+            want.max_per_node is None or self._on_node[want.model, node] < want.max_per_node
         )
 
     def _sit(self, name: str, gpu: str, placement: Placement) -> None:
         self._free[self._group[gpu], placement.profile][gpu].remove(placement)
         self._room[gpu] -= 1
-        self._on_gpu[name, gpu] += 1
-        self._on_node[name, self.seating.gpus[gpu].node] += 1
+        model = self._wants[name].model
+        self._on_gpu[model, gpu] += 1
+        self._on_node[model, self.seating.gpus[gpu].node] += 1
         self.seating.seats[gpu, placement] = name
 
 

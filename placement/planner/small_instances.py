@@ -68,6 +68,7 @@ def kinds(catalogue: Catalogue) -> tuple[Kind, ...]:
     a30, a100 = catalogue.product("a30"), catalogue.product("a100-80gb")
     return (
         *(_one_a30(a30), _one_a100(a100), _two_a30(a30), _limits(a30), _mixed(a30, a100), _two_a100(a100)),
+        _tenants_apart(a30),
         *(_reservations_a30(a30), _reservations_mixed(a30, a100), _changes_a100(a100), _changes_a30(a30)),
     )
 
@@ -140,6 +141,33 @@ def _limits(a30: Product) -> Kind:
     much = ({"replicas": 2}, {"replicas": 4}, {"rate": 3.0})
     nodes = (("n", "n"), ("n", "m"))
     return Kind("limits on two A30s", (pairs, nodes, options, limits, much, (0, 1), (0.0, 0.5)), build)
+
+
+def _tenants_apart(a30: Product) -> Kind:
+    """Two A30s on one node or two; one model for everybody and for a dedicated tenant, its limits over both, beside another one."""
+    pairs = tuple(combinations_with_replacement(_states(a30, (("chat", "chat@acme", _IDLE), ("chat@acme", "code"))), 2))
+    options = [_options(a30, names) for names in (("1g.6gb",), ("1g.6gb", "2g.12gb"), ("2g.12gb", "4g.24gb"))]
+    limits: tuple[Asked, ...] = ({"max_per_gpu": 1}, {"max_per_gpu": 2}, {"max_per_node": 1}, {"max_per_node": 3})
+
+    def build(
+        held: tuple[Held, Held],
+        nodes: tuple[str, str],
+        fits: tuple[Option, ...],
+        limit: Asked,
+        much: Asked,
+        theirs: Asked,
+        price: float,
+    ) -> Problem:
+        fleet = (_gpu("a", a30, held[0], node=nodes[0]), _gpu("b", a30, held[1], node=nodes[1], price=price))
+        shared, own = (
+            ModelDemand(name, "chat", fits, **limit, **asked) for name, asked in (("chat", much), ("chat@acme", theirs))
+        )
+        return Problem(fleet, (shared, own, _demand("code", _options(a30, ("1g.6gb",)), {"replicas": 1})))
+
+    much: tuple[Asked, ...] = ({"replicas": 1}, {"replicas": 2}, {"rate": 2.5})
+    nodes = (("n", "n"), ("n", "m"))
+    axes = (pairs, nodes, options, limits, much, ({"replicas": 1}, {"replicas": 2}, {"rate": 1.0}), (1.0, 1.5))
+    return Kind("a model with a dedicated tenant on two A30s", axes, build)
 
 
 def _mixed(a30: Product, a100: Product) -> Kind:

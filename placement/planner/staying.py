@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from placement.planner.seats import Seating
 from placement.planner.types import FleetGpu, Instance, Problem
-from placement.planner.wants import Want
+from placement.planner.wants import Want, spread_together
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,8 @@ def standing(problem: Problem, wants: Sequence[Want]) -> Standing | None:
         placed[str(instance.demand)].append((gpu, instance))
     if not all(_within(want, placed[want.name]) for want in wants):
         return None
+    if not all(_apart(mine[0], [at for want in mine for at in placed[want.name]]) for mine in spread_together(wants)):
+        return None
     missing = {w.name: m for w in wants if (m := w.missing(len(placed[w.name]), _served(w, placed[w.name]))) > 1e-9}
     price = sum(g.price_per_hour for g in problem.gpus if any(not i.idle for i in g.instances))
     seats = {(g.id, i.placement): str(i.demand) for g, i in running}
@@ -63,13 +65,16 @@ def _served(want: Want, placed: Sequence[tuple[FleetGpu, Instance]]) -> float:
 
 
 def _within(want: Want, placed: Sequence[tuple[FleetGpu, Instance]]) -> bool:
-    """No more replicas than are wanted, none beyond the limits per GPU and node."""
+    """No more replicas than are wanted."""
     if want.ceiling is not None and len(placed) > want.ceiling:
         return False
-    if want.rate is not None and _served(want, placed) > want.most + 1e-9:
-        return False
+    return want.rate is None or _served(want, placed) <= want.most + 1e-9
+
+
+def _apart(limits: Want, placed: Sequence[tuple[FleetGpu, Instance]]) -> bool:
+    """None beyond the limits per GPU and node. `placed` are all replicas of one model."""
     crowd_gpu = Counter(g.id for g, _ in placed)
     crowd_node = Counter(g.node for g, _ in placed)
-    return max(crowd_gpu.values(), default=0) <= (want.max_per_gpu or len(placed)) and max(
+    return max(crowd_gpu.values(), default=0) <= (limits.max_per_gpu or len(placed)) and max(
         crowd_node.values(), default=0
-    ) <= (want.max_per_node or len(placed))
+    ) <= (limits.max_per_node or len(placed))

@@ -85,7 +85,8 @@ class ModelDemand:
     slices the model's and the tenant's. Exactly one of `replicas` and `rate` is set: a number of replicas, or what all
     replicas together must serve (in the unit of `Option.capacity`), with between `min_replicas` and `max_replicas` of
     them. `tenant` has these slices to itself; None shares them. `priority`: what cannot all be met is met from the
-    highest number down. `max_per_gpu` and `max_per_node` spread the replicas; None does not.
+    highest number down. `max_per_gpu` and `max_per_node` spread the replicas of the model, whichever of its demands they
+    serve: what a GPU takes with it is missing to everybody. None does not; all demands of one model say the same.
     """
 
     name: str
@@ -258,6 +259,7 @@ class Problem:
         object.__setattr__(self, "demands", tuple(sorted(self.demands, key=lambda d: d.name)))
         _once("GPU", (g.id for g in self.gpus))
         _once("demand", (d.name for d in self.demands))
+        _same_limits(self.demands)
         _once("replica", (i.replica for g in self.gpus for i in g.instances if i.replica))
         _once("objective", self.order)
 
@@ -528,6 +530,16 @@ class FleetPlan:
             "seconds": self.seconds,
             "fingerprint": self.fingerprint,
         }
+
+
+def _same_limits(demands: Iterable[ModelDemand]) -> None:
+    known: dict[str, tuple[int | None, int | None]] = {}
+    for demand in demands:
+        limits = demand.max_per_gpu, demand.max_per_node
+        if known.setdefault(demand.model, limits) != limits:
+            raise ValueError(
+                f"{demand.name!r}: other limits per GPU or node than another demand of {demand.model!r} has"
+            )
 
 
 def _once(what: str, names: Iterable[str]) -> None:

@@ -30,6 +30,11 @@ class Want:
     reservation: Reservation | None = None
 
     @property
+    def model(self) -> str:
+        """Whose limits per GPU and node these are: all wants of one model keep them together."""
+        return self.demand.model if self.demand else self.name
+
+    @property
     def best(self) -> float:
         """What the most capable option serves."""
         return max((o.capacity for o in self.options), default=1.0)
@@ -74,6 +79,15 @@ def wants_of(problem: Problem) -> tuple[Want, ...]:
     wants = [want_of(d, headroom) for d in problem.demands]
     wants += [_of_reservation(r, problem.gpus) for r in problem.constraints.reserve]
     return tuple(sorted(wants, key=lambda w: w.name))
+
+
+def spread_together(wants: Iterable[Want]) -> tuple[tuple[Want, ...], ...]:
+    """The wants that have limits per GPU or node, those of one model together: they have the same."""
+    found: dict[str, list[Want]] = {}
+    for want in wants:
+        if want.max_per_gpu is not None or want.max_per_node is not None:
+            found.setdefault(want.model, []).append(want)
+    return tuple(map(tuple, found.values()))
 
 
 def held_for(reservation: Reservation, gpus: Iterable[FleetGpu]) -> int:

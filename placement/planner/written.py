@@ -172,7 +172,7 @@ class _Writer:
             return f"{there.replica or there.reserved} needs {at} on {gpu} more"
         if not after.used:
             return f"without it GPU {gpu} is not needed: {before.price_per_hour:g} an hour less"
-        return f"too many replicas of it would be on GPU {gpu} or its node"
+        return f"too many replicas of {want.model} would be on GPU {gpu} or its node"
 
     def _newcomers(self, planned: PlannedGpu) -> str:
         names = [str(s.replica or s.reserved) for s in planned.slices if s.change == "create"]

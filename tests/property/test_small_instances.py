@@ -35,6 +35,7 @@ SAMPLES = {
     "one A100": 54,
     "two A30s": 78,
     "limits on two A30s": 60,
+    "a model with a dedicated tenant on two A30s": 60,
     "an A30 and an A100": 120,
     "two A100s": 6,
     "reservations on two A30s": 48,

@@ -1,0 +1,122 @@
+"""`spread` is about a model: replicas of a dedicated tenant and those of all others are kept apart, too."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from model_registry.catalogue import load_catalogue
+from model_registry.geometry import Placement
+from placement.planner.online import adjust
+from placement.planner.plan import plan
+from placement.planner.solver import Limits
+from placement.planner.types import FleetGpu, FleetPlan, Instance, ModelDemand, Option, Problem
+
+A100 = load_catalogue().product("a100-80gb")
+SMALL = Option(A100.name, "1g.10gb")
+NO_LIMITS: Mapping[str, int] = {}
+GPUS = {"max_per_gpu": 1}
+NODES = {"max_per_gpu": 1, "max_per_node": 1}
+
+
+def gpu(name: str, *replicas: str, node: str = "n0") -> FleetGpu:
+    there = (Instance(Placement(i, "1g.10gb"), r, r.rpartition("-")[0]) for i, r in enumerate(replicas))
+    return FleetGpu(name, A100.name, A100, node, tuple(there))
+
+
+def of_chat(
+    tenant: str = "", limits: Mapping[str, int] = NO_LIMITS, *, replicas: int = 1, rate: float | None = None
+) -> ModelDemand:
+    number = replicas if rate is None else None
+    return ModelDemand(
+        f"chat{tenant}",
+        "chat",
+        (SMALL,),
+        number,
+        rate,
+        max_per_gpu=limits.get("max_per_gpu"),
+        max_per_node=limits.get("max_per_node"),
+    )
+
+
+def crowds(made: FleetPlan) -> Counter[str]:
+    return Counter(g.gpu.id for g in made.gpus for s in g.slices if s.replica)
+
+
+@pytest.mark.parametrize(("limits", "apart"), [({}, 1), (GPUS, 2), (NODES, 2)])
+def test_a_tenants_replica_shares_no_gpu_with_the_others(limits: dict[str, int], apart: int) -> None:
+    fleet = (gpu("a", node="n0"), gpu("b", node="n0"), gpu("c", node="n1"))
+    made = plan(Problem(fleet, (of_chat(limits=limits), of_chat("@acme", limits))))
+    assert len(crowds(made)) == apart
+    assert not made.unmet
+    if limits is NODES:
+        assert "c" in crowds(made), "the two are on different nodes"
+
+
+def test_a_fleet_that_runs_with_both_on_one_gpu_is_not_left_alone() -> None:
+    fleet = (gpu("a", "chat-0", "chat@acme-0"), gpu("b"))
+    asked = (of_chat("", GPUS), of_chat("@acme", GPUS))
+    made = plan(Problem(fleet, asked))
+    assert crowds(made) == {"a": 1, "b": 1}
+    moved = [d for d in made.decisions if d.action == "move"]
+    assert len(moved) == 1
+    assert "too many replicas of chat would be on GPU a or its node" in moved[0].reason
+    assert not plan(Problem(made.after(), asked)).changed
+
+
+def test_what_stands_in_the_way_counts_the_replicas_of_all() -> None:
+    asked = (of_chat("", GPUS, replicas=2), of_chat("@acme", GPUS))
+    (short,) = plan(Problem((gpu("a"), gpu("b")), asked)).unmet
+    assert short.reason == (
+        "3 replicas of chat are wanted (2 for chat, 1 for chat@acme), and at most 1 on each of 2 GPUs are allowed"
+    )
+    assert "1 more A100-80GB" in short.remedies
+    assert "allow more than 1 on a GPU (spread: none)" in short.remedies
+
+
+def test_demands_of_one_model_have_the_same_limits() -> None:
+    with pytest.raises(ValueError, match="'chat@acme': other limits per GPU or node than another demand of 'chat'"):
+        Problem((gpu("a"),), (of_chat("", GPUS), of_chat("@acme")))
+
+
+def test_between_plans_the_others_of_the_model_count() -> None:
+    fleet = (gpu("a", "chat-0"), gpu("b", node="n1"))
+    assert adjust(fleet, of_chat("@acme", GPUS), siblings=("chat",)).added[0].gpu == "b"
+    assert adjust(fleet, of_chat("@acme", GPUS)).added[0].gpu == "a"
+    assert adjust(fleet, of_chat("@acme", NODES, replicas=2), siblings=("chat",)).missing == 1
+
+
+def test_a_large_fleet_keeps_them_apart() -> None:
+    """Beyond what is planned GPU by GPU: what a full fleet can hold is seated, and what it cannot is told."""
+    fleet = tuple(gpu(f"g{n:02}", node=f"n{n // 8}") for n in range(70))
+    asked = (of_chat("", GPUS, replicas=40), of_chat("@acme", GPUS, rate=20.0), of_chat("@bee", GPUS, replicas=10))
+    made = plan(Problem(fleet, asked))
+    assert not made.unmet
+    assert set(crowds(made).values()) == {1}
+    assert not plan(Problem(made.after(), asked)).changed
+    more = (replace(asked[0], replicas=41), *asked[1:])
+    grown = plan(Problem(made.after(), more))
+    assert max(crowds(grown).values()) == 1
+    assert sum(u.missing for u in grown.unmet) == 1
+
+
+def test_a_large_fleet_that_runs_takes_the_newcomers_apart() -> None:
+    fleet = tuple(gpu(f"g{n:02}", f"chat-{n}" if n < 20 else f"other-{n}") for n in range(40))
+    other = ModelDemand("other", "other", (SMALL,), replicas=20)
+    asked = (of_chat("", GPUS, replicas=20), of_chat("@acme", GPUS, replicas=20), other)
+    made = plan(Problem(fleet, asked), Limits(gap_ratio=0.01))
+    assert not made.unmet
+    mine = Counter(g.gpu.id for g in made.gpus for s in g.slices if (s.demand or "").startswith("chat"))
+    assert set(mine.values()) == {1}
+    assert not [d for d in made.decisions if d.action in ("move", "stop")]
+
+
+def test_equal_questions_have_equal_answers() -> None:
+    fleet = (gpu("a", "chat-0"), gpu("b"), gpu("c", node="n1"))
+    asked = (of_chat("", GPUS, replicas=2), of_chat("@acme", GPUS))
+    answers = [plan(Problem(f, d)) for f, d in ((fleet, asked), (fleet[::-1], asked[::-1]))]
+    assert all(one == other for one, other in pairwise(answers))
