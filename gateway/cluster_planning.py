@@ -11,17 +11,21 @@ from dataclasses import dataclass, field, replace
 
 from gateway.config import Config
 from gateway.layouts import ReplicaDifference
-from gateway.planning import FleetAnswer, ReservedSlice, answered, demanded, stranded
+from gateway.planning import FleetAnswer, ReservedSlice, answered, demanded, stranded, timings
 from gateway.tenant_pools import tenant_pools
 from model_registry.errors import ConfigError
 from model_registry.schema import ModelConfig, ReplicaRange
 from placement.assign import stem_of
+from placement.autoscale.repartition import Repartition, rescale
 from placement.cluster.survey import Survey, fleet_of, layouts_of
 from placement.gpu_slices import slices_of
 from placement.gpus import GpuState
 from placement.partition import GpuPlan
+from placement.planner.types import WHOLE, Problem
+from placement.repartitioning import Wish
 from placement.schema import SimulatedFleet
 from placement.table import ReplicaState
+from placement.transition import Step
 from placement.workload import Card, Workload, cards_of, check_pins, constraints
 
 
@@ -99,7 +103,7 @@ def plan_cluster(config: Config, survey: Survey, *, allow_dip: bool = False) -> 
             remedy="The head seats replicas on the slices of cores that nodes offer: sliceway node list.",
         )
     apart = survey.elsewhere
-    config = _on(config, survey).model_copy(update={"models": tuple(m for m in config.models if m.name not in apart)})
+    config = _planned(config, survey)
     layouts = layouts_of(survey, config.fleet.layouts)
     recut = config.fleet.partition == "planned"
     fleet = fleet_of(survey, layouts, config.fleet, config.models, recut=recut)
@@ -114,9 +118,70 @@ def plan_cluster(config: Config, survey: Survey, *, allow_dip: bool = False) -> 
     whole = {p.gpu.uuid for p in layouts if not p.then_mig}
     running = {stem_of(replica) for replica in survey.replicas}
     found = replace(found, stranded=stranded(config, found, whole, running))
+    found = replace(found, proposal=repartition_for(config, survey) or _careful(found.proposal, survey))
     return ClusterPlan(
         survey, found, layouts if config.fleet.layouts else (), tuple(sorted(apart)), _same(config, survey), desired
     )
+
+
+def repartition_for(config: Config, survey: Survey) -> Repartition | None:
+    """What cutting GPUs anew would add where demand finds no slices, weighed as on one machine; None where it finds some, or nothing
+    would be served better. Reads models' metadata. Raises as `plan_cluster`.
+
+    GPUs that `fleet.layouts` names stay as they are, and so do those that would have to change their mode.
+    """
+    wish = wish_of(config, survey)
+    if wish is None or not survey.gpus:
+        return None
+    config = _planned(config, survey)
+    layouts = layouts_of(survey, config.fleet.layouts)
+    fixed, anew = (fleet_of(survey, layouts, config.fleet, config.models, recut=recut) for recut in (False, True))
+    check_pins(config.models, anew)
+    off = {gpu.uuid for gpu in survey.gpus if not gpu.mig}
+    anew = tuple(here if there.id in off else there for here, there in zip(fixed, anew, strict=True))
+    work = _demanded(config, cards_of(survey.gpus), wish.replicas)
+    problem = Problem(fixed, work.demands, constraints(config.fleet, survey.gpus))
+    found = rescale(
+        problem,
+        replace(problem, gpus=anew),
+        config.fleet.autoscale,
+        timings(config),
+        rates=wish.arrivals_per_second,
+    )
+    return _careful(found.proposal, survey)
+
+
+def wish_of(config: Config, survey: Survey) -> Wish | None:
+    """What demand asks for at this moment, of what a plan decides about, where it finds no slices; None where it does."""
+    decided = {m.name for m in config.models} - survey.elsewhere
+    pools = [pool for pool in survey.arrivals if pool.partition("@")[0] in decided]
+    if not any(survey.short.get(pool) for pool in pools):
+        return None
+    return Wish(
+        {pool: survey.numbers[pool] for pool in pools if pool in survey.numbers},
+        {pool: survey.arrivals[pool] for pool in pools},
+        {pool: survey.running.get(pool, 0) for pool in pools},
+    )
+
+
+def _careful(proposal: Repartition | None, survey: Survey) -> Repartition | None:
+    """As the head takes it: it looks at the survey before the first step. MIG is never switched unasked."""
+    if proposal is None:
+        return None
+    proposal = replace(proposal, transition=replace(proposal.transition, fingerprint=survey.fingerprint))
+    mig = {gpu.uuid: gpu.mig for gpu in survey.gpus}
+    switched = sorted({s.place.gpu for s in proposal.transition.steps if _switches(s, mig[s.place.gpu])})
+    if not switched:
+        return proposal
+    reason = f"{proposal.reason}; MIG would be switched on {', '.join(switched)}"
+    return replace(proposal, automatic=False, reason=reason)
+
+
+def _switches(step: Step, mig: bool) -> bool:
+    """Whether it changes the GPU's mode: of a whole card `create` turns MIG off, and everything else needs it on."""
+    if step.kind not in ("create", "destroy"):
+        return False
+    return mig is (step.place.placement == WHOLE and step.kind == "create")
 
 
 def config_text(config: Config) -> str:
@@ -132,6 +197,12 @@ def _same(config: Config, survey: Survey) -> bool:
     models = {m.name: m for m in config.models}
     asked = [m for m in known.models if m.name not in survey.elsewhere]
     return {m.name: m for m in asked} == models and (known.tenants, known.engine) == (config.tenants, config.engine)
+
+
+def _planned(config: Config, survey: Survey) -> Config:
+    """With the models that a plan decides about."""
+    models = tuple(m for m in config.models if m.name not in survey.elsewhere)
+    return _on(config, survey).model_copy(update={"models": models})
 
 
 def _on(config: Config, survey: Survey) -> Config:

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import typer
 
@@ -18,21 +18,17 @@ from gateway.applying import AppliedPlan
 from gateway.cli.cluster_plan import head_of, say_what_it_is, survey_of
 from gateway.cli.output import print_json
 from gateway.cli.plan_view import labels_of, show_applied, show_step
+from gateway.cluster_following import LOOK_SECONDS, follow
 from gateway.cluster_planning import ClusterPlan, plan_cluster
 from gateway.config import Config
 from gateway.reviewed import ReviewedPlan
-from model_registry.errors import ConfigError, SlicewayError
-from placement.cluster.errors import ClusterUnreachable
+from model_registry.errors import ConfigError
 from placement.cluster.survey import Survey
 from placement.errors import PlacementError, StalePlan
 from placement.transition import Outcome, Record, Step
 from placement.transition.journal import public_record
 
-_LOOK_SECONDS = 0.5
 _ANSWER_SECONDS = 30.0
-_SILENT_SECONDS = 120.0
-
-Watch = Callable[[Step, Literal["begun", "done", "failed"]], None]
 
 
 def apply_on_ray(
@@ -131,44 +127,4 @@ def _told(address: str) -> Iterator[Mapping[str, Any] | None]:
             yield None
         else:
             yield told
-        time.sleep(_LOOK_SECONDS)
-
-
-def follow(
-    told: Iterator[Mapping[str, Any] | None], watch: Watch, *, monotonic: Callable[[], float] = time.monotonic
-) -> Outcome:
-    """Show every step as it begins, and give what came of all. Raises ClusterUnreachable where no head tells anything for too long."""
-    seen: set[int] = set()
-    heard = monotonic()
-    for transition in told:
-        if transition is None:
-            if monotonic() - heard > _SILENT_SECONDS:
-                break
-            continue
-        heard = monotonic()
-        for raw in (*transition["done"], *(s for s in transition["not_done"] if s["step"] in transition["begun"])):
-            if raw["step"] not in seen:
-                seen.add(raw["step"])
-                watch(Step.of_public(raw), "begun")
-        if not transition["under_way"]:
-            outcome = _outcome(transition)
-            if outcome.failed is not None:
-                watch(outcome.failed, "failed")
-            return outcome
-    raise ClusterUnreachable(
-        "the cluster's head does not tell how far it is",
-        remedy="What serves goes on, and the head that starts next goes on with the steps. `sliceway node list` shows how far it is.",
-    )
-
-
-def _outcome(raw: Mapping[str, Any]) -> Outcome:
-    error: SlicewayError | None = None
-    if raw["error"] is not None:
-        why = raw["error"]
-        error = PlacementError(why["message"], where=why["where"], remedy=why["remedy"])
-    return Outcome(
-        tuple(Step.of_public(s) for s in raw["done"]),
-        tuple(Step.of_public(s) for s in raw["not_done"]),
-        Step.of_public(raw["failed"]) if raw["failed"] is not None else None,
-        error,
-    )
+        time.sleep(LOOK_SECONDS)

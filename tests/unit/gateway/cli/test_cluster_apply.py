@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway.cli import app, cluster_apply, cluster_plan
-from gateway.cli.cluster_apply import follow
+from gateway.cluster_following import follow
 from gateway.cluster_planning import config_text
 from gateway.config import Config
 from model_registry.errors import ConfigError
