@@ -27,7 +27,7 @@ from model_registry.schema import (
     Section,
     Size,
 )
-from placement.schema import EngineConfig, FleetConfig
+from placement.schema import ClusterConfig, EngineConfig, FleetConfig
 
 Listen = Annotated[str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s/]+):\d{1,5}$")]
 
@@ -169,6 +169,7 @@ class Config(Section):
     )
     fleet: FleetConfig = FleetConfig()
     engine: EngineConfig = EngineConfig()
+    cluster: ClusterConfig = ClusterConfig()
     models: tuple[ModelConfig, ...] = ()
     aliases: dict[Name, Name] = Field(
         default={}, description="Other names for models, as clients send them: `{gpt-4o: chat}`."

@@ -26,7 +26,7 @@ from placement.errors import PlacementError
 from placement.launch import SizedModel, build_launch, kv_cache_tokens
 from placement.orders import Orders
 from placement.replicas.parts import Goal
-from placement.schema import EngineConfig, FleetConfig
+from placement.schema import ClusterConfig, EngineConfig, FleetConfig
 from placement.sharing import share_environment
 from placement.simulate import engine_environment
 from placement.slices import Inventory, Slice, SliceKind
@@ -38,6 +38,7 @@ class PlacementConfig(Section):
 
     fleet: FleetConfig = FleetConfig()
     engine: EngineConfig = EngineConfig()
+    cluster: ClusterConfig = ClusterConfig()
     models: tuple[ModelConfig, ...] = ()
     seats: Mapping[str, str] | None = Field(
         default=None,

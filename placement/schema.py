@@ -17,6 +17,9 @@ from placement.sharing import SharingRule
 from placement.simulator.machine import parse_fleet
 
 
+ActorsOf = Literal["replica", "node"]
+
+
 class CpuFleet(Section):
     """How this machine's cores are cut into `cpu` slices."""
 
@@ -221,3 +224,13 @@ class EngineConfig(Section):
     stop_timeout_seconds: float = Field(default=20.0, gt=0, description="From SIGTERM to SIGKILL.")
     restart: RestartConfig = RestartConfig()
     liveness: LivenessConfig = LivenessConfig()
+
+
+class ClusterConfig(Section):
+    """What counts only where several machines serve together (docs/cluster.md)."""
+
+    actors: ActorsOf = Field(
+        default="replica",
+        description="The Ray actors that engines belong to: one of each replica, or one of each node, which costs less where "
+        "few cores have very many small slices.",
+    )

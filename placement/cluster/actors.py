@@ -1,10 +1,10 @@
-"""The cluster's parts as Ray actors. The only module, beside `start`, that knows Ray; what the parts do is in `head` and `node`.
+"""The cluster's parts as Ray actors. With `owners` and `start` the only module that knows Ray; what the parts do is in `head` and `node`.
 
-All of them are detached and named, so that whoever started them may go. Ray restarts the head and the agents. A holder is
-not restarted: engines know the process that they belong to, and the head tells them of another one.
+All of them are detached and named, so that whoever started them may go. Ray restarts the head and the agents; the actors that engines
+belong to are in `owners`.
 
-That a slice is a replica's is a placement group of the slice's resource, named after both: a line in Ray's books, which costs no
-process, and of which Ray never grants two.
+That a slice is a replica's is a placement group of the slice's resource, named after both: a line in Ray's books, of which it never
+grants two.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.util.placement_group import (
     get_placement_group,
@@ -40,12 +40,13 @@ from placement.cluster.cutting import CutOrder
 from placement.cluster.errors import NodeLost
 from placement.cluster.goal import read_goal
 from placement.cluster.head import Head, HeadJournal
-from placement.cluster.holder import SliceHolder
 from placement.cluster.leading import Lead
-from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions, Word
+from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Seat, Versions, Word
 from placement.cluster.node import NodeAgent, NodePaths, NodeSettings
 from placement.cluster.nodes import Hold
 from placement.cluster.offers import node_resource, resource_of
+from placement.cluster.owners import NAMESPACE as NAMESPACE
+from placement.cluster.owners import Owners, as_remote, detached, names_of_actors
 from placement.cluster.processes import LocalProcesses
 from placement.cluster.survey import NodeGpus
 from placement.cluster.transitions import Why
@@ -60,9 +61,8 @@ from placement.transition.journal import record_of
 
 log = logging.getLogger(__name__)
 
-NAMESPACE = "sliceway"
 HEAD = "head"
-AGENT, HOLDER = "agent|", "holder|"
+AGENT = "agent|"
 _SLICE = "sliceway|"
 BOOKS_SECONDS = 10.0
 MOST_AT_ONCE = 4000
@@ -91,31 +91,23 @@ class _Booked:
     granted: bool = False
 
 
-@dataclass(slots=True)
-class _Asked:
-    """A node's holder that was asked for. `owner` is known once it has answered."""
-
-    holder: ActorHandle[Any]
-    answer: Any
-    owner: Owner | None = None
-
-
 class RayNodes:
     """The nodes and their books, as Ray keeps them."""
 
     def __init__(self) -> None:
-        self._asked: dict[str, _Asked] = {}
+        self.owners = Owners()
         self._agents: dict[str, ActorHandle[Any]] = {}
         # As last looked at, all but the last only where it is needed: the head does, once in every round.
         self._books: dict[str, _Booked] = {}
         self._looked_at = -BOOKS_SECONDS
         self._offered: Collection[str] | None = None
-        self._alive: Collection[str] = ()
-        self._holders = _as_remote(SliceHolder)  # once, because Ray keeps each class that it is given
+        self._directories: dict[str, str] = {}
 
     async def names(self) -> Sequence[str]:
         """Every agent that is not known to be dead."""
-        return sorted(name.removeprefix(AGENT) for name in await _named(AGENT))
+        actors = await names_of_actors()
+        self.owners.look(actors)
+        return sorted(name.removeprefix(AGENT) for name in actors if name.startswith(AGENT))
 
     async def report(self, node: str, known: str, wait_seconds: float) -> Word:
         """As `NodeAgent.word`. An agent of an earlier version tells what it is at the moment. Raises NodeLost."""
@@ -126,6 +118,8 @@ class RayNodes:
             return Word.model_validate_json(await agent.word.remote(known, wait_seconds))
 
         word: Word = await self._agent(node, ask)
+        if word.report is not None:
+            self._directories[node] = word.report.directory
         return word
 
     async def order(self, node: str, order: NodeOrder) -> None:
@@ -147,34 +141,24 @@ class RayNodes:
         """The slice for this replica, and the process on its node that the engine is to belong to; how far that is."""
         booked = self._books.get(seat.replica)
         if booked is None:
+            await self.owners.end(seat.replica)  # one that the last booking left: it could not start in this one
             booked = self._books[seat.replica] = _Booked(seat)
             await asyncio.to_thread(_book, seat)
         if not booked.granted:
             return Hold(seat, waits_for=await self._why_pending(seat))
-        owner = await self._owner(seat.node)
-        return Hold(seat, owner=owner, waits_for=f"the holder of node {seat.node} to start")
+        owner = await self.owners.of(seat, _booking(seat), self._journal(seat))
+        return Hold(seat, owner=owner, waits_for=self.owners.waits_for(seat))
 
-    async def _owner(self, node: str) -> Owner | None:
-        """The process of the node's holder, which is made if there is none; None as long as it has not answered."""
-        asked = self._asked.get(node)
-        try:
-            if asked is None or (asked.owner is not None and node not in self._alive):  # an answer outlives who gave it
-                asked = self._asked[node] = await asyncio.to_thread(self._ask, node)
-            if asked.owner is None:
-                done, _ = await asyncio.to_thread(ray.wait, [asked.answer], timeout=0)
-                if not done:
-                    return None
-                asked.owner = Owner.model_validate_json(await asked.answer)
-        except RayError as error:  # asked again in the next round; the other nodes are not to wait for this one
-            log.info("the holder of node %s: %s", node, error)
-            self._asked.pop(node, None)
-            return None
-        return asked.owner
+    def _journal(self, seat: Seat) -> str:
+        """Where the seat's node writes down which engine runs there; empty where its agent does not tell."""
+        directory = self._directories.get(seat.node)
+        return str(NodePaths(Path(directory)).engines.journal(seat.replica)) if directory else ""
 
     async def let_go(self, replica: str) -> None:
-        """Give the replica's slice back."""
+        """Give the replica's slice back, and end its actor."""
         booked = self._books.get(replica)
         if booked is not None:
+            await self.owners.end(replica)
             await asyncio.to_thread(_give_back, _booking(booked.seat))
             self._books.pop(replica, None)  # only then: what Ray did not take back is given back in the next round
 
@@ -182,20 +166,21 @@ class RayNodes:
         """Every slice that is held or asked for. Only this head changes Ray's books, so they are read where something
         waits in them, and seldom otherwise.
         """
-        self._alive = {name.removeprefix(HOLDER) for name in await _named(HOLDER)}
         self._offered = None
         now = time.monotonic()
         if now - self._looked_at >= BOOKS_SECONDS or not all(booked.granted for booked in self._books.values()):
             self._books = {b.seat.replica: b for b in await asyncio.to_thread(_bookings)}
             self._looked_at = now
-        return {replica: booked.seat for replica, booked in self._books.items()}
+        await self.owners.end_needless(self._seats)
+        return self._seats
 
-    def _ask(self, node: str) -> _Asked:
-        options = _detached(
-            self._holders, HOLDER + node, get_if_exists=True, max_restarts=0, resources={node_resource(node): 1.0}
-        )
-        holder = options.remote()
-        return _Asked(holder, holder.owner.remote())
+    def actors(self) -> dict[str, dict[str, object]]:
+        """Which actor each replica's engine belongs to, and that one's process on the seat's node, as far as it is known."""
+        return {r: {"actor": name, "pid": owner.pid} for r, (name, owner) in self.owners.known(self._seats).items()}
+
+    @property
+    def _seats(self) -> dict[str, Seat]:
+        return {replica: booked.seat for replica, booked in self._books.items()}
 
     async def _why_pending(self, seat: Seat) -> str:
         """What Ray waits for, in terms of slices."""
@@ -251,11 +236,6 @@ def give_all_back() -> None:
         _give_back(_booking(booked.seat))
 
 
-async def _named(prefix: str) -> list[str]:
-    everyone = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
-    return [a["name"] for a in everyone if a["namespace"] == NAMESPACE and a["name"].startswith(prefix)]
-
-
 class _Texts:
     """The JSON of what is told, made once for all who are told the same."""
 
@@ -277,7 +257,8 @@ class HeadActor:
 
     def __init__(self, versions: str, secret: str, created: int) -> None:
         logging.basicConfig(level=logging.INFO)
-        self._head = Head(RayNodes(), RayStore(), SystemClock(), Versions.model_validate_json(versions), secret=secret)
+        self._nodes = RayNodes()
+        self._head = Head(self._nodes, RayStore(), SystemClock(), Versions.model_validate_json(versions), secret=secret)
         self._created = created
         self._texts = _Texts()
         self._lead = Lead()
@@ -293,7 +274,9 @@ class HeadActor:
         no sense; the last one stays.
         """
         await self._begun()
-        await self._head.take_over(await asyncio.to_thread(read_goal, config, self._created, pools))
+        goal = await asyncio.to_thread(read_goal, config, self._created, pools)
+        await self._head.take_over(goal)
+        self._nodes.owners.each = goal.actors
         await self._head.share(files)
 
     async def share(self, files: Mapping[str, str]) -> None:
@@ -313,9 +296,9 @@ class HeadActor:
         return self._texts.of(news) if news else None
 
     async def status(self) -> dict[str, object]:
-        """As `Head.status`."""
+        """As `Head.status`, with this process, and the actors that engines belong to."""
         await self._begun()
-        return {**self._head.status(), "pid": os.getpid()}
+        return {**self._head.status(), "pid": os.getpid(), "actors": self._nodes.actors()}
 
     async def survey(self) -> str:
         """As `Head.survey`, as JSON."""
@@ -358,7 +341,9 @@ class HeadActor:
         somebody tells another configuration.
         """
         try:
-            self._head.aim(await asyncio.to_thread(read_goal, kept.config, self._created, kept.pools))
+            goal = await asyncio.to_thread(read_goal, kept.config, self._created, kept.pools)
+            self._head.aim(goal)
+            self._nodes.owners.each = goal.actors
         except ConfigError as error:
             log.error("the last configuration is not taken, waiting for another one: %s", error)
 
@@ -454,21 +439,9 @@ async def _next_news(boot: str, relay: str | None, head: str, after: int, timeou
 def start_head(versions: Versions, secret: str) -> ActorHandle[Any]:
     """The cluster's head; the one that is there, if there is one."""
     created = int(time.time())  # noqa: TID251 - shown as the models' age
-    options = _detached(_as_remote(HeadActor), HEAD, get_if_exists=True, max_restarts=-1, max_concurrency=MOST_AT_ONCE)
+    options = detached(as_remote(HeadActor), HEAD, get_if_exists=True, max_restarts=-1, max_concurrency=MOST_AT_ONCE)
     head: ActorHandle[Any] = options.remote(versions.model_dump_json(), secret, created)
     return head
-
-
-def _detached(made: Any, name: str, **options: Any) -> Any:
-    """What makes a named actor of the class that `ray.remote` has made, which outlives whoever makes it and takes nothing but the
-    resources it names.
-    """
-    return made.options(name=name, namespace=NAMESPACE, lifetime="detached", num_cpus=0, num_gpus=0, **options)
-
-
-def _as_remote(cls: type) -> Any:
-    remote: Any = ray.remote
-    return remote(cls)
 
 
 def start_agent(node: Mapping[str, Any]) -> ActorHandle[Any]:
@@ -477,8 +450,8 @@ def start_agent(node: Mapping[str, Any]) -> ActorHandle[Any]:
     with contextlib.suppress(ValueError):
         ray.kill(ray.get_actor(name, namespace=NAMESPACE))
         _until_gone(name)
-    options = _detached(
-        _as_remote(AgentActor), name, max_restarts=-1, max_concurrency=100, resources={node_resource(node["name"]): 1.0}
+    options = detached(
+        as_remote(AgentActor), name, max_restarts=-1, max_concurrency=100, resources={node_resource(node["name"]): 1.0}
     )
     agent: ActorHandle[Any] = options.remote(dict(node))
     return agent

@@ -32,7 +32,7 @@ def read_goal(text: str, created: int, pools: Pools | None = None) -> ClusterGoa
     try:
         sections = json.loads(text)
         config = PlacementConfig.model_validate(
-            {k: sections[k] for k in ("fleet", "engine", "models") if k in sections}
+            {k: sections[k] for k in ("fleet", "engine", "cluster", "models") if k in sections}
         )
     except (ValueError, ValidationError) as error:
         raise ConfigError(f"the cluster was given a configuration that makes no sense: {error}") from error
@@ -55,6 +55,7 @@ def read_goal(text: str, created: int, pools: Pools | None = None) -> ClusterGoa
         pools=pools or {},
         capacity_on=known.capacity,
         head_room=config.fleet.head_room,
+        actors=config.cluster.actors,
         layouts=bool(config.fleet.layouts),
     )
 

@@ -41,6 +41,7 @@ from placement.cluster.transitions import Transitions, TransitionsJournal, Why, 
 from placement.cluster.watching import Heard, Watch
 from placement.demanded import model_of
 from placement.policy import AutoscalePolicy
+from placement.schema import ActorsOf
 from placement.status import ClusterScaling, LeaderStatus, ScalingRow
 from placement.table import ModelRow, ReplicaState, RoutingTable
 from placement.transition.steps import Transition
@@ -84,6 +85,7 @@ class ClusterGoal:
     pools: Pools = field(default_factory=dict)
     capacity_on: CapacityOn = nobody_knows
     head_room: float = 0.0
+    actors: ActorsOf = "replica"
     layouts: bool = False  # whether nodes cut their GPUs when they join
 
 

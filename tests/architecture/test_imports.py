@@ -20,6 +20,7 @@ OTHER_PROCESSES = {
     "loadtests.worker": "patches its own process for gevent",
     "placement.cluster.asking": "imports Ray, as `placement.cluster.actors` does",
     "placement.cluster.actors": "imports Ray, which sets variables of its own; loaded by who uses a cluster",
+    "placement.cluster.owners": "imports Ray, as `placement.cluster.actors` does",
     "placement.cluster.start": "imports Ray, as above",
     "placement.vllm_plugin": "vLLM loads it inside the engine",
     "model_registry.convert_gguf": "runs on the engine's interpreter, where PyTorch is",

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
-from placement.cluster.members import Broadcast, News, NodeReport, Owner, Seat, Versions, Word
+from placement.cluster.members import Broadcast, News, NodeReport, Seat, Versions, Word
 from placement.table import RoutingTable
 
 actors = pytest.importorskip("placement.cluster.actors", exc_type=ImportError)
 ray = pytest.importorskip("ray")
 
 SEAT = Seat(replica="chat-0", model="chat", node="n1", slice_id="cpu-0")
-OWNER = Owner(pid=7, start_ticks=1, boot_id="b")
 
 
 def with_a_slice() -> Any:
@@ -32,52 +31,25 @@ def answer(outcome: Any) -> Any:
     return made
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        ray.exceptions.ActorDiedError(),
-        ray.exceptions.RayTaskError("owner", "Traceback", AssertionError("no /proc")),
-        ray.exceptions.RpcError("no route"),
-    ],
-)
-async def test_a_holder_that_fails_is_asked_again_and_its_round_goes_on(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nodes = with_a_slice()
-    answers = iter([answer(error), answer(OWNER.model_dump_json())])
-    monkeypatch.setattr(nodes, "_ask", lambda _: actors._Asked(None, next(answers)))
-    monkeypatch.setattr(ray, "wait", lambda asked, timeout: (asked, []))
-    first = await nodes.hold(SEAT)
-    assert (first.owner, first.waits_for) == (None, "the holder of node n1 to start")
-    assert (await nodes.hold(SEAT)).owner == OWNER
-
-
-async def test_a_holder_that_cannot_be_made_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = with_a_slice()
-
-    def refuse(_: str) -> None:
-        raise ray.exceptions.RpcError("no route")
-
-    monkeypatch.setattr(nodes, "_ask", refuse)
-    assert (await nodes.hold(SEAT)).owner is None
-    assert nodes._asked == {}
-
-
 async def test_a_slice_that_ray_did_not_take_back_is_given_back_again(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = with_a_slice()
     tried: list[str] = []
 
     def give_back(name: str) -> None:
         tried.append(name)
-        if len(tried) == 1:
+        if len(tried) == 2:
             raise ray.exceptions.RpcError("no route")
 
+    async def end(replica: str) -> None:
+        tried.append(f"the actor of {replica}")
+
     monkeypatch.setattr(actors, "_give_back", give_back)
+    monkeypatch.setattr(nodes.owners, "end", end)
     with pytest.raises(ray.exceptions.RpcError):
         await nodes.let_go(SEAT.replica)
     await nodes.let_go(SEAT.replica)
     await nodes.let_go(SEAT.replica)
-    assert tried == ["sliceway|chat-0|chat|n1|cpu-0"] * 2
+    assert tried == ["the actor of chat-0", "sliceway|chat-0|chat|n1|cpu-0"] * 2, "the actor before the slice"
 
 
 class EarlierAgent:

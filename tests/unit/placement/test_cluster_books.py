@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from placement.cluster.errors import NodeLost
-from placement.cluster.members import NodeOrder, NodeReport, Seat, Versions, Word
+from placement.cluster.members import NodeOrder, NodeReport, Owner, Seat, Versions, Word
 
 actors = pytest.importorskip("placement.cluster.actors", exc_type=ImportError)
 ray = pytest.importorskip("ray")
 
 SEAT = Seat(replica="chat-0", model="chat", node="n1", slice_id="GPU-a/1g.10gb@0")
 RIVAL = Seat(replica="embed-0", model="embed", node="n1", slice_id=SEAT.slice_id)
+OWNER = Owner(pid=7, start_ticks=1, boot_id="b")
 REPORT = NodeReport(
     node="n1", address="10.0.0.1", versions=Versions(sliceway="1", python="3.11", ray="2.60.0"), boot="b0"
 )
@@ -91,7 +93,7 @@ def nodes(books: Books) -> Any:
 
 
 async def test_nodes_are_known_by_their_agents(books: Books, nodes: Any) -> None:
-    books.actors = dict.fromkeys(("agent|n2", "agent|n1", "head", "holder|n1"))
+    books.actors = dict.fromkeys(("agent|n2", "agent|n1", "head", "holder|n1", "replica|chat-0"))
     assert await nodes.names() == ["n1", "n2"]
 
 
@@ -154,6 +156,53 @@ async def test_what_is_let_go_is_out_of_the_books_also_where_ray_has_lost_it(boo
     assert await nodes.held() == {}
 
 
+class Told:
+    """In the place of `Owners`: what it was asked for, and the owner that it knows."""
+
+    def __init__(self) -> None:
+        self.each = "replica"
+        self.asked: list[tuple[str, ...]] = []
+
+    async def of(self, seat: Seat, booking: str, journal: str) -> Owner | None:
+        self.asked.append((seat.replica, booking, journal))
+        return OWNER
+
+    def waits_for(self, seat: Seat) -> str:
+        return seat.replica
+
+    async def end(self, replica: str) -> None:
+        self.asked.append((replica, "ended"))
+
+    async def end_needless(self, seats: Mapping[str, Seat]) -> None:
+        self.asked.append(("needed", *seats))
+
+    def known(self, seats: Mapping[str, Seat]) -> dict[str, tuple[str, Owner]]:
+        return {replica: (f"replica|{replica}", OWNER) for replica in seats}
+
+
+async def test_the_engine_in_a_granted_slice_belongs_to_an_actor_that_is_told_where_it_is_written_down(
+    books: Books, nodes: Any
+) -> None:
+    told = nodes.owners = Told()
+    books.offered = {"sliceway-slice:n1/GPU-a/1g.10gb@0": 1.0}
+    assert (await nodes.hold(SEAT)).owner is None
+    assert told.asked == [("chat-0", "ended")], "what another booking has left cannot start in this one"
+    books.groups[actors._booking(SEAT)] = "CREATED"
+    assert await nodes.held() == {"chat-0": SEAT}
+    assert (await nodes.hold(SEAT)).owner == OWNER
+    assert nodes.actors() == {"chat-0": {"actor": "replica|chat-0", "pid": 7}}
+    of_now = REPORT.model_copy(update={"directory": "/state/nodes/n1"})
+    books.actors["agent|n1"] = SimpleNamespace(report=answering(REPORT.model_dump_json(), of_now.model_dump_json()))
+    for _ in range(2):
+        await nodes.report("n1", "", 0.0)
+        await nodes.hold(SEAT)
+    journal = "/state/nodes/n1/engines/replicas/chat-0/journal.json"
+    assert told.asked[1:] == [
+        ("needed", "chat-0"),
+        *(("chat-0", actors._booking(SEAT), known) for known in ("", "", journal)),
+    ], "an agent of an earlier version does not say where"
+
+
 async def test_at_the_end_every_slice_is_given_back_and_nothing_of_others(books: Books) -> None:
     books.groups |= {actors._booking(SEAT): "CREATED", actors._booking(RIVAL): "PENDING", "somebody else's": "CREATED"}
     actors.give_all_back()
@@ -184,8 +233,33 @@ async def test_a_configuration_that_is_not_taken_any_more_keeps_no_other_out(
     head = actors.HeadActor(REPORT.versions.model_dump_json(), "s3", 1)
     try:
         assert (await head.status())["generation"] == 7
-        await head.aim('{"version": "v1", "models": []}', {})
+        assert (await head.status())["actors"] == {}
+        for actors_of in ("node", "replica"):
+            await head.aim(json.dumps({"version": "v1", "models": [], "cluster": {"actors": actors_of}}), {})
+            assert head._nodes.owners.each == actors_of
         assert not head._rounds.done()
+    finally:
+        head._rounds.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await head._rounds
+
+
+class ByNode(KeptStore):
+    """The journal of a head whose engines belong to their nodes' holders."""
+
+    async def load(self) -> bytes:
+        config = json.dumps({"version": "v1", "models": [], "cluster": {"actors": "node"}})
+        return json.dumps({"config": config, "generation": 7}).encode()
+
+
+async def test_the_next_head_has_engines_belong_to_whom_the_one_before_had(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors, "RayStore", ByNode)
+    head = actors.HeadActor(REPORT.versions.model_dump_json(), "s3", 1)
+    try:
+        assert (await head.status())["generation"] == 7
+        assert head._nodes.owners.each == "node"
     finally:
         head._rounds.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -74,3 +74,11 @@ def test_of_cores_nobody_knows_how_much_they_bear() -> None:
 def test_a_text_that_is_no_configuration_is_refused(wrong: str) -> None:
     with pytest.raises(ConfigError, match="makes no sense"):
         read_goal(wrong, 1)
+
+
+def test_engines_belong_to_actors_of_their_own_unless_the_configuration_says_otherwise() -> None:
+    assert read_goal(text(), 1).actors == "replica"
+    by_node = json.dumps(json.loads(text()) | {"cluster": {"actors": "node"}})
+    assert read_goal(by_node, 1).actors == "node"
+    with pytest.raises(ConfigError, match=r"cluster\.actors"):
+        read_goal(by_node.replace("node", "gpu"), 1)
