@@ -16,7 +16,6 @@ from placement.policy import PlanningConfig
 from placement.sharing import SharingRule
 from placement.simulator.machine import parse_fleet
 
-
 ActorsOf = Literal["replica", "node"]
 
 
