@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from model_registry.catalogue import Product
 from model_registry.geometry import Geometry, Placement
@@ -28,12 +29,7 @@ class Fragmentation:
     _windows: tuple[tuple[int, tuple[int, ...]], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        masks = {o.placement: o.mask for o in Geometry.with_variants(self.product).options}
-        windows = tuple(
-            (p.memory_slices or 0, tuple(masks[Placement(start, p.name)] for start in p.placements))
-            for p in self.product.base_profiles
-            if p.plannable
-        )
+        masks, windows = _prepared(self.product)
         object.__setattr__(self, "masks", masks)
         object.__setattr__(self, "_windows", windows)
 
@@ -60,3 +56,15 @@ class Fragmentation:
                     if window & mask:
                         lost += size
         return lost
+
+
+@lru_cache(maxsize=64)
+def _prepared(product: Product) -> tuple[Mapping[Placement, int], tuple[tuple[int, tuple[int, ...]], ...]]:
+    """The memory slices of every placement on a product, and for each profile its size and those of its starts."""
+    masks = {o.placement: o.mask for o in Geometry.with_variants(product).options}
+    windows = tuple(
+        (p.memory_slices or 0, tuple(masks[Placement(start, p.name)] for start in p.placements))
+        for p in product.base_profiles
+        if p.plannable
+    )
+    return masks, windows

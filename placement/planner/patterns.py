@@ -6,8 +6,9 @@ state are alike, and a pattern already says where its profiles go.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import le
 
 from model_registry.catalogue import Product
@@ -48,9 +49,10 @@ class PatternBook:
     def placed(self, profiles: Iterable[str], kept: Iterable[Placement] = ()) -> tuple[Pattern, ...]:
         """Every way to add `profiles` to `kept`, also those that differ only in their starts; the best of equals first."""
         key = (tuple(sorted(kept)), tuple(sorted(set(profiles))))
+        if not key[0]:
+            return _on_an_empty_gpu(self.product, key[1])
         if key not in self._placed:
-            found = sorted(self._enumerate(*key), key=lambda p: (p.counts, p.fragmentation, p.placements))
-            self._placed[key] = tuple(found)
+            self._placed[key] = _enumerated(self._measure, *key)
         return self._placed[key]
 
     def patterns(self, profiles: Iterable[str], kept: Iterable[Placement] = ()) -> tuple[Pattern, ...]:
@@ -77,11 +79,21 @@ class PatternBook:
         wanted = tuple(sorted((name, n) for name, n in counts.items() if n))
         return next((p for p in self.patterns(dict(wanted), kept) if p.counts == wanted), None)
 
-    def _enumerate(self, kept: tuple[Placement, ...], profiles: tuple[str, ...]) -> Iterator[Pattern]:
-        taken = self._measure.taken(kept)
-        for added in Geometry(self.product, profiles).additions(kept):
-            mask = self._measure.taken(added)
-            yield Pattern(counted(added), added, self._measure.of_mask(taken | mask), mask)
+
+@lru_cache(maxsize=32)
+def _on_an_empty_gpu(product: Product, profiles: tuple[str, ...]) -> tuple[Pattern, ...]:
+    """What goes on an empty GPU: every plan asks for it, and again for every change that it tries out."""
+    return _enumerated(Fragmentation(product), (), profiles)
+
+
+def _enumerated(measure: Fragmentation, kept: tuple[Placement, ...], profiles: tuple[str, ...]) -> tuple[Pattern, ...]:
+    """Every pattern of `profiles` beside `kept`, the best of equals first."""
+    taken = measure.taken(kept)
+    found = []
+    for added in Geometry(measure.product, profiles).additions(kept):
+        mask = measure.taken(added)
+        found.append(Pattern(counted(added), added, measure.of_mask(taken | mask), mask))
+    return tuple(sorted(found, key=lambda p: (p.counts, p.fragmentation, p.placements)))
 
 
 def counted(placements: Iterable[Placement]) -> Counts:
