@@ -149,8 +149,18 @@ def plan_goals(
     )
     barred = (set(barred) - {current.get(w.replica) for w in more}) | set(closed)
     sleepers = _sleepers(resting or {}, (*wanted, *more), current, models, free, closed)
-    apart = _apart(config, inventory) if config.seats is None else {}
-    assignment = _seat_all(wanted, more, fits, free, current, barred, frozenset(sleepers.values()), apart=apart)
+    apart = _apart(config, inventory)
+    assignment = _seat_all(
+        wanted,
+        more,
+        fits,
+        free,
+        current,
+        barred,
+        frozenset(sleepers.values()),
+        apart=apart,
+        chosen=config.seats is not None,
+    )
     unplaced |= assignment.unplaced
     goals: dict[str, Goal] = {}
     for replica, slice_id in assignment.slices.items():
@@ -202,14 +212,16 @@ def _seat_all(
     asleep: Collection[str] = (),
     *,
     apart: Mapping[str, Apart],
+    chosen: bool,
 ) -> Assignment:
     """`wanted` have every slice if they need it, and leave those of `more` and those where somebody is `asleep` alone if they
-    do not; so do `more` with those who sleep. For `more` nothing moves.
+    do not; so do `more` with those who sleep. For `more` nothing moves. Where somebody else has `chosen` for `wanted`, only
+    `more` are kept apart: on the way from one plan to the next two may be on one GPU.
     """
     lent = {current[w.replica] for w in more if w.replica in current}
     for kept in ({*lent, *asleep}, lent, set[str]()):
         open_to = _only(inventory, lambda s, kept=kept: s.id not in kept)  # type: ignore[misc]
-        first = assign(wanted, fits, open_to, current=current, apart=apart)
+        first = assign(wanted, fits, open_to, current=current, apart={} if chosen else apart)
         if not first.unplaced:
             break
     if not more:

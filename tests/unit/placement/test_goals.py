@@ -126,6 +126,8 @@ def test_what_comes_for_demand_keeps_apart_too(tmp_path: Path) -> None:
     goals = plan(tmp_path, model, slices=CUT, demanded={"a": 3})
     assert cards_of(goals) == {"a-0": "GPU-0", "a-1": "GPU-1"}
     assert goals.unplaced == {}, "it is left out where there is no place"
+    planned = plan(tmp_path, model, slices=CUT, demanded={"a": 3}, seats={"a-0": CUT[0].id})
+    assert cards_of(planned) == {"a-0": "GPU-0", "a-1": "GPU-1"}, "also beside those that a plan has seated"
 
 
 # ---- publishing
