@@ -7,15 +7,18 @@ slice. The first one that is due is attended to, and no other one before that is
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from gateway.config import Config
 from model_registry.errors import SlicewayError
+from placement.cluster.errors import ClusterError
 from placement.cluster.survey import Survey
+from placement.cluster.transitions import Why
 from placement.repartitioning import Repartitioned
 from placement.status import LeaderStatus
 from placement.transition.steps import Transition
@@ -23,9 +26,6 @@ from placement.transition.steps import Transition
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 5.0
-
-Why = Literal["apply", "configuration", "demand"]
-"""For what a transition is carried out: an operator's `sliceway apply`, what the configuration wants, or what demand asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class LeaderPlanning:
         self._now: _Attempt | None = None
 
     def look(self, seen: Seen) -> None:
-        """Attend to what is due, and have the head tell what is another than it tells. Raises ClusterError."""
+        """Attend to what is due, and have the head tell what is another than it tells: again in the next round where it does not answer."""
         self._collect(seen)
         due = [reason for reason in self._reasons if reason.look(seen)]
         if due and self._now is None and not self._ending.is_set():
@@ -112,7 +112,8 @@ class LeaderPlanning:
         for reason in self._reasons:
             told = reason.told(seen, told)
         if not told.same_as(seen.status.get("leader")):
-            self._head.tell(told)
+            with contextlib.suppress(ClusterError):
+                self._head.tell(told)
 
     def stop(self) -> None:
         """Give up what is under way, of which the head carries out what it has begun."""

@@ -120,7 +120,12 @@ def plan_cluster(config: Config, survey: Survey, *, allow_dip: bool = False) -> 
     found = replace(found, stranded=stranded(config, found, whole, running))
     found = replace(found, proposal=repartition_for(config, survey) or _careful(found.proposal, survey))
     return ClusterPlan(
-        survey, found, layouts if config.fleet.layouts else (), tuple(sorted(apart)), _same(config, survey), desired
+        survey,
+        found,
+        layouts if config.fleet.layouts else (),
+        tuple(sorted(apart)),
+        same_configuration(config, survey),
+        desired,
     )
 
 
@@ -149,6 +154,11 @@ def repartition_for(config: Config, survey: Survey) -> Repartition | None:
         rates=wish.arrivals_per_second,
     )
     return _careful(found.proposal, survey)
+
+
+def layouts_differ(config: Config, survey: Survey) -> str | None:
+    """A GPU that is not cut as `fleet.layouts` says, so that no plan can be carried out; None where all are. Raises as `layouts_of`."""
+    return next((p.gpu.label for p in layouts_of(survey, config.fleet.layouts) if p.actions), None)
 
 
 def wish_of(config: Config, survey: Survey) -> Wish | None:
@@ -189,7 +199,8 @@ def config_text(config: Config) -> str:
     return json.dumps(config.model_dump(mode="json", exclude_unset=True))
 
 
-def _same(config: Config, survey: Survey) -> bool:
+def same_configuration(config: Config, survey: Survey) -> bool:
+    """Whether the head works by this configuration, as far as plans are concerned."""
     try:
         known = Config.model_validate(json.loads(survey.config))
     except ValueError:

@@ -18,13 +18,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gateway.cli.led_head import RayLedHead
 from gateway.cli.member import LOOK_SECONDS, STOP_SECONDS, LayoutsTold, say
 from gateway.cli.output import out
 from gateway.cluster_config import differences
+from gateway.cluster_leader import LeaderPlanning, Reason, Seen
+from gateway.cluster_repartitioning import ForDemand
 from gateway.config import Config, load_config
 from gateway.tenant_pools import tenant_pools
 from model_registry.errors import SlicewayError
 from model_registry.words import counted
+from placement.clock import SystemClock
 from placement.cluster.address import PATIENCE_SECONDS, knock
 from placement.cluster.errors import ClusterError, ClusterLed, ClusterLost, ClusterUnreachable
 
@@ -79,14 +83,22 @@ def lead(leader: Leader, machine: Machine | None, stop: threading.Event) -> None
             offer(machine, leader.address, stop)
         shown: list[str] = []
         layouts = LayoutsTold(machine, why=False) if machine is not None else None
-        while not stop.wait(LOOK_SECONDS):
-            if layouts is not None:
-                layouts.look()
-            lines = leader.look()
-            for line in lines:
-                if line not in shown:
-                    out.print(line, highlight=False, markup=False)
-            shown = lines
+        try:
+            while not stop.wait(LOOK_SECONDS):
+                if layouts is not None:
+                    layouts.look()
+                lines = leader.look()
+                for line in lines:
+                    if line not in shown:
+                        out.print(line, highlight=False, markup=False)
+                shown = lines
+        finally:
+            leader.stop()
+
+
+def reasons() -> tuple[Reason, ...]:
+    """Why a leader plans, the most important first."""
+    return (ForDemand(SystemClock()),)
 
 
 class Leader:
@@ -98,6 +110,11 @@ class Leader:
         self._head, self._path, self._config, self._raylet = head, path, config, raylet
         self._files = _shared(config)
         self._gone_since: float | None = None
+        self._planning = LeaderPlanning(RayLedHead(head, address, _me()), reasons())
+
+    def stop(self) -> None:
+        """Plan nothing any more. What the head carries out goes on."""
+        self._planning.stop()
 
     def begin(self) -> None:
         """Have the head begin with the configuration. Raises ClusterError, ConfigError."""
@@ -155,7 +172,9 @@ class Leader:
         if (now := _shared(self._config)) != self._files:
             ray.get(self._head.share.remote(now), timeout=10.0)
             self._files = now
-        return lines_of(ray.get(self._head.status.remote(), timeout=10.0))
+        status = ray.get(self._head.status.remote(), timeout=10.0)
+        self._planning.look(Seen(self._config, status))
+        return lines_of(status)
 
     def _give_way(self, other: str) -> list[str]:
         led = f"the cluster works by the configuration of {other} by now"
@@ -268,16 +287,33 @@ def lines_of(status: Mapping[str, Any]) -> list[str]:
     ]
     if transition := status.get("transition"):
         lines += _plan_line(transition)
+    lines += repartition_lines(status)
     return lines + [f"{replica} has no slice: {reason}" for replica, reason in status["unplaced"].items()]
 
 
 def _plan_line(transition: Mapping[str, Any]) -> list[str]:
     far = f"{transition['done']} of {counted(transition['steps'], 'step')} done"
     if transition["under_way"]:
-        return [f"a plan is carried out: {far}"]
+        what = "GPUs are cut anew for demand" if transition.get("why") == "demand" else "a plan is carried out"
+        return [f"{what}: {far}"]
     if transition["error"] is None:
         return []
     return [f"the last plan was stopped, {far}: {transition['error']['message']}"]
+
+
+def repartition_lines(status: Mapping[str, Any]) -> list[str]:
+    """Cutting GPUs anew for demand, as its leader tells: what is weighed or proposed, or how the last attempt ended."""
+    told = (status.get("leader") or {}).get("repartition")
+    if told is None:
+        return []
+    if told["running"]:
+        return [f"cutting GPUs anew for demand: {told['step'] or 'weighing it'}"]
+    if told["proposed"]:
+        return [
+            f"cutting GPUs anew for demand is proposed: {told['proposed']}; sliceway plan CONFIG --ray HOST:PORT shows it"
+        ]
+    last = told["events"][-1] if told["events"] else None
+    return [f"cutting GPUs anew for demand: {last['result']}: {last['reason']}"] if last else []
 
 
 def _as_text(config: Config) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from gateway.cluster_leader import LeaderPlanning, Seen, Why, Work
+from gateway.cluster_leader import LeaderPlanning, Seen, Work
 from gateway.config import Config
 from model_registry.errors import SlicewayError
 from placement.cluster.survey import Survey
+from placement.cluster.transitions import Why
 from placement.repartitioning import Repartitioned
 from placement.status import LeaderStatus, RepartitionStatus
 from placement.transition.steps import Transition
