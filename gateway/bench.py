@@ -26,6 +26,24 @@ class BenchError(SlicewayError):
     code = "bench_failed"
 
 
+OPTIONS = {
+    "aggressors": "--aggressor",
+    "duration_seconds": "--duration",
+    "warmup_seconds": "--warmup",
+    "rounds": "--rounds",
+    "seed": "--seed",
+    "processes": "--processes",
+    "victim": "--victim",
+    "users": "--users",
+    "prompt_words": "--prompt-words",
+    "prompt_tokens": "--prompt-tokens",
+    "output_tokens": "--output-tokens",
+    "p99_ratio": "--p99-ratio",
+    "p99_over_p50": "--p99-over-p50",
+}
+"""The options of `sliceway bench isolation CONFIG` that fields of the scenario are made from."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """A model as it runs: what it is for, and the slices that its ready replicas are on."""

@@ -58,16 +58,29 @@ S = TypeVar("S", bound=Section)
 
 
 class Source:
-    """Data and where each value of it stands. `directory` is what relative paths in it are relative to."""
+    """Data and where each value of it stands. `directory` is what relative paths in it are relative to.
 
-    def __init__(self, data: Any, name: str, lines: Lines | None = None, directory: Path | None = None) -> None:
+    `options` are the options of a command that fields were made from, by the fields' names.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        name: str,
+        lines: Lines | None = None,
+        directory: Path | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         self.data = data
         self.name = name
         self.directory = directory or Path()
         self._lines = lines or {}
+        self._options = options or {}
 
     def where(self, *path: Step) -> str:
-        """`file:line: field`, of the nearest value that has a line."""
+        """`file:line: field`, of the nearest value that has a line; the option that the value was made from, if there is one."""
+        if option := next((self._options[step] for step in reversed(path) if step in self._options), None):
+            return option
         for end in range(len(path), -1, -1):
             if (line := self._lines.get(path[:end])) is not None:
                 place = f"{self.name}:{line}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from model_registry.errors import SlicewayError
+from model_registry.words import sentences
 from placement.assign import stem_of
 from placement.cores import format_cores
 from placement.goals import Goals
@@ -52,7 +53,7 @@ def _unplaced(goals: Goals, running: Container[str]) -> dict[str, dict[str, str]
     found: dict[str, dict[str, str]] = {}
     for replica, error in goals.unplaced.items():
         if replica not in running:
-            why = f"{error.message} {error.remedy or ''}".strip()
+            why = sentences(error.message, error.remedy)
             found.setdefault(stem_of(replica).partition("@")[0], {})[replica] = why
     return found
 

@@ -37,6 +37,20 @@ from placement.slices import Slice, SliceKind
 LIMITS = ("ttft", "tpot", "itl", "e2e")
 KEYS_SECONDS = 4 * 3600.0
 
+_OPTIONS = {
+    "probe_seconds": "--seconds",
+    "requests_per_probe": "--requests",
+    "most_probes": "--probes",
+    "tolerance_ratio": "--tolerance",
+    "processes": "--processes",
+    "seed": "--seed",
+    "prompt_tokens": "--prompt-tokens",
+    "output_tokens": "--output-tokens",
+    "attainment": "--attainment",
+    "slo": "--slo",
+}
+"""The options that fields of the scenario are made from."""
+
 
 def register(app: typer.Typer) -> None:
     """Add `capacity`."""
@@ -95,7 +109,7 @@ def capacity(
     check_asked(config, model, tenant)
     embeds = model is not None and tasks(config).get(model) == "embed"
     likely = {"name": tenant or "any", "model": model or "any", "task": "embedding" if embeds else "chat"}
-    check_first(made | {"load": load | likely})
+    check_first(made | {"load": load | likely}, _OPTIONS)
     with serving(path, config) as served:
         chosen, asking = _chosen(config, served, model, tenant)
         load |= {
@@ -108,7 +122,7 @@ def capacity(
         versions = software(config)
         with keys_for(served, [asking], lifetime_seconds=KEYS_SECONDS) as keys:
             told = context(base_url=served.base_url, keys=keys, tenants=[asking], slices=slices, rows=served.rows)
-            code, found = asked(["capacity", "-", "--json"], {"scenario": made, "context": told})
+            code, found = asked(["capacity", "-", "--json"], {"scenario": made, "context": told, "options": _OPTIONS})
     if found is None:
         raise typer.Exit(code or 1)
     for warning in found["warnings"]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.bench import FLOOD_USERS, BenchError, ServedModel, choose_cast, context, scenario, served_models
+from gateway.bench import FLOOD_USERS, OPTIONS, BenchError, ServedModel, choose_cast, context, scenario, served_models
 from gateway.cli.bench_serving import (
     Served,
     asked,
@@ -158,7 +158,7 @@ def _run_config(path: Path, output: _Output, *, victim: str | None, neighbour: s
     config = load_config(path)
     # As if every model were ready on a slice of its own: what is wrong with the question shows before an engine is started.
     likely = [ServedModel(m.name, tasks(config).get(m.name, "generate"), frozenset({m.name})) for m in config.models]
-    check_first(scenario(choose_cast(config, likely, victim=victim, neighbour=neighbour), **numbers))
+    check_first(scenario(choose_cast(config, likely, victim=victim, neighbour=neighbour), **numbers), OPTIONS)
     with serving(path, config) as served:
         cast = choose_cast(config, served_models(served.rows, tasks(config)), victim=victim, neighbour=neighbour)
         for note in cast.notes:
@@ -168,7 +168,9 @@ def _run_config(path: Path, output: _Output, *, victim: str | None, neighbour: s
         lifetime = numbers["rounds"] * 3 * (numbers["duration_seconds"] + numbers["warmup_seconds"])
         with keys_for(served, tenants, lifetime_seconds=lifetime) as keys:
             told = _context(served, keys, tenants)
-            return loadtests(["isolation", "-", *output.words()], {"scenario": made, "context": told})
+            return loadtests(
+                ["isolation", "-", *output.words()], {"scenario": made, "context": told, "options": OPTIONS}
+            )
 
 
 def _run_scenario(path: Path, output: _Output) -> int:

@@ -79,9 +79,12 @@ def asked(arguments: Sequence[str], given: Mapping[str, Any] | None = None) -> t
         return done.returncode, None
 
 
-def check_first(scenario: Mapping[str, Any]) -> None:
-    """Ends the command where the load tests say what is wrong with `scenario`: starting engines for it would take minutes."""
-    code, _ = asked(["check", "-"], scenario)
+def check_first(scenario: Mapping[str, Any], options: Mapping[str, str]) -> None:
+    """Ends the command where the load tests say what is wrong with `scenario`: starting engines for it would take minutes.
+
+    `options` are those that fields of it were made from.
+    """
+    code, _ = asked(["check", "-"], {**scenario, "options": dict(options)})
     if code != 0:
         raise typer.Exit(code)
 

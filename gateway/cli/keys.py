@@ -36,7 +36,7 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Make a key and print it. It cannot be shown again."""
-    lifetime = parse_lifetime(expires) if expires else None
+    lifetime = parse_lifetime(expires, "--expires") if expires else None
     settings = required_config(config_option, config)
     key, record = operations(settings).create_key(tenant, actor=actor(), name=name, lifetime_seconds=lifetime)
     if as_json:
@@ -97,8 +97,8 @@ def rotate(
     made, record, old = asked.rotate_key(
         key,
         actor=actor(),
-        overlap_seconds=parse_duration(overlap),
-        lifetime_seconds=parse_lifetime(expires) if expires else None,
+        overlap_seconds=parse_duration(overlap, "--overlap"),
+        lifetime_seconds=parse_lifetime(expires, "--expires") if expires else None,
     )
     if as_json:
         print_json({"key": made} | shown(record) | {"replaced": shown(old, asked.key_uses().get(old.id))})

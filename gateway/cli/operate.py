@@ -37,22 +37,28 @@ def actor(user_name: Callable[[int], str] = lambda uid: pwd.getpwuid(uid).pw_nam
         return f"cli:uid={uid}"
 
 
-def parse_lifetime(text: str) -> float:
-    """Seconds from `30d`, `12h`, `90m`, `3600s` or `2w`. Raises typer.BadParameter."""
-    if (seconds := parse_duration(text)) == 0:
-        raise typer.BadParameter(f"{text!r} is no lifetime; write a number and one of s, m, h, d, w, like 30d")
+def parse_lifetime(text: str, option: str) -> float:
+    """Seconds from `30d`, `12h`, `90m`, `3600s` or `2w`, which `option` was given. Raises typer.BadParameter."""
+    if (seconds := parse_duration(text, option)) == 0:
+        raise _no_lifetime(text, option)
     return seconds
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, option: str) -> float:
     """The same, and `0s` as well."""
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhdw])", text)
     if match is None:
-        raise typer.BadParameter(f"{text!r} is no lifetime; write a number and one of s, m, h, d, w, like 30d")
+        raise _no_lifetime(text, option)
     seconds = float(match.group(1)) * _UNITS[match.group(2)]
     if seconds > CENTURY_SECONDS:
-        raise typer.BadParameter(f"{text!r} is more than a hundred years; leave the option out")
+        raise typer.BadParameter(f"{text!r} is more than a hundred years; leave the option out", param_hint=option)
     return seconds
+
+
+def _no_lifetime(text: str, option: str) -> typer.BadParameter:
+    return typer.BadParameter(
+        f"{text!r} is no lifetime; write a number and one of s, m, h, d, w, like 30d", param_hint=option
+    )
 
 
 def when(seconds: float | None) -> str:

@@ -55,23 +55,27 @@ def read_context(chosen: Namespace) -> Context:
 
 
 def given(chosen: Namespace) -> tuple[Source, Context]:
-    """The scenario and the context: both on standard input, as {scenario, context}, where the file is `-`."""
+    """The scenario and the context: both on standard input, as {scenario, context, options}, where the file is `-`."""
     if str(chosen.file) != "-":
         return read_source(chosen.file), read_context(chosen)
     both = read_source(chosen.file)
     if not isinstance(both.data, dict) or "scenario" not in both.data:
         return both, Context()
-    return Source(both.data["scenario"], "scenario"), Source(both.data.get("context", {}), "context").parse(Context)
+    scenario = Source(both.data["scenario"], "scenario", options=both.data.get("options"))
+    return scenario, Source(both.data.get("context", {}), "context").parse(Context)
 
 
 def read_source(path: Path) -> Source:
-    """The scenario file at `path`; `-` is JSON on standard input."""
+    """The scenario file at `path`; `-` is JSON on standard input, whose `options` are those that fields of it were made from."""
     if str(path) != "-":
         return load(path)
     try:
-        return Source(json.loads(sys.stdin.read()), "standard input")
+        data = json.loads(sys.stdin.read())
     except ValueError as error:
         raise ScenarioError(Problem(f"this is no JSON: {error}", "standard input")) from error
+    if isinstance(data, dict) and "scenario" not in data:
+        return Source(data, "standard input", options=data.pop("options", None))
+    return Source(data, "standard input")
 
 
 def print_json(value: Any) -> None:

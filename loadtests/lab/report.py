@@ -207,10 +207,11 @@ def read_report(path: Path) -> Report:
         raise ScenarioError(Problem(f"cannot be read: {error.strerror}", str(path))) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        said = first["msg"].removeprefix("Value error, ")
         where = ".".join(map(str, first["loc"]))
         raise ScenarioError(
             Problem(
-                f"this is no isolation report of version {SCHEMA}: {where}: {first['msg'].removeprefix('Value error, ')}",
+                f"this is no isolation report of version {SCHEMA}: {f'{where}: {said}' if where else said}",
                 str(path),
                 "Reports are written by `sliceway bench isolation --report DIR` or `--json`.",
             )

@@ -43,6 +43,26 @@ _HINTS = (
         "Keys of one mapping start in the same column.",
     ),
     (
+        "flow mapping",
+        "a mapping in braces `{` is not closed, or lacks a comma",
+        "Close it, or put a comma between its keys.",
+    ),
+    (
+        "flow sequence",
+        "a list in brackets `[` is not closed, or lacks a comma",
+        "Close it, or put a comma between its items.",
+    ),
+    (
+        "'<document start>'",
+        "this line does not belong to what stands above it, which was complete already",
+        "Keys of one mapping start in the same column; a list, or text in several lines, is indented below its key.",
+    ),
+    (
+        "expected alphabetic or numeric character",
+        "`%` before a line, `&` and `*` before a value mean something to YAML itself",
+        "Put the value in quotes.",
+    ),
+    (
         "expected a single document",
         "a second document starts here",
         "One file holds one document; use `include:` for several files.",

@@ -6,6 +6,7 @@ from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass
 
 from model_registry.errors import SlicewayError
+from model_registry.words import sentences
 from placement.cluster.members import NodeReport, Seat, slice_key
 from placement.demanded import model_of
 from placement.table import ModelRow, ReplicaRow, ReplicaState, RoutingTable, SliceRow
@@ -131,4 +132,4 @@ def _slice_row(node: str, public: Mapping[str, object]) -> SliceRow:
 
 def reasons(unplaced: Mapping[str, SlicewayError]) -> Mapping[str, str]:
     """One line each, for people."""
-    return {replica: f"{error.message} {error.remedy or ''}".strip() for replica, error in unplaced.items()}
+    return {replica: sentences(error.message, error.remedy) for replica, error in unplaced.items()}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from model_registry.errors import UnknownProfile
 from model_registry.geometry import Placement
 from placement.planner.types import WHOLE, WHOLE_GPU
 
@@ -30,9 +31,15 @@ class Place:
 
     @classmethod
     def parse(cls, text: str) -> Place:
-        """The inverse of `str`. Raises UnknownProfile for what is no placement."""
-        gpu, _, placement = text.rpartition("/")  # a cluster's GPUs have a slash in their names: NODE/UUID
-        return cls(gpu, Placement.parse(placement)) if "@" in placement else cls(text, WHOLE)
+        """The inverse of `str`. Raises UnknownProfile for what is neither a placement on a GPU nor a GPU."""
+        gpu, slash, last = text.rpartition("/")  # a cluster's GPUs have a slash in their names: NODE/UUID
+        if "@" in last:
+            return cls(gpu, Placement.parse(last))
+        if not last or (slash and gpu.rpartition("/")[2].startswith("GPU-") and not last.startswith("GPU-")):
+            raise UnknownProfile(
+                f"{text!r} is no place on a GPU", remedy="Write GPU, or GPU/profile@start, like GPU-0/1g.10gb@3."
+            )
+        return cls(text, WHOLE)
 
 
 @dataclass(frozen=True, slots=True)

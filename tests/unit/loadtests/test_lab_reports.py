@@ -200,6 +200,17 @@ def test_before_and_after() -> None:
     assert compare(report_of(1.5), report_of(2.0), tolerance_ratio=1.5).worse == ()
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("v1: [", "isolation/v1: Invalid JSON"), ('{"version": "v1"}', "isolation/v1: name: Field required")],
+)
+def test_what_is_no_report_is_told_with_the_place_where_there_is_one(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ScenarioError, match=said):
+        read_report(path)
+
+
 def test_the_exit_code_says_whether_something_got_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, beside in (("before", 1.5), ("after", 2.0)):
         write_reports(report_of(beside), tmp_path, name)

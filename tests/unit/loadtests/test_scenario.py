@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
+from io import StringIO
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
+from loadtests.__main__ import main
 from loadtests.arrivals import Closed, Open
 from loadtests.bodies import Bodies, prompt
 from loadtests.problems import ScenarioError
@@ -92,6 +95,18 @@ def test_faults_in_a_file_name_their_line(tmp_path: Path) -> None:
     assert first.startswith(f"{path}:6: tenants[0].slo.ttft: 0.5 has no unit")
     assert second.startswith(f"{path}:7: tenants[0].promt_tokens: unknown key")
     assert "Did you mean 'prompt_tokens'?" in second
+
+
+def test_faults_of_what_options_say_name_the_option(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"aggressors": [{"kind": "nosuch"}], "rounds": 0, "options": {"aggressors": "--aggressor"}}
+    victim = {"name": "a", "model": "m"}
+    monkeypatch.setattr("sys.stdin", StringIO(json.dumps({"kind": "isolation", "victim": victim} | said)))
+    assert main(["check", "-"]) == 2
+    told = capsys.readouterr().err
+    assert "--aggressor: there is no kind 'nosuch'" in told
+    assert "standard input: rounds: must be at least 1" in told
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "tenants: [", "just words"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from model_registry.catalogue import load_catalogue
+from model_registry.errors import UnknownProfile
 from model_registry.geometry import Placement
 from placement.errors import PlacementError, PlanError, StalePlan, TransitionBlocked
 from placement.planner.types import (
@@ -172,6 +173,14 @@ def test_steps_survive_being_written_down() -> None:
         assert Step.of_public(step.as_public()) == step
     assert Place.parse("GPU-1/3g.40gb@4") == Place("GPU-1", Placement(4, "3g.40gb"))
     assert Place.parse("GPU-1") == Place("GPU-1", WHOLE)
+    assert Place.parse("GPU-node/GPU-1") == Place("GPU-node/GPU-1", WHOLE)
+    assert Place.parse("a/GPU-1/1g.10gb@0") == Place("a/GPU-1", Placement(0, "1g.10gb"))
+
+
+@pytest.mark.parametrize("text", ["", "GPU-1/", "GPU-1/rubbish", "a/GPU-1/1g.10gb", "GPU-1/1g.10gb@x", "a/GPU-1/mps-0"])
+def test_what_is_no_place_on_a_gpu_is_refused(text: str) -> None:
+    with pytest.raises(UnknownProfile):
+        Place.parse(text)
 
 
 async def test_a_step_that_fails_stops_the_transition_and_what_runs_goes_on(tmp_path: Path) -> None:

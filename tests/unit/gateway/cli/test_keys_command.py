@@ -91,10 +91,11 @@ def test_the_file_in_the_working_directory_is_taken(config: Path, monkeypatch: p
     ("text", "seconds"), [("90s", 90), ("1.5h", 5400), ("30d", 30 * 86400), ("2w", 14 * 86400), ("5m", 300)]
 )
 def test_lifetimes_are_read(text: str, seconds: float) -> None:
-    assert parse_lifetime(text) == seconds
+    assert parse_lifetime(text, "--expires") == seconds
 
 
 @pytest.mark.parametrize("text", ["", "30", "d", "-1d", "0d", "3x", "1 d"])
 def test_other_lifetimes_are_refused_with_an_example(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match="like 30d"):
-        parse_lifetime(text)
+    with pytest.raises(typer.BadParameter, match="like 30d") as refused:
+        parse_lifetime(text, "--expires")
+    assert refused.value.param_hint == "--expires"

@@ -129,6 +129,26 @@ def test_who_runs_a_command_is_told_even_without_a_name() -> None:
 
 
 def test_a_duration_may_be_nothing_and_not_endless() -> None:
-    assert parse_duration("0s") == 0
-    with pytest.raises(typer.BadParameter, match="hundred years"):
-        parse_duration("99999w")
+    assert parse_duration("0s", "--overlap") == 0
+    with pytest.raises(typer.BadParameter, match="hundred years") as refused:
+        parse_duration("99999w", "--overlap")
+    assert refused.value.param_hint == "--overlap"
+
+
+def test_the_configuration_is_named_as_everywhere_else(config: Path) -> None:
+    assert told("tenants", "set", "acme", "weight=2", config)["changed"] == ["weight"]
+    assert told("tenants", "add", "new", config)["source"] == "operator"
+    assert [one["name"] for one in told("tenants", "list", config)["tenants"]] == ["acme", "new"]
+    assert told("tenants", "show", "acme", config)["weight"] == 2
+    assert told("tenants", "reset", "acme", config)["changed"] == []
+    assert told("tenants", "remove", "new", config) == {"name": "new", "removed": True}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(("weight",), "'weight' is no FIELD=VALUE"), ((), "nothing is to be set"), (("name=b",), "no FIELD")],
+)
+def test_what_is_no_setting_is_refused(config: Path, words: tuple[str, ...], said: str) -> None:
+    refused = run("tenants", "set", "acme", *words, config)
+    assert refused.exit_code == 2
+    assert said in " ".join(refused.output.replace("│", " ").split())
