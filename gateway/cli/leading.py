@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -273,6 +274,11 @@ def lines_of(status: Mapping[str, Any]) -> list[str]:
         for r in status["replicas"]
     ]
     lines += [
+        f"{f['of']} serves on by an earlier configuration: {f['replica']}, which was to take its place, did not start on "
+        f"{f['slice']} ({f['reason']}); another one is tried at {_time(f['retry_at'])}"
+        for f in status.get("failed_starts", {}).values()
+    ]
+    lines += [
         f"{pool}: {counted(row['replicas'], 'replica')} by demand, of {row['least']} to {row['most']}"
         + (
             f", {rate:.3g} requests/s each ({row['capacity_source']})"
@@ -289,6 +295,11 @@ def lines_of(status: Mapping[str, Any]) -> list[str]:
         lines += _plan_line(transition)
     lines += repartition_lines(status)
     return lines + [f"{replica} has no slice: {reason}" for replica, reason in status["unplaced"].items()]
+
+
+def _time(text: str) -> str:
+    """`14:05:10 UTC`."""
+    return f"{datetime.fromisoformat(text).astimezone(UTC):%H:%M:%S} UTC"
 
 
 def _plan_line(transition: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ from placement.cluster.borne import CapacityOn, nobody_knows
 from placement.cluster.bulletin import Bulletin
 from placement.cluster.carrying import Round
 from placement.cluster.eligible import in_use, problems_of
+from placement.cluster.failed_starts import FailedStart, FailedStarts
 from placement.cluster.layouts import named_by_nobody
 from placement.cluster.leading import Leaders
 from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions
@@ -32,7 +33,7 @@ from placement.cluster.numbers import ClusterNumbers
 from placement.cluster.ordering import Orders
 from placement.cluster.plans import Standing, check_plan, take_survey
 from placement.cluster.relays import relays_of
-from placement.cluster.renewing import Asked, Renewing, Successor
+from placement.cluster.renewing import Asked, Renewing, Successor, place_beside, serves
 from placement.cluster.retiring import Retiring
 from placement.cluster.rollout import Rollout
 from placement.cluster.seating import FitOn, Seating, SeatingBook, without_slices
@@ -69,6 +70,7 @@ class HeadJournal(BaseModel):
     numbers: Mapping[str, int] = {}
     names: tuple[str, ...] = ()
     successors: Mapping[str, Successor] = {}
+    failed_starts: Mapping[str, FailedStart] = {}
     settled: bool = True
     transitions: TransitionsJournal = TransitionsJournal()
 
@@ -119,6 +121,7 @@ class Head:
         self._merged = MergeBook()
         self._rollout = Rollout()
         self._renewing = Renewing()
+        self._failed_starts = FailedStarts()
         self._seating = SeatingBook()
         self._seating_of_all = SeatingBook()
         self._numbers = ClusterNumbers()
@@ -144,6 +147,7 @@ class Head:
         if self._journal.settled:
             self._numbers.restore(self._journal.numbers)
         self._renewing.restore(self._journal.names, self._journal.successors)
+        self._failed_starts.restore(self._journal.failed_starts, self._journal.config)
         self._transitions.restore(self._journal.transitions, self._journal.config)
         return self._journal
 
@@ -236,6 +240,7 @@ class Head:
         if not self._journal.settled and not self._journal.seats:
             self._renewing.find(goal.models, goal.pools, current, reports)
         self._renewing.look(goal.models, goal.pools, current, obedient)
+        current = self._without_failed(current, obedient)
         demand = [member.demand for member in self._members.values()]
         counted = self._renewing.counted(current)
         self._numbers.plan(self._transitions.counts(goal.config))
@@ -248,8 +253,39 @@ class Head:
         known = {m.name for m in goal.models}
         leaving = self._retiring.keep(staying, self._journal.seats, known, obedient, now)
         self._rollout.stay(frozenset(self._renewing.under_way.values()))
-        self._rollout.look(obedient, staying, now_seconds=now, pause=bool(self._renewing.left))
-        return {**staying, **self._begin_beside(obedient, staying, {**held, **leaving}), **leaving}
+        taken = {**held, **leaving}
+        self._rollout.look(
+            obedient,
+            staying,
+            now_seconds=now,
+            pause=bool(self._renewing.left) or self._failed_starts.still_there(held.keys() - staying.keys()),
+            serving_on=self._serving_on(obedient, staying, taken),
+        )
+        return {**staying, **self._begin_beside(obedient, staying, taken), **leaving}
+
+    def _without_failed(self, current: Mapping[str, Seat], reports: Mapping[str, NodeReport]) -> Mapping[str, Seat]:
+        """The seats but for those of replicas that were to take another one's place, and have failed."""
+        assert self._goal is not None
+        behind = {replica for report in reports.values() for replica in report.outdated}
+        self._failed_starts.look(self._goal.config, {model_of(replica) for replica in behind})
+        self._failed_starts.started(model_of(replica) for replica in self._renewing.left)
+        failed = self._renewing.drop_failed(current, reports)
+        for replica, (of, reason) in failed.items():
+            self._failed_starts.note(current[replica], of, reason, self._clock.now())
+        return {replica: seat for replica, seat in current.items() if replica not in failed}
+
+    def _serving_on(
+        self, reports: Mapping[str, NodeReport], staying: Mapping[str, Seat], taken: Mapping[str, Seat]
+    ) -> Collection[str]:
+        """Replicas that are not replaced yet, since the last one that was to take a place of their model's did not start."""
+        assert self._goal is not None
+        models, fit_on = {m.name: m for m in self._goal.models}, self._goal.fit_on
+        begun = self._renewing.under_way.values()
+        return self._failed_starts.serving_on(
+            {r: seat for r, seat in staying.items() if r not in begun and serves(seat, reports)},
+            self._clock.now(),
+            lambda r: place_beside(models[staying[r].model], r, reports, fit_on, staying, taken) is not None,
+        )
 
     def _seat(self, reports: Mapping[str, NodeReport], current: Mapping[str, Seat]) -> Seating:
         """Seats for all but those that start beside another one, who keep theirs unless somebody waits for it."""
@@ -280,7 +316,9 @@ class Head:
         assert self._goal is not None
         begun = None
         if (old := self._rollout.begins) is not None:
-            begun = self._renewing.begin(old, self._goal.models, reports, self._goal.fit_on, staying, taken)
+            begun = self._renewing.begin(
+                old, self._goal.models, reports, self._goal.fit_on, staying, taken, avoid=self._failed_starts.slices
+            )
         self._rollout.stay(frozenset(self._renewing.under_way.values()))
         return {begun.replica: begun} if begun is not None else {}
 
@@ -500,6 +538,7 @@ class Head:
                 for replica, seat in sorted(self._journal.seats.items())
             ],
             "unplaced": dict(self._unplaced),
+            "failed_starts": {model: one.as_public() for model, one in self._failed_starts.failed.items()},
             "planned": {model: planned.as_public() for model, planned in self._numbers.planned.items()},
             "transition": self._transitions.in_short(),
             "leader": self._leaders.as_public(self._clock.monotonic()),
@@ -592,6 +631,7 @@ class Head:
                     "names": self._renewing.names,
                     "transitions": self._transitions.journal,
                     "successors": dict(self._renewing.successors),
+                    "failed_starts": dict(self._failed_starts.failed),
                     "settled": self._settled,
                 }
             )

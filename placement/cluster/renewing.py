@@ -19,7 +19,7 @@ from placement.cluster.seating import FitOn
 from placement.demanded import model_of, more_replicas
 from placement.renewals import alike, fresh_name, renamed
 from placement.slices import Slice
-from placement.table import ReplicaState
+from placement.table import ReplicaRow, ReplicaState
 
 log = logging.getLogger(__name__)
 
@@ -91,9 +91,7 @@ class Renewing:
         for model in models:
             for tenant in pools.get(model.name, (None,)) if model.source and not model.slices else ():
                 pool = stem(model.name, tenant)
-                mine = [
-                    (not _serves(seat, reports), natural(r), r) for r, seat in current.items() if stem_of(r) == pool
-                ]
+                mine = [(not serves(seat, reports), natural(r), r) for r, seat in current.items() if stem_of(r) == pool]
                 chosen = sorted(sorted(mine)[: model.least_replicas], key=lambda one: one[1])
                 names += [replica for _, _, replica in chosen]
         self._names = _telling(names, models, pools)
@@ -113,10 +111,21 @@ class Renewing:
                 over = mine is None or (other is not None and _needless(mine, other, reports))
             if over:
                 del self._successors[replica]
-            elif not one.has_place and mine is not None and (other is None or _serves(mine, reports)):
+            elif not one.has_place and mine is not None and (other is None or serves(mine, reports)):
                 log.info("%s: %s on %s has its place", one.of, replica, mine.key)
                 self._names = _telling(renamed(self._names, one.of, replica, models, pools), models, pools)
                 self._successors[replica] = Successor(of=one.of, has_place=True)
+
+    def drop_failed(self, current: Seats, reports: Reports) -> dict[str, tuple[str, str]]:
+        """Give up those that start beside another one and do not get anywhere: whose place it was, and why, by their names."""
+        found: dict[str, tuple[str, str]] = {}
+        for replica, of in self.under_way.items():
+            row = _row(current[replica], reports) if replica in current else None
+            if row is not None and row.state is ReplicaState.FAILED:
+                log.warning("%s: %s, which was to take its place, failed: %s", of, replica, row.reason)
+                found[replica] = of, row.reason or "it failed"
+                del self._successors[replica]
+        return found
 
     def counted(self, current: Seats) -> dict[str, Seat]:
         """The seats without those that are two for one: who starts beside another one, and who is being left."""
@@ -143,16 +152,23 @@ class Renewing:
         return {replica: current[replica] for replica in self.under_way}
 
     def begin(
-        self, old: str, models: Sequence[ModelConfig], reports: Reports, fit_on: FitOn, seats: Seats, taken: Seats
+        self,
+        old: str,
+        models: Sequence[ModelConfig],
+        reports: Reports,
+        fit_on: FitOn,
+        seats: Seats,
+        taken: Seats,
+        avoid: Collection[str] = (),
     ) -> Seat | None:
         """Have one start for `old`, which serves: its seat; None where no slice is free that will do.
 
-        `seats` are those of everybody, and `taken` whatever else is held or still runs.
+        `seats` are those of everybody, `taken` whatever else is held or still runs, and slices in `avoid` the last that are taken.
         """
         model = next((m for m in models if m.name == model_of(old)), None)
-        if model is None or old in self.under_way.values() or not _serves(seats[old], reports):
+        if model is None or old in self.under_way.values() or not serves(seats[old], reports):
             return None
-        found = place_beside(model, old, reports, fit_on, seats, taken)
+        found = place_beside(model, old, reports, fit_on, seats, taken, avoid)
         if found is None:
             return None
         node, there = found
@@ -163,11 +179,17 @@ class Renewing:
 
 
 def place_beside(
-    model: ModelConfig, old: str, reports: Reports, fit_on: FitOn, seats: Seats, taken: Seats
+    model: ModelConfig,
+    old: str,
+    reports: Reports,
+    fit_on: FitOn,
+    seats: Seats,
+    taken: Seats,
+    avoid: Collection[str] = (),
 ) -> tuple[str, Slice] | None:
     """Node and slice for a successor of `old`, which is in `seats`; None where none will do. `taken` are more seats that somebody has.
 
-    Rather a slice like its own, then none that is smaller, then one of its own node, where the model's files are warm. None that is
+    Rather one that is not in `avoid`, by its name in the cluster, then a slice like its own, then none that is smaller, then one of its own node, where the model's files are warm. None that is
     cordoned, nor one that the model's `spread` forbids beside its other replicas.
     """
     if model.slices:
@@ -194,10 +216,10 @@ def place_beside(
         and _group(model.spread, node, one) not in closed
     ]
 
-    def rank(place: tuple[str, Slice]) -> tuple[bool, bool, bool, int, object]:
+    def rank(place: tuple[str, Slice]) -> tuple[bool, bool, bool, bool, int, object]:
         node, one = place
-        size = one.memory_bytes - own.memory_bytes
-        return not alike(one, own), size < 0, node != here.node, abs(size), natural(slice_key(node, one.id))
+        size, key = one.memory_bytes - own.memory_bytes, slice_key(node, one.id)
+        return key in avoid, not alike(one, own), size < 0, node != here.node, abs(size), natural(key)
 
     return next((place for place in sorted(free, key=rank) if fit_on(model.name, place[1]).fits), None)
 
@@ -218,11 +240,15 @@ def _needless(mine: Seat, other: Seat, reports: Reports) -> bool:
     return (runs and other.replica not in there.outdated) or mine.replica in here.outdated
 
 
-def _serves(seat: Seat, reports: Reports) -> bool:
+def serves(seat: Seat, reports: Reports) -> bool:
+    """Whether its replica takes requests there."""
+    row = _row(seat, reports)
+    return row is not None and row.state is ReplicaState.READY
+
+
+def _row(seat: Seat, reports: Reports) -> ReplicaRow | None:
     rows = reports[seat.node].table.replicas if seat.node in reports else ()
-    return any(
-        r.replica == seat.replica and r.slice.id == seat.slice_id and r.state is ReplicaState.READY for r in rows
-    )
+    return next((r for r in rows if r.replica == seat.replica and r.slice.id == seat.slice_id), None)
 
 
 def _slice_of(seat: Seat, reports: Reports) -> Slice | None:

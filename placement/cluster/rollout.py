@@ -52,11 +52,12 @@ class Rollout:
         *,
         now_seconds: float = 0.0,
         pause: bool = False,
+        serving_on: Collection[str] = (),
     ) -> None:
         """See how far it is. `reports` are those of the nodes that take orders, `now_seconds` is monotonic. With `pause` it is nobody else's
-        turn yet.
+        turn yet; it is never that of one that is `serving_on`.
         """
-        states = _states(reports, seats)
+        states = _states(reports, {replica: seat for replica, seat in seats.items() if replica not in serving_on})
         standings = [_standing(seats[r], state, r in reports[seats[r].node].outdated) for r, state in states.items()]
         before, turn = self._in_turn, next_turn(standings, self._before(states, standings))
         self._in_turn = None if pause and turn != before else turn

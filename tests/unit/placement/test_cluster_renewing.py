@@ -15,6 +15,7 @@ from model_registry.schema import DemandConfig, ModelConfig
 from placement.autoscale.capacity import Capacity
 from placement.cluster.cutting import CutOrder
 from placement.cluster.errors import NodeLost
+from placement.cluster.failed_starts import FIRST_SECONDS
 from placement.cluster.head import ClusterGoal, Head, HeadJournal
 from placement.cluster.members import NodeOrder, NodeReport, Seat, Word
 from placement.cluster.nodes import Hold
@@ -72,6 +73,8 @@ class Node:
     order: NodeOrder | None = None
     heard: RoutingTable = field(default_factory=lambda: RoutingTable(generation=0))
     broken: frozenset[str] = frozenset()  # configurations by which nothing starts
+    stuck: frozenset[str] = frozenset()  # configurations by which nothing gets anywhere
+    old_only: frozenset[str] = frozenset()  # models that start by `old` only
     replaced: list[str] = field(default_factory=list)  # in their places
 
     def obey(self, gateways: Sequence[RoutingTable], lost: list[str]) -> None:
@@ -105,7 +108,7 @@ class Node:
         return {replica: engines[0] for replica, engines in self.engines.items()}
 
     def serving(self) -> set[str]:
-        return {r for r, e in self.now().items() if e.state(self.broken) is ReplicaState.READY}
+        return {r for r in self.now() if self.state(r) is ReplicaState.READY}
 
     def outdated(self) -> tuple[str, ...]:
         config = self.order.config if self.order else ""
@@ -113,7 +116,14 @@ class Node:
 
     def table(self) -> RoutingTable:
         now = self.now()
-        return node_table({r: e.slice_id for r, e in now.items()}, lambda replica: now[replica].state(self.broken))
+        return node_table({r: e.slice_id for r, e in now.items()}, self.state)
+
+    def state(self, replica: str) -> ReplicaState:
+        engine = self.now()[replica]
+        if engine.ending is None and engine.config in self.stuck:
+            return ReplicaState.STARTING
+        fails = model_of(replica) in self.old_only and engine.config != "old" and engine.ending is None
+        return ReplicaState.FAILED if fails else engine.state(self.broken)
 
 
 @dataclass
@@ -173,6 +183,8 @@ class World(FakeBooks):
 
     async def hold(self, seat: Seat) -> Hold:
         self._did()
+        if (rival := self.rival(seat)) is not None and rival in self.nodes[seat.node].engines:
+            return Hold(seat, waits_for=rival)  # Ray gives the slice when the other one has ended
         return await super().hold(seat)
 
     async def let_go(self, replica: str) -> None:
@@ -338,19 +350,106 @@ async def test_nothing_starts_on_a_slice_that_is_cordoned() -> None:
     assert cluster.running() == {"chat-0": "n0/cpu-0 new"}
 
 
+def broken(cluster: Cluster, *configs: str) -> None:
+    """Nothing starts by these from here on."""
+    for node in cluster.world.nodes.values():
+        node.broken = frozenset(configs)
+
+
+def failed_starts(cluster: Cluster) -> dict[str, Any]:
+    assert cluster.head is not None
+    found: dict[str, Any] = cluster.head.status()["failed_starts"]  # type: ignore[assignment]
+    return found
+
+
 async def test_one_that_does_not_start_costs_nothing() -> None:
     cluster = await started(2, 2, models=[model("chat", 2)])
-    for node in cluster.world.nodes.values():
-        node.broken = frozenset({"bad"})
+    broken(cluster, "bad")
     await cluster.aim("bad")
     await cluster.rounds(30)
     assert cluster.fewest == {"chat": 2}
-    assert list(cluster.journal().successors.values()) != []
+    assert cluster.journal().successors == {}, "it is let go, so that a plan can be carried out"
+    told = failed_starts(cluster)["chat"]
+    assert (told["replica"], told["of"], told["count"]) == ("chat-2", "chat-0", 1)
+    assert set(cluster.running()) == {"chat-0", "chat-1"} == set(cluster.world.holders)
     await cluster.aim("good")
     await cluster.rounds(60)
     assert cluster.fewest == {"chat": 2}
     assert {where.rpartition(" ")[2] for where in cluster.running().values()} == {"good"}
     assert len(cluster.running()) == 2
+    assert failed_starts(cluster) == {}
+
+
+async def test_one_that_did_not_start_is_tried_again_later_and_each_time_later_still() -> None:
+    cluster = await started(1, 1, 1, models=[model("chat", 1)])
+    broken(cluster, "bad")
+    await cluster.aim("bad")
+    await cluster.rounds(20)
+    first = failed_starts(cluster)["chat"]
+    await cluster.clock.sleep(FIRST_SECONDS)
+    await cluster.rounds(20)
+    second = failed_starts(cluster)["chat"]
+    assert (first["count"], second["count"]) == (1, 2)
+    assert first["slice"] != second["slice"], "on another slice, where there is one"
+    await cluster.clock.sleep(FIRST_SECONDS)
+    await cluster.rounds(20)
+    assert failed_starts(cluster)["chat"] == second, "not yet"
+    broken(cluster)
+    await cluster.clock.sleep(FIRST_SECONDS)
+    await cluster.rounds(20)
+    assert {where.rpartition(" ")[2] for where in cluster.running().values()} == {"bad"}
+    assert (cluster.fewest, failed_starts(cluster), cluster.lost) == ({"chat": 1}, {}, [])
+
+
+async def test_nobody_is_ended_for_one_that_did_not_start_where_nothing_is_free_by_then() -> None:
+    cluster = await started(1, 1, models=[model("chat", 1)])
+    broken(cluster, "bad")
+    await cluster.aim("bad")
+    await cluster.rounds(20)
+    assert failed_starts(cluster)
+    cluster.world.nodes["n1"].cordoned = ("cpu-0",)
+    await cluster.clock.sleep(FIRST_SECONDS)
+    await cluster.rounds(20)
+    assert (cluster.fewest, cluster.replaced()) == ({"chat": 1}, [])
+
+
+async def test_where_none_starts_each_is_tried_beside_the_one_that_serves() -> None:
+    cluster = await started(1, 2, models=[model("chat", 1), model("embed", 1)])
+    broken(cluster, "bad")
+    await cluster.aim("bad")
+    await cluster.rounds(60)
+    assert cluster.fewest == {"chat": 1, "embed": 1}
+    assert set(failed_starts(cluster)) == {"chat", "embed"}
+
+
+async def test_other_models_are_replaced_while_one_does_not_start() -> None:
+    cluster = await started(2, 2, models=[model("chat", 1), model("embed", 1)])
+    for node in cluster.world.nodes.values():
+        node.old_only = frozenset({"chat"})
+    await cluster.aim("new")
+    await cluster.rounds(60)
+    assert cluster.fewest == {"chat": 1, "embed": 1}
+    assert {r.rpartition("-")[0]: where.rpartition(" ")[2] for r, where in cluster.running().items()} == {
+        "chat": "old",
+        "embed": "new",
+    }
+
+
+@settings(max_examples=15, deadline=None)
+@given(kills=st.frozensets(st.integers(1, 60), max_size=6), replicas=st.integers(1, 2))
+async def test_whenever_heads_are_killed_nobody_is_missed_for_those_that_do_not_start(
+    kills: frozenset[int], replicas: int
+) -> None:
+    cluster = await started(1, 2, models=[model("chat", replicas)])
+    cluster.world.kills = frozenset(cluster.world.done + n for n in kills)
+    broken(cluster, "bad")
+    await cluster.aim("bad")
+    for _ in range(4):
+        await cluster.rounds(15)
+        assert (cluster.fewest, cluster.lost) == ({"chat": replicas}, [])
+        await cluster.clock.sleep(FIRST_SECONDS)
+    assert failed_starts(cluster)["chat"]["count"] >= 2
+    assert cluster.journal().failed_starts.keys() == {"chat"}
 
 
 async def test_one_that_starts_is_given_up_where_its_configuration_is_taken_back() -> None:
@@ -371,8 +470,8 @@ async def test_whoever_waits_for_the_slice_gets_it() -> None:
     alone = next(r for r, node in sits.items() if node == "n0")
     other = next(r for r in sits if r != alone)
     for node in cluster.world.nodes.values():
-        node.broken = frozenset({"bad"})
-    await cluster.aim("bad")
+        node.stuck = frozenset({"stuck"})
+    await cluster.aim("stuck")
     await cluster.rounds(14)
     assert len(cluster.journal().successors) == 1
     cluster.world.nodes["n0"].up = False

@@ -32,6 +32,14 @@ def test_who_starts_to_take_anothers_place_is_shown_with_whose() -> None:
     assert lines_of(status(replicas=[starts])) == ["chat-1 on n1/cpu-0: starting, to take the place of chat-0"]
 
 
+def test_one_that_did_not_start_in_anothers_place_is_told_with_who_serves_on() -> None:
+    failed = {"replica": "chat-1", "of": "chat-0", "slice": "n1/cpu-0", "reason": "no memory", "count": 1}
+    assert lines_of(status(failed_starts={"chat": failed | {"retry_at": "2026-01-01T14:05:10Z"}})) == [
+        "chat-0 serves on by an earlier configuration: chat-1, which was to take its place, did not start on n1/cpu-0 (no memory); "
+        "another one is tried at 14:05:10 UTC"
+    ]
+
+
 def test_a_plan_that_is_carried_out_is_shown_until_it_is_over_and_one_that_was_stopped_with_why() -> None:
     goes = {"done": 1, "steps": 3, "under_way": True, "error": None}
     assert lines_of(status(transition=goes)) == ["a plan is carried out: 1 of 3 steps done"]
