@@ -5,6 +5,10 @@ a GPU is cut anew, and a node is lost with everything on it. Three quarters of t
 find room on what is left. `--slices-per-gpu 7` are 224 slices and 167 replicas, each with two processes (engine and shim; 32 MB) and
 minutes of a small machine's processor for starting them. Fewer slices are the same drill with fewer of them.
 
+Engines belong to one Ray actor of each node: with one of each replica, as is the default, 167 more processes would take 9 GB, two minutes
+of a core to start and one and a half cores while nothing happens, and this is one small machine that stands for four. With
+`--actors replica` they are there all the same.
+
 What is told is counted by the clients and read from the gateways' own `/readyz`. Exits 1 if a request failed that was not in the
 hands of the lost node.
 """
@@ -85,8 +89,9 @@ class Report:
 class Cluster(RaySite):
     """Four nodes of eight simulated GPUs."""
 
-    def __init__(self, directory: Path, slices_per_gpu: int) -> None:
+    def __init__(self, directory: Path, slices_per_gpu: int, actors: str) -> None:
         super().__init__(directory, (FIRST, *NODES))
+        self.actors = actors
         self.per_gpu = slices_per_gpu
         self.slices = len(self.names) * GPUS * slices_per_gpu
         # As many as find room when a node is lost, and a GPU cut anew has one slice less.
@@ -104,6 +109,7 @@ class Cluster(RaySite):
             "state_dir": str(self.directory / "up"),
             "fleet": {"discover": {"simulate": {"h100-sxm": GPUS}}},
             "engine": {"command": [*ENGINE.split(), *TIMING.split(), *more], "transport": "tcp"},
+            "cluster": {"actors": self.actors},
             "models": [{"name": MODEL, "source": "simulated", "max_model_len": 4096, "replicas": self.replicas}],
             "gateway": {"authentication": "none", "listen": f"127.0.0.1:{self.ports[0]}"},
         }
@@ -133,7 +139,7 @@ class Cluster(RaySite):
 
     def costs(self) -> dict[str, Cost]:
         """What everything here takes, by kind of process."""
-        found: dict[str, Cost] = {}
+        found = {kind: Cost() for kind in (HOLDER, REPLICAS_ACTOR)}  # none of one of them is worth telling, too
         for pid in sentinel.marked(self.mark):
             with contextlib.suppress(OSError, ValueError, IndexError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
@@ -147,8 +153,10 @@ class Cluster(RaySite):
         return found
 
 
+HOLDER, REPLICAS_ACTOR = "a node's holder", "a replica's actor"
 KINDS = {
-    "ray::SliceHolder": "holder",
+    "ray::SliceHolder": HOLDER,
+    "ray::ReplicaActor": REPLICAS_ACTOR,
     "ray::": "head, agents, idle workers",
     "shim.py": "shim",
     "placement.fake_engine": "engine",
@@ -335,7 +343,7 @@ def note(report: Report, bad: list[Answer], name: str) -> None:
 
 
 async def _run(chosen: argparse.Namespace, directory: Path) -> Report:
-    cluster, report = Cluster(directory, chosen.slices_per_gpu), Report()
+    cluster, report = Cluster(directory, chosen.slices_per_gpu, chosen.actors), Report()
     with guarded(cluster.mark):
         try:
             await drill(cluster, report, chosen.clients, chosen.steps)
@@ -355,6 +363,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--slices-per-gpu", type=int, default=7, choices=range(1, 8), help="of 32 GPUs in all")
     parser.add_argument("--clients", type=int, default=4, help="clients of each gateway, one request after another")
+    parser.add_argument("--actors", choices=("node", "replica"), default="node", help="what engines belong to")
     add_steps(parser, STEPS, "what is to happen, in this order; all of it")
     chosen = parser.parse_args()
     with workplace(chosen.keep, "cluster-drill-") as directory:
