@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from gateway.config import Config
 from gateway.tenant_pools import tenant_pools
 from model_registry.errors import SlicewayError
 from placement.assign import stem_of, wanted_replicas
+from placement.demanded import model_of
 from placement.errors import PartitionError, SimulatorError
 from placement.goals import PlacementConfig
 from placement.gpus import GpuState
@@ -135,17 +136,14 @@ class ReplicaDifference:
         }
 
 
-def replica_difference(config: Config) -> ReplicaDifference:
+def replica_difference(config: Config, planned: Collection[str] | None = None) -> ReplicaDifference:
     """By name and state only, from what the controller last wrote: cheap, and it reads no model. Replicas that demand has
     brought are no difference.
+
+    `planned` are the replicas of the fleet's plan, where one was made: those that the next controller starts, if none runs.
     """
-    planned = seats(config).read() if plans_fleet(config) else None
-    wanted = (
-        {w.replica for w in wanted_replicas(config.models, tenant_pools(config), _names(config))}
-        if planned is None
-        else set(planned)
-    )
     status = running_controller(config)
+    wanted = set(planned) if planned is not None and status is None else _asked_for(config)
     there = {r.replica: r.state for r in status.replicas} if status else {}
     demanded = set(status.scaling) if status else set()
     return ReplicaDifference(
@@ -158,6 +156,15 @@ def replica_difference(config: Config) -> ReplicaDifference:
             if name in wanted and state is not ReplicaState.READY
         ),
     )
+
+
+def _asked_for(config: Config) -> set[str]:
+    """Replicas with a seat by the last plan, of models that are still configured; without one, those that the configuration names."""
+    seated = seats(config).read() if plans_fleet(config) else None
+    if seated is None:
+        return {w.replica for w in wanted_replicas(config.models, tenant_pools(config), _names(config))}
+    models = {m.name for m in config.models}
+    return {replica for replica in seated if model_of(replica) in models}
 
 
 def _names(config: Config) -> tuple[str, ...]:

@@ -92,8 +92,10 @@ def plan(
         return
     loaded = with_simulation(load_config(config_path(config)), simulate)
     plans = _planned(loaded)
-    replicas = None if layouts_only else replica_difference(loaded)
     fleet = None if layouts_only else planned_fleet(loaded, asked=why is not None, allow_dip=allow_dip)
+    replicas = (
+        None if layouts_only else replica_difference(loaded, fleet.replicas(loaded) if fleet is not None else None)
+    )
     engines = None if layouts_only or why is not None else told_changes(loaded, fleet)
     if as_json:
         public = _plan_json(loaded, plans, replicas, fleet) | ({"fleet": fleet.as_public(why)} if fleet else {})
@@ -116,7 +118,7 @@ def plan(
         show_changes(engines, gpu_labels(loaded, engines), planned=True)
 
 
-def _refuse_with_ray(*, layouts_only: bool, simulate: str | None, drain: bool = False) -> None:
+def _refuse_with_ray(*, layouts_only: bool, simulate: str | None) -> None:
     """Raises ConfigError for what is said with --ray and means nothing there."""
     if layouts_only or simulate is not None:
         raise ConfigError(
@@ -124,15 +126,13 @@ def _refuse_with_ray(*, layouts_only: bool, simulate: str | None, drain: bool = 
             where="--layouts-only" if layouts_only else "--simulate",
             remedy="Leave it out; a node has simulated GPUs with: sliceway node join ADDRESS --simulate h100-sxm:8.",
         )
-    if drain:
-        raise ConfigError("a cluster's head drains every engine that goes", where="--drain", remedy="Leave it out.")
 
 
 def apply(
     config: ConfigArgument = None,
     layouts_only: LayoutsOnly = False,
     drain: Annotated[
-        bool, typer.Option("--drain", help="Let the controller take its engines off slices that must go.")
+        bool, typer.Option("--drain", help="Have engines end that are on slices which fleet.layouts takes away.")
     ] = False,
     allow_mode_change: Annotated[
         bool, typer.Option("--allow-mode-change", help="Switch MIG on or off where a layout needs it; reset such GPUs.")
@@ -158,7 +158,7 @@ def apply(
     """
     path = config_path(config)
     if ray is not None:
-        _refuse_with_ray(layouts_only=layouts_only, simulate=simulate, drain=drain)
+        _refuse_with_ray(layouts_only=layouts_only, simulate=simulate)
         apply_on_ray(
             load_config(path),
             ray,
@@ -167,6 +167,7 @@ def apply(
             allow_mode_change=allow_mode_change,
             as_json=as_json,
             plan_file=plan_file,
+            drain=drain,
         )
         return
     loaded = with_simulation(load_config(path), simulate)
@@ -241,8 +242,10 @@ def assert_(
     """Exit 0 if everything is as the configuration says, else 1 and show the difference. Changes nothing."""
     loaded = with_simulation(load_config(config_path(config)), simulate)
     plans = _planned(loaded)
-    replicas = None if layouts_only else replica_difference(loaded)
     fleet = None if layouts_only else planned_fleet(loaded)
+    replicas = (
+        None if layouts_only else replica_difference(loaded, fleet.replicas(loaded) if fleet is not None else None)
+    )
     engines = None if layouts_only else told_changes(loaded, fleet)
     same = not any(p.actions for p in plans) and (replicas is None or replicas.same)
     same = same and (fleet is None or not fleet.answer.plan.changed) and not engines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Annotated, Literal
 
 import typer
@@ -17,10 +18,13 @@ from gateway.config import Config
 from gateway.layouts import machine_of, one_at_a_time, plans_fleet
 from gateway.planning import FleetAnswer, ReservedSlice, answer, reserved_slices
 from gateway.reviewed import ReviewedPlan
+from gateway.tenant_pools import tenant_pools
 from model_registry.errors import ConfigError, SlicewayError
+from placement.assign import stem_of, wanted_replicas
 from placement.changeover import Changeover
 from placement.gpus import GpuState
 from placement.partition import plan as plan_layouts
+from placement.planner.written import unused_names
 from placement.transition import Step
 
 AllowDip = Annotated[
@@ -39,6 +43,19 @@ class PlannedFleet:
     gpus: Sequence[GpuState]
     reserved: Sequence[ReservedSlice]
     left_out: Sequence[str] = ()
+
+    def replicas(self, config: Config) -> frozenset[str]:
+        """Whom `config` asks for: those that the plan seats, as many as each demand takes at least, and those that it says nothing of,
+        which are pinned or of models that cannot be read.
+        """
+        steps = self.answer.transition
+        slices = (s for gpu in self.answer.plan.gpus for s in gpu.slices)
+        found = set(steps.seats if steps is not None else (s.replica for s in slices if s.replica is not None))
+        for demand in self.answer.problem.demands:
+            here = sum(stem_of(replica) == demand.name for replica in found)
+            found.update(islice(unused_names(demand.name, found), max(0, demand.floor - here)))
+        others = [m for m in config.models if m.slices or m.name in self.answer.workload.unreadable]
+        return frozenset({*found, *(w.replica for w in wanted_replicas(others, tenant_pools(config)))})
 
     def started(self, missing: Sequence[str]) -> int:
         """How many replicas the next `up` starts, where none runs: those that the plan seats, and pinned ones, which it leaves

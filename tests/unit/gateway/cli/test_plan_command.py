@@ -120,10 +120,22 @@ def test_the_plan_says_how_many_engines_come_also_those_of_a_dedicated_tenant(co
     shown = run("plan", path).stdout
     assert "chat@acme-0" in shown
     assert "starts 2\n" in shown
+    replicas = told("plan", path)["replicas"]
+    assert replicas["missing"] == ["chat-0", "chat@acme-0"], "as the plan calls them"
     unread = config(rest=CHAT.replace("Qwen--Qwen3-8B", "nowhere"))
+    assert told("plan", unread)["replicas"]["missing"] == ["chat-0"]
     shown = run("plan", unread).stdout
     assert "starts 0, without what finds no slice" in shown
     assert "nowhere.json: there is no such file" in shown
+
+
+def test_replicas_that_another_configuration_seated_in_the_state_directory_are_not_missing(config: Write) -> None:
+    run("apply", config(rest=CHAT))
+    assert told("plan", config(rest=CHAT))["replicas"]["missing"] == ["chat-0"], "seated, and nobody runs it"
+    other = config(rest=SMALL.replace("  - name", "models:\n  - name"))
+    names = {d["subject"] for d in told("plan", other)["fleet"]["decisions"] if d["action"] != "stop"}
+    assert told("plan", other)["replicas"]["missing"] == sorted(names)
+    assert not told("assert", other, code=1)["replicas"]["same"]
 
 
 def test_why_prints_every_place_and_what_would_help(config: Write) -> None:
