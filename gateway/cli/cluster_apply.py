@@ -4,10 +4,11 @@ used.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,23 @@ import typer
 
 from gateway.applying import AppliedPlan
 from gateway.cli.cluster_plan import head_of, say_what_it_is, survey_of
+from gateway.cli.layout_view import show_outcomes
 from gateway.cli.output import print_json
 from gateway.cli.plan_view import labels_of, show_applied, show_step
 from gateway.cluster_following import LOOK_SECONDS, follow
+from gateway.cluster_layouts import layout_transition, outcomes
 from gateway.cluster_planning import ClusterPlan, plan_cluster
 from gateway.config import Config
 from gateway.reviewed import ReviewedPlan
-from model_registry.errors import ConfigError
 from placement.cluster.survey import Survey
 from placement.errors import PlacementError, StalePlan
-from placement.transition import Outcome, Record, Step
+from placement.partition import GpuOutcome
+from placement.transition import Outcome, Record
 from placement.transition.journal import public_record
+from placement.transition.steps import Transition
 
 _ANSWER_SECONDS = 30.0
+_TRIES = 6
 
 
 def apply_on_ray(
@@ -40,37 +45,78 @@ def apply_on_ray(
     allow_mode_change: bool,
     as_json: bool,
     plan_file: Path | None = None,
+    drain: bool = False,
 ) -> None:
-    """Have the cluster's head carry the plan out, and wait until it is over. Raises typer.Exit with 1 where not all of it could be done.
+    """Have the cluster's head cut GPUs as `fleet.layouts` says, then carry the plan out, and wait until it is over. Raises typer.Exit with
+    1 where not all of it could be done.
 
-    Raises StalePlan where the head works by another configuration, where the plan in `plan_file` is not the one that would be carried
+    Raises what `layout_transition` does, StalePlan where the head works by another configuration, where the plan in `plan_file` is not the one
+    that would be carried
     out, or anything changes meanwhile, TransitionBlocked, and what planning and `survey_of` raise.
     """
     reviewed = ReviewedPlan.read(plan_file) if plan_file is not None else None
     plan = _planned(config, survey_of(address, token), reviewed, allow_dip=allow_dip)
     if not as_json:
         say_what_it_is(plan)
-    steps = _steps(plan)
-    if steps:
-        _begin(plan, address, allow_mode_change=allow_mode_change)
-        labels = {} if as_json else labels_of(plan.gpus)
-        outcome = follow(_told(address), lambda step, what: None if as_json else show_step(step, what, labels))
-    else:
-        outcome = Outcome((), ())
-    applied = AppliedPlan(outcome, plan.answer)
-    if as_json:
-        changed = bool(outcome.done)
-        print_json(
-            {"ok": applied.ok, "changed": changed, "simulated": plan.survey.simulated, "controller_told": changed}
-            | {"gateways_told": 0, "gpus": [], "fleet": applied.as_public()}
+    _refuse(plan)
+    go = _Go(address, quiet=as_json, allow_mode_change=allow_mode_change)
+    gpus: tuple[GpuOutcome, ...] = ()
+    if any(p.actions for p in plan.layouts):
+        cut = go.carry_out(
+            plan.survey, layout_transition(plan.survey, plan.layouts, drain=drain, allow_mode_change=allow_mode_change)
         )
-    else:
-        show_applied(applied)
+        now = survey_of(address, token)
+        gpus = outcomes(plan.layouts, now, config.fleet.layouts)
+        if not cut.ok:
+            _show(AppliedPlan(cut), gpus, plan, as_json=as_json)
+            raise typer.Exit(1)
+
+    def anew() -> ClusterPlan:
+        return _planned(config, survey_of(address, token), reviewed, allow_dip=allow_dip, laid_out=True)
+
+    plan, outcome = _after_layouts(go, anew) if gpus else (plan, _carried_out(go, plan))
+    applied = AppliedPlan(outcome, plan.answer)
+    _show(applied, gpus, plan, as_json=as_json)
     raise typer.Exit(0 if applied.ok else 1)
 
 
-def _planned(config: Config, survey: Survey, reviewed: ReviewedPlan | None, *, allow_dip: bool) -> ClusterPlan:
-    """What would be carried out by now; raises StalePlan where that is not the plan that somebody has reviewed."""
+def _show(applied: AppliedPlan, gpus: Sequence[GpuOutcome], plan: ClusterPlan, *, as_json: bool) -> None:
+    if not as_json:
+        show_outcomes(gpus)
+        show_applied(applied)
+        return
+    changed = bool(applied.outcome.done) or any(gpu.result == "changed" for gpu in gpus)
+    print_json(
+        {"ok": applied.ok, "changed": changed, "simulated": plan.survey.simulated, "controller_told": changed}
+        | {"gateways_told": 0, "gpus": [g.as_public() for g in gpus], "fleet": applied.as_public()}
+    )
+
+
+def _after_layouts(go: _Go, anew: Callable[[], ClusterPlan]) -> tuple[ClusterPlan, Outcome]:
+    """Where GPUs were cut the head seats whom it can, so a plan may be stale when it is made. Raises StalePlan where each one is."""
+    for _ in range(_TRIES - 1):
+        plan = anew()
+        with contextlib.suppress(StalePlan):
+            return plan, _carried_out(go, plan)
+        time.sleep(LOOK_SECONDS)
+    plan = anew()
+    return plan, _carried_out(go, plan)
+
+
+def _carried_out(go: _Go, plan: ClusterPlan) -> Outcome:
+    """Raises TransitionBlocked where no order of steps keeps every promise."""
+    if plan.answer.transition is None:
+        assert plan.answer.blocked is not None
+        raise plan.answer.blocked
+    return go.carry_out(plan.survey, plan.answer.transition)
+
+
+def _planned(
+    config: Config, survey: Survey, reviewed: ReviewedPlan | None, *, allow_dip: bool, laid_out: bool = False
+) -> ClusterPlan:
+    """What would be carried out by now, `laid_out` after the layouts; raises StalePlan where that is not the plan that somebody has
+    reviewed.
+    """
     if reviewed is None:
         return plan_cluster(config, survey, allow_dip=allow_dip)
     survey = survey.model_copy(
@@ -78,41 +124,44 @@ def _planned(config: Config, survey: Survey, reviewed: ReviewedPlan | None, *, a
     )  # or no plan would hold where requests come and go
     plan = plan_cluster(config, survey, allow_dip=allow_dip)
     reviewed.check_demand(plan.desired)
-    reviewed.check(plan.layouts, plan.answer)
+    reviewed.check(None if laid_out else plan.layouts, plan.answer)
     return plan
 
 
-def _steps(plan: ClusterPlan) -> tuple[Step, ...]:
-    """What there is to do. Raises where that is not for now."""
+def _refuse(plan: ClusterPlan) -> None:
     if not plan.worked_by:
         raise StalePlan(
             "the cluster works by another configuration than this one",
             remedy="Have its `sliceway up` take the file over, with SIGHUP; then apply again.",
         )
-    if differ := [p for p in plan.layouts if p.actions]:
-        raise ConfigError(
-            f"{differ[0].gpu.label} is not cut as `fleet.layouts` says",
-            where=differ[0].wanted.where if differ[0].wanted else "fleet.layouts",
-            remedy="Cut it on its machine, before that joins: sliceway apply CONFIG --layouts-only; or leave it to the plan, without a rule.",
-        )
-    if plan.answer.transition is None:
-        assert plan.answer.blocked is not None
-        raise plan.answer.blocked
-    return plan.answer.transition.steps
 
 
-def _begin(plan: ClusterPlan, address: str, *, allow_mode_change: bool) -> None:
-    import ray
+@dataclass(frozen=True, slots=True)
+class _Go:
+    """How the head is told to take steps, and is followed."""
 
-    from placement.cluster.asking import asking
-    from placement.cluster.transitions import digest
+    address: str
+    quiet: bool
+    allow_mode_change: bool
 
-    assert plan.answer.transition is not None
-    transition = replace(plan.answer.transition, wanted=digest(plan.survey.config))
-    record = json.dumps(public_record(Record(transition, datetime.now(UTC))))
-    with asking("the cluster's head", address):
-        begun: Any = head_of(address).carry_out.remote(record, allow_mode_change=allow_mode_change)
-        ray.get(begun, timeout=_ANSWER_SECONDS)
+    def carry_out(self, survey: Survey, transition: Transition) -> Outcome:
+        """Have the head take the steps, and show each as it begins. Raises StalePlan, ClusterUnreachable."""
+        if not transition.steps:
+            return Outcome((), ())
+        self._begin(survey, transition)
+        labels = {} if self.quiet else labels_of(survey.gpus)
+        return follow(_told(self.address), lambda step, what: None if self.quiet else show_step(step, what, labels))
+
+    def _begin(self, survey: Survey, transition: Transition) -> None:
+        import ray
+
+        from placement.cluster.asking import asking
+        from placement.cluster.transitions import digest
+
+        record = json.dumps(public_record(Record(replace(transition, wanted=digest(survey.config)), datetime.now(UTC))))
+        with asking("the cluster's head", self.address):
+            begun: Any = head_of(self.address).carry_out.remote(record, allow_mode_change=self.allow_mode_change)
+            ray.get(begun, timeout=_ANSWER_SECONDS)
 
 
 def _told(address: str) -> Iterator[Mapping[str, Any] | None]:

@@ -32,11 +32,11 @@ def node_resource(node: str) -> str:
 
 
 def offered(node: str, inventory: Inventory) -> Mapping[str, float]:
-    """Every resource of a node: itself, its slices, and the slices that its MIG GPUs could be cut into."""
+    """Every resource of a node: itself, its slices, and the slices that its GPUs could be cut into, or be without MIG."""
     resources = {node_resource(node): NODE_UNITS}
     resources |= {resource_of(slice_key(node, s.id)): 1.0 for s in inventory.slices}
-    for gpu in (g for g in inventory.gpus if g.mig):
-        resources |= {resource_of(slice_key(node, identity)): 1.0 for identity in _identities(gpu)}
+    for gpu in (g for g in inventory.gpus if g.mode is not None):
+        resources |= {resource_of(slice_key(node, identity)): 1.0 for identity in (gpu.uuid, *_identities(gpu))}
     return resources
 
 

@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.cluster_layouts import layout_transition
 from model_registry.model import SliceFit
 from model_registry.schema import ModelConfig
+from placement.cluster.cutting import CutOrder
 from placement.cluster.head import ClusterGoal, Head
 from placement.cluster.laying_out import read_laid_out
+from placement.cluster.layouts import layouts_in
 from placement.cluster.members import NodeOrder, Word
 from placement.cluster.node import NodeAgent, NodePaths, NodeSettings
 from placement.cluster.seats import this_process
+from placement.cluster.survey import NodeGpus, layouts_of
 from placement.cluster.testing import VERSIONS, FakeBooks, FakeDriver, FakeStore, made_gpu
+from placement.cluster.transitions import digest
 from placement.gpu_slices import slices_of
 from placement.replicas.journal import Journal, JournalEntry
 from placement.slices import Inventory, Slice
@@ -66,6 +71,12 @@ class AgentNodes(FakeBooks):
 
     async def order(self, node: str, order: NodeOrder) -> None:
         await self.agents[node].order(order)
+
+    async def gpus(self, node: str) -> NodeGpus:
+        return await self.agents[node].gpus()
+
+    async def cut(self, node: str, order: CutOrder) -> None:
+        await self.agents[node].cut(order)
 
 
 def goal(replicas: int, layouts: Sequence[Mapping[str, Any]]) -> ClusterGoal:
@@ -179,6 +190,29 @@ async def test_a_configuration_that_changes_later_cuts_nothing_and_says_what_doe
     assert "sliceway apply CONFIG --ray HOST:PORT" in cluster.node("a")["layouts"][0]
     (nowhere,) = cluster.head.status()["layouts"]  # type: ignore[misc]
     assert str(nowhere).startswith("fleet.layouts[0].gpus: no node of the cluster has a GPU 3")
+
+
+async def test_apply_cuts_what_the_configuration_says_by_now_and_who_had_to_leave_is_seated_again(
+    tmp_path: Path,
+) -> None:
+    driver = FakeDriver((made_gpu(0, holds=("4g.40gb@0",)),))
+    cluster = Cluster(a=agent(tmp_path, "a", driver))
+    cluster.head.aim(goal(1, []))
+    await cluster.until(lambda: cluster.seats)
+    cluster.head.aim(changed := goal(1, [{"layout": HALVES}]))
+    await cluster.until(lambda: cluster.node("a")["layouts"])
+    survey = await cluster.head.survey()
+    plans = layouts_of(survey, layouts_in(changed.config))
+    asked = replace(layout_transition(survey, plans, drain=True), wanted=digest(changed.config))
+    await cluster.head.carry_out(asked)
+    await cluster.until(lambda: not (cluster.head.transition() or {"under_way": True})["under_way"])
+    outcome = cluster.head.transition()
+    assert outcome is not None
+    assert outcome["ok"], outcome["error"]
+    assert sorted(i.name for i in driver.gpus[0].instances) == HALVES
+    await cluster.until(lambda: cluster.seats)
+    assert cluster.seats["chat-0"].startswith("a/GPU-0/3g.40gb@")
+    assert cluster.node("a")["layouts"] == []
 
 
 def runs(mine: NodeAgent, replica: str, slice_id: str) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from placement.cluster.offers import node_resource, offered, resource_of
+from placement.cluster.testing import made_gpu
+from placement.gpu_slices import slices_of
 from placement.nvml import read_nvidia
 from placement.nvml.partition import NvmlPartitioner
 from placement.partition import LayoutRule, apply
@@ -33,3 +35,10 @@ def test_a_gpu_offers_every_slice_it_may_ever_be_cut_into_and_never_itself(nvml:
     assert {resource_of(f"node-a/{one.id}") for one in cut.slices} <= set(before)
     assert offered("node-a", Inventory(cut.slices, gpus=cut.gpus)) == before
     assert not any(name.lower() in ("gpu", "num_gpus") for name in before)
+
+
+def test_what_a_gpu_offers_does_not_depend_on_its_mode_which_a_plan_may_change() -> None:
+    on, off = (made_gpu(0, mig=mig) for mig in (True, False))
+    before = offered("node-a", Inventory(slices_of(off), gpus=(off,)))
+    assert offered("node-a", Inventory(slices_of(on), gpus=(on,))) == before
+    assert {resource_of("node-a/GPU-0"), resource_of("node-a/GPU-0/3g.40gb@4")} <= set(before)
