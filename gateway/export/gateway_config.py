@@ -74,6 +74,8 @@ def cluster_configuration(config: Config, models: Sequence[Mapping[str, Any]]) -
     engine["python"] = "python3"  # the image's own, which has vLLM
     engine["environment"] = {k: v for k, v in config.engine.environment.items() if not is_secret(k)}
     data |= {"fleet": {"discover": "none"}, "engine": engine, "models": list(models)}
+    if "cluster" in config.model_fields_set:
+        data["cluster"] = config.cluster.model_dump(mode="json", exclude_unset=True)
     data["tenants"] = [t.model_dump(mode="json", exclude_unset=True) for t in config.tenants]
     data["aliases"] = dict(config.aliases)
     return data

@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,21 @@ QUICKLY = {
     "target_busy": 0.04,
 }
 SLOWER = ("--output-tokens", "4", "--ttft-seconds", "0.2")
+# What Ray has in its books: every actor with its process and placement group, and what replicas' actors tell of themselves.
+ACTORS = """
+import json, sys, ray
+from ray._private.state import state
+from ray.core.generated.gcs_pb2 import ActorTableData
+from placement.cluster.start import connect
+connect(sys.argv[1])
+groups = {key: group["name"] for key, group in ray.util.placement_group_table().items()}
+alive = map(ActorTableData.FromString, state._connect_and_get_accessor().get_actor_table(None, "ALIVE"))
+found = {a.name: {"pid": a.pid, "group": groups.get(a.placement_group_id.hex()), "shown": a.repr_name} for a in alive}
+for name in found:
+    if name.startswith("replica|"):
+        found[name] |= ray.get(ray.get_actor(name).describe.remote())
+print(json.dumps(found))
+"""
 
 
 def until(condition: Callable[[], Any], *, what: str, seconds: float = READY_SECONDS) -> Any:
@@ -78,8 +94,10 @@ class Cluster:
             [sys.executable, "-S", str(SENTINEL), self._mark], stdin=subprocess.PIPE, start_new_session=True
         )
 
-    def configure(self, *more: str, replicas: int | dict[str, int] = 2) -> None:
-        """Write the configuration, with engines that are started with these arguments as well, and so many of them."""
+    def configure(self, *more: str, replicas: int | dict[str, int] = 2, actors: str = "replica") -> None:
+        """Write the configuration, with engines that are started with these arguments as well, so many of them, and whose actors they
+        belong to.
+        """
         cores = sorted(os.sched_getaffinity(0))
         engine = [*("{python}", "-m", "placement.fake_engine"), *("--host", "{host}", "--port", "{port}")]
         YAML().dump(
@@ -91,6 +109,7 @@ class Cluster:
                     "autoscale": QUICKLY,
                 },
                 "engine": {"command": [*engine, "--model", "{served_name}", *more], "transport": "tcp"},
+                "cluster": {"actors": actors},
                 "models": [
                     {
                         "name": "chat",
@@ -128,11 +147,14 @@ class Cluster:
         )
         until(lambda: self.ready(0) == {"chat-0"}, what="the first node's replica")
 
+    @property
+    def address(self) -> str:
+        return self.said().partition("cluster at ")[2].partition(";")[0]
+
     def join(self) -> None:
-        address = self.said().partition("cluster at ")[2].partition(";")[0]
         self.member = self._run(
             "member",
-            *("node", "join", address, "--token-file", str(self.state / "cluster.token")),
+            *("node", "join", self.address, "--token-file", str(self.state / "cluster.token")),
             *("--name", "second", "--cores", self.core, "--memory", "2GiB"),
             *("--state-dir", str(self.other_state), "--listen", f"127.0.0.1:{self.ports[1]}"),
         )
@@ -172,13 +194,28 @@ class Cluster:
         ]
         return {entry["replica"]: entry["engine_pid"] for entry in found if psutil.pid_exists(entry["engine_pid"])}
 
+    def actors(self) -> dict[str, dict[str, Any]]:
+        """Ray's actors by name, as Ray tells them."""
+        environ = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.state / "cluster.token")}
+        command = [sys.executable, "-c", ACTORS, self.address]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, env=environ)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found: dict[str, dict[str, Any]] = json.loads(done.stdout)
+        return found
+
     def owner(self, replica: str) -> int | None:
-        """The process that holds the replica's slice, as its node was told."""
+        """The process that the replica's engine belongs to, as its node was told."""
         for path in [*self.state.glob("nodes/*/seats.json"), *self.other_state.glob("nodes/*/seats.json")]:
             seat = json.loads(path.read_text(encoding="utf-8"))["seats"].get(replica)
             if seat is not None:
                 return int(seat["owner"]["pid"])
         return None
+
+    def owners(self) -> list[psutil.Process]:
+        """Of both replicas."""
+        pids = [self.owner(replica) for replica in ("chat-0", "chat-1")]
+        assert None not in pids
+        return [psutil.Process(pid) for pid in pids]
 
     # ---- asking it
 
@@ -262,6 +299,14 @@ def _title(process: psutil.Process) -> str:
     return ""
 
 
+def _all_titled(cluster: Cluster, title: str) -> bool:
+    return all(_title(process).startswith(title) for process in cluster.owners())
+
+
+def _ended(processes: list[psutil.Process]) -> bool:
+    return not any(process.is_running() for process in processes)
+
+
 def _ancestors(process: psutil.Process) -> set[int]:
     with contextlib.suppress(psutil.Error):
         return {parent.pid for parent in process.parents()}
@@ -337,11 +382,35 @@ def test_the_loss_of_the_head_is_noticed_by_nobody(cluster: Cluster) -> None:
     assert cluster.engines() == engines
 
 
-def test_a_lost_holder_is_replaced_and_its_engine_goes_on(cluster: Cluster) -> None:
-    engines, before = cluster.engines(), cluster.owner("chat-0")
+def test_every_replica_is_an_actor_in_the_placement_group_of_its_slice(cluster: Cluster) -> None:
+    found, engines = cluster.actors(), cluster.engines()
+    assert {name for name in found if name.startswith(("replica|", "holder|"))} == {"replica|chat-0", "replica|chat-1"}
+    for replica in ("chat-0", "chat-1"):
+        its, key = found[f"replica|{replica}"], _slice_of(cluster, replica)
+        assert (its["pid"], its["engine_pid"]) == (cluster.owner(replica), engines[replica])
+        assert its["group"] == f"sliceway|{replica}|chat|{key.replace('/', '|', 1)}"
+        assert its["shown"] == f"{replica} on {key}"
+
+
+def test_a_replicas_lost_actor_is_replaced_and_its_engine_goes_on(cluster: Cluster) -> None:
+    engines, before, other = cluster.engines(), cluster.owner("chat-0"), cluster.owner("chat-1")
     assert before is not None
     os.kill(before, signal.SIGKILL)
-    until(lambda: cluster.owner("chat-0") not in (None, before), what="another holder, which its node was told of")
+    until(lambda: cluster.owner("chat-0") not in (None, before), what="another actor, which its node was told of")
+    assert cluster.owner("chat-1") == other
+    assert cluster.ready(0) == cluster.ready(1) == {"chat-0", "chat-1"}
+    assert cluster.engines() == engines
+
+
+def test_engines_go_on_when_what_they_belong_to_is_changed(cluster: Cluster) -> None:
+    assert cluster.up is not None
+    engines = cluster.engines()
+    for actors, title in (("node", "ray::SliceHolder"), ("replica", "ray::ReplicaActor")):
+        before = cluster.owners()
+        cluster.configure(actors=actors)
+        cluster.up.send_signal(signal.SIGHUP)
+        until(partial(_all_titled, cluster, title), what=title)
+        until(partial(_ended, before), what="that the others have ended")
     assert cluster.ready(0) == cluster.ready(1) == {"chat-0", "chat-1"}
     assert cluster.engines() == engines
 
@@ -359,8 +428,15 @@ def test_an_engine_upgrade_replaces_one_node_after_another_and_no_request_fails(
 
 def test_gateways_and_controllers_are_replaced_and_no_request_fails(cluster: Cluster) -> None:
     engines, before = cluster.engines(), cluster.own_processes()
-    address = cluster.said().partition("cluster at ")[2].partition(";")[0]
-    command = [SLICEWAY, "node", "upgrade", address, "--token-file", str(cluster.state / "cluster.token"), "--json"]
+    command = [
+        SLICEWAY,
+        "node",
+        "upgrade",
+        cluster.address,
+        "--token-file",
+        str(cluster.state / "cluster.token"),
+        "--json",
+    ]
     with Asking(cluster, 0) as first, Asking(cluster, 1) as second:
         done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -378,10 +454,12 @@ def test_gateways_and_controllers_are_replaced_and_no_request_fails(cluster: Clu
 
 def test_replicas_follow_demand_at_either_gateway_down_to_none_and_up_over_both_nodes(cluster: Cluster) -> None:
     assert cluster.up is not None
+    actors = cluster.owners()
     cluster.configure(*SLOWER, replicas={"min": 0, "max": 2})
     cluster.up.send_signal(signal.SIGHUP)
     until(lambda: cluster.ready(0) == cluster.ready(1) == set(), what="a model that sleeps without requests")
     until(lambda: not cluster.engines(), what="its engines' end")
+    until(partial(_ended, actors), what="the end of its replicas' actors")
     until(lambda: "chat: 0 replicas by demand, of 0 to 2" in cluster.said(), what="that it does", seconds=30)
     taken_over = cluster.said().count("taken over")
     with contextlib.ExitStack() as several:

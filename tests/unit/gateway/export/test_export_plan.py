@@ -214,6 +214,13 @@ def test_a_model_that_sleeps_is_left_out_with_a_note(export: Export) -> None:
     assert {m["name"] for m in found.cluster.config["models"]} == {"small", "sleeper"}  # type: ignore[attr-defined]
 
 
+def test_what_engines_belong_to_is_carried_into_the_cluster_alone(export: Export) -> None:
+    found = export(cluster={"actors": "node"})
+    assert found.cluster.config["cluster"] == {"actors": "node"}
+    assert "cluster" not in found.gateway.config
+    assert "cluster" not in export().cluster.config
+
+
 def test_models_elsewhere_stay_where_they_are(export: Export) -> None:
     found = export(models=[small(), {"name": "far", "endpoints": ["http://far:80"]}])
     assert {"name": "far", "endpoints": ["http://far:80"]} in found.gateway.config["models"]  # type: ignore[operator]
