@@ -51,8 +51,7 @@ def apply_on_ray(
     1 where not all of it could be done.
 
     Raises what `layout_transition` does, StalePlan where the head works by another configuration, where the plan in `plan_file` is not the one
-    that would be carried
-    out, or anything changes meanwhile, TransitionBlocked, and what planning and `survey_of` raise.
+    that would be carried out, or anything changes meanwhile, TransitionBlocked, and what planning and `survey_of` raise.
     """
     reviewed = ReviewedPlan.read(plan_file) if plan_file is not None else None
     plan = _planned(config, survey_of(address, token), reviewed, allow_dip=allow_dip)
@@ -148,20 +147,21 @@ class _Go:
         """Have the head take the steps, and show each as it begins. Raises StalePlan, ClusterUnreachable."""
         if not transition.steps:
             return Outcome((), ())
-        self._begin(survey, transition)
+        _begin(self.address, survey, transition, allow_mode_change=self.allow_mode_change)
         labels = {} if self.quiet else labels_of(survey.gpus)
         return follow(_told(self.address), lambda step, what: None if self.quiet else show_step(step, what, labels))
 
-    def _begin(self, survey: Survey, transition: Transition) -> None:
-        import ray
 
-        from placement.cluster.asking import asking
-        from placement.cluster.transitions import digest
+def _begin(address: str, survey: Survey, transition: Transition, *, allow_mode_change: bool) -> None:
+    import ray
 
-        record = json.dumps(public_record(Record(replace(transition, wanted=digest(survey.config)), datetime.now(UTC))))
-        with asking("the cluster's head", self.address):
-            begun: Any = head_of(self.address).carry_out.remote(record, allow_mode_change=self.allow_mode_change)
-            ray.get(begun, timeout=_ANSWER_SECONDS)
+    from placement.cluster.asking import asking
+    from placement.cluster.transitions import digest
+
+    record = json.dumps(public_record(Record(replace(transition, wanted=digest(survey.config)), datetime.now(UTC))))
+    with asking("the cluster's head", address):
+        begun: Any = head_of(address).carry_out.remote(record, allow_mode_change=allow_mode_change)
+        ray.get(begun, timeout=_ANSWER_SECONDS)
 
 
 def _told(address: str) -> Iterator[Mapping[str, Any] | None]:

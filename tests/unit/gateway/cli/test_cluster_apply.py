@@ -20,6 +20,7 @@ from placement.cluster.survey import Survey, SurveyedNode
 from placement.cluster.testing import made_gpu
 from placement.errors import StalePlan, TransitionBlocked
 from placement.transition import Place, Step
+from placement.transition.steps import Transition
 
 MODELS = Path(__file__).parents[4] / "configs" / "examples" / "models"
 STEPS = tuple(
@@ -143,13 +144,45 @@ def test_another_configuration_than_the_heads_is_refused(head: Any) -> None:
     assert head.begun == []
 
 
-def test_layouts_are_to_be_cut_before(head: Any) -> None:
-    with pytest.raises(ConfigError, match=r"a GPU 0 .* is not cut as"):
-        head.apply(config(layouts=[{"layout": ["1g.10gb"]}]))
+def test_layouts_are_cut_before_the_plan_is_made(head: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = config(layouts=[{"layout": ["1g.10gb@0"]}])
+    told_to_cut: list[list[str]] = []
+
+    def begin(_: str, __: Survey, transition: Transition, **___: bool) -> None:
+        told_to_cut.append([str(step) for step in transition.steps])
+        head.gpus = (made_gpu(0, holds=("1g.10gb@0",)),)
+
+    monkeypatch.setattr(cluster_apply, "_begin", begin)
+    done = head.apply(asked, "--json")
+    found = json.loads(done.stdout)
+    assert told_to_cut == [
+        ["create a/GPU-0/1g.10gb@0"],
+        ["start small-0 on a/GPU-0/1g.10gb@0", "check small-0 on a/GPU-0/1g.10gb@0"],
+    ]
+    assert [(g["gpu"], g["result"]) for g in found["gpus"]] == [("a/GPU-0", "changed")]
+    assert (done.exit_code, found["ok"], found["changed"]) == (0, True, True)
+    assert "a GPU 0" in head.apply(asked).output
+
+
+def test_layouts_that_could_not_be_cut_end_it_and_nothing_is_planned(
+    head: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = {"code": "x", "message": "the driver is gone", "where": "a", "remedy": "look"}
+    monkeypatch.setattr(cluster_apply, "_told", lambda _: iter([told(0, error=error)]))
+    done = head.apply(config(layouts=[{"layout": ["1g.10gb@0"]}]), "--drain", "--json")
+    found = json.loads(done.stdout)
+    assert (done.exit_code, found["ok"], head.begun) == (1, False, [False])
+    assert [g["result"] for g in found["gpus"]] == ["failed"]
+    assert found["fleet"]["error"]["message"] == "the driver is gone"
+
+
+def test_what_a_configuration_that_is_not_the_heads_says_is_not_cut(head: Any) -> None:
+    with pytest.raises(StalePlan, match="works by another configuration"):
+        head.apply(config(replicas=2, layouts=[{"layout": ["1g.10gb@0"]}]))
     assert head.begun == []
 
 
-@pytest.mark.parametrize("words", [("--drain",), ("--layouts-only",), ("--simulate", "h100-sxm:1")])
+@pytest.mark.parametrize("words", [("--layouts-only",), ("--simulate", "h100-sxm:1")])
 def test_what_means_nothing_on_a_cluster_is_refused(head: Any, words: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="a cluster's"):
         head.apply(config(), *words)
