@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import re
@@ -34,14 +35,18 @@ from placement.cluster.members import Owner, Versions
 from placement.cluster.node import NodePaths
 from placement.cluster.offers import JOIN_PREFIX, NODE_UNITS, node_resource, offered
 from placement.cluster.processes import ends
+from placement.cluster.ray_words import kept_from_terminal
 from placement.cluster.seats import owner_lives
 from placement.replicas.procfs import ProcessIdentity
 from placement.slices import Inventory
+
+log = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
 NAME_SECONDS = 120.0  # Ray takes a machine that is off for lost after five looks of ten seconds
 _STOP_SECONDS = 20.0
 _LOOK_SECONDS = 0.5
+_LOST_SECONDS = 15.0
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _RAY_ENVIRONMENT = {
     # Ray looks at GPUs as whole cards, and would hide a slice from its engine.
@@ -137,6 +142,7 @@ class Raylet:
                 start_new_session=True,
             )
         self._log = logs / "ray.log"
+        self.first = address is None
         self._record = _record(machine)
         if (identity := ProcessIdentity.of(self._process.pid)) is not None:
             owner = Owner(pid=identity.pid, start_ticks=identity.start_ticks, boot_id=identity.boot_id)
@@ -158,20 +164,28 @@ class Raylet:
         Raises ClusterUnreachable, NodeMismatch, TokenRefused; SliceHeld where another machine is in the books under this name and
         does not go.
         """
-        began, there = time.monotonic(), 0.0
+        began, there, away = time.monotonic(), 0.0, _Away(self.address)
         while time.monotonic() - began < (NAME_SECONDS if there else START_SECONDS) and not self.ended:
             if stop.is_set():
                 return False
             if not ray.is_initialized():
                 self._connect(stop)
+            elif away.for_long():
+                break
             elif (there := units_of(node, self._own, there)) == NODE_UNITS:
                 return True
             stop.wait(0.2)
-        if there and not self.ended:
+        if there and not self.ended and not away.for_long():
             raise SliceHeld(
                 f"another machine has joined {self.address} as {node!r} already",
                 where=node,
                 remedy="Give this one another --name. One that has lost its power is forgotten after about a minute.",
+            )
+        if self.first:
+            raise ClusterUnreachable(
+                f"Ray on this machine is not at work: {self.last_words()}",
+                where=str(self._log),
+                remedy="The log says more. Where the machine has much else to do Ray gives up after half a minute: run this again then.",
             )
         raise ClusterUnreachable(
             f"this machine could not join the cluster at {self.address}: {self.last_words()}",
@@ -196,6 +210,24 @@ class Raylet:
         """End it, and what Ray has started on this machine for it."""
         end_group(self._process)
         self._record.unlink(missing_ok=True)
+
+
+class _Away:
+    """Whether nobody answers at a cluster's address any more: a minute later Ray would end the process that was connected to it."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._since: float | None = None
+
+    def for_long(self) -> bool:
+        now = time.monotonic()
+        try:
+            knock(self._address)
+        except ClusterUnreachable:
+            self._since = now if self._since is None else self._since
+        else:
+            self._since = None
+        return self._since is not None and now - self._since >= _LOST_SECONDS
 
 
 def units_of(node: str, own: str, before: float) -> float:
@@ -282,7 +314,8 @@ def _introduce(address: str) -> None:
     half a minute. Raises RayError.
     """
     ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one the client would abort
-    GcsClient(address=address)
+    with kept_from_terminal(log.info):  # it is raised as well
+        GcsClient(address=address)
 
 
 def offer(machine: Machine, address: str, stop: threading.Event) -> bool:

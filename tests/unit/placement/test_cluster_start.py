@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from placement.cluster.errors import ClusterUnreachable, NodeMismatch, SliceHeld, TokenRefused
 from placement.cluster.members import Owner
+from placement.cluster.ray_words import kept_from_terminal
 from placement.replicas.procfs import ProcessIdentity
 
 start = pytest.importorskip("placement.cluster.start", exc_type=ImportError)
@@ -87,12 +89,14 @@ class Joining:
     """In the place of a raylet that runs, before whose node's name the books say `units`, one after another; or the books themselves."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *units: float | dict[str, float] | Exception) -> None:
-        self.ended, self.address, self.left = False, "127.0.0.1:1", list(units)
+        self.ended, self.first, self.address, self.left = False, False, "127.0.0.1:1", list(units)
+        self.answers = True
         self._own = "sliceway-join:me"
         self.log = self._log = Path("ray.log")
         self.seconds = 0.0
         monkeypatch.setattr(start.ray, "is_initialized", lambda: True)
         monkeypatch.setattr(start.ray, "cluster_resources", self._resources)
+        monkeypatch.setattr(start, "knock", self._knock)
         monkeypatch.setattr(start, "time", SimpleNamespace(monotonic=lambda: self.seconds))
 
     def _resources(self) -> dict[str, float]:
@@ -102,6 +106,10 @@ class Joining:
         if isinstance(found, dict):
             return found
         return {"sliceway-node:n1": found, self._own: 1.0} if found else {}
+
+    def _knock(self, address: str) -> None:
+        if not self.answers:
+            raise ClusterUnreachable(f"no cluster answers at {address}")
 
     def _connect(self, _: object) -> None:
         pytest.fail("it is connected")
@@ -134,6 +142,35 @@ def test_a_machine_that_is_not_in_the_books_yet_takes_no_other_one_for_itself(mo
         Joining(monkeypatch, other, other, 1000.0 + 1000.0).join()
     with pytest.raises(ClusterUnreachable, match="could not join"):
         Joining(monkeypatch, other).join()
+
+
+def test_a_cluster_that_ends_while_a_machine_waits_for_its_name_is_left_before_ray_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = Joining(monkeypatch, 2000.0)
+    one.answers = False
+    with pytest.raises(ClusterUnreachable, match="could not join the cluster at"):
+        one.join()
+    assert one.seconds < 60, "so long Ray waits"
+
+
+def test_a_first_machine_whose_ray_does_not_start_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Joining(monkeypatch, 0.0)
+    one.ended = one.first = True
+    with pytest.raises(ClusterUnreachable, match="Ray on this machine is not at work: Ray runtime") as refused:
+        one.join()
+    assert "--token-file" not in str(refused.value.remedy)
+
+
+def test_what_rays_own_parts_write_is_noted_and_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    with kept_from_terminal(said.append):
+        os.write(2, b"gcs_client.cc:210: Unauthenticated\n")
+    os.write(2, b"error: in our words\n")
+    with kept_from_terminal(said.append):
+        pass
+    assert said == ["gcs_client.cc:210: Unauthenticated"]
+    assert capfd.readouterr().err == "error: in our words\n"
 
 
 def test_a_machine_whose_earlier_self_is_forgotten_in_time_joins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +304,7 @@ def test_a_record_of_ray_that_makes_no_sense_is_none(content: str, tmp_path: Pat
 def test_what_ray_said_last_is_told_without_colours(tmp_path: Path) -> None:
     log = tmp_path / "ray.log"
     log.write_text("first\n\x1b[36m\x1b[1m--block\x1b[22m\x1b[39m\n\x1b[0m\n", encoding="utf-8")
-    left = SimpleNamespace(ended=True, address="127.0.0.1:1", _log=log)
+    left = SimpleNamespace(ended=True, first=False, address="127.0.0.1:1", _log=log)
     left.last_words = lambda: start.Raylet.last_words(left)
     with pytest.raises(ClusterUnreachable, match="this machine could not join") as refused:
         start.Raylet.wait_until_joined(left, "node", threading.Event())
