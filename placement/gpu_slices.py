@@ -101,12 +101,7 @@ def _mig_notes(gpu: GpuState) -> Iterator[str]:
             f"GPU {gpu.index}: {instance.name} is left out, it has {_compute(instance)} instead of one whole compute "
             f"instance. `sliceway apply` completes or removes it."
         )
-    if not any(i.complete for i in gpu.instances):
-        yield (
-            f"GPU {gpu.index} has MIG on and no usable instance, so nothing can run on it. Name its layout in "
-            f"fleet.layouts and run `sliceway apply`, or switch MIG off."
-        )
-    elif not gpu.instances_known:
+    if any(i.complete for i in gpu.instances) and not gpu.instances_known:
         yield (
             f"GPU {gpu.index}: where its instances lie may be read by root only, or by who may read "
             f"/dev/nvidia-caps/nvidia-cap2 (mig/monitor); they are named by their GPU instance ids."
@@ -116,6 +111,17 @@ def _mig_notes(gpu: GpuState) -> Iterator[str]:
             f"GPU {gpu.index}: persistence mode is off, so MIG mode and instances go whenever the driver is unloaded. "
             f"Run nvidia-persistenced."
         )
+
+
+def unused_notes(gpus: Iterable[GpuState], *, planned: bool) -> Iterator[str]:
+    """Of GPUs on which nothing can run, what would change that. `planned`: what no layout names is cut by plans."""
+    for gpu in gpus:
+        if not gpu.mig or any(i.complete for i in gpu.instances):
+            continue
+        remedy = "Name its layout in fleet.layouts and run `sliceway apply`, or switch MIG off."
+        if planned:
+            remedy = "`sliceway plan CONFIG` shows what a plan would make there, if it needs it."
+        yield f"GPU {gpu.index} has MIG on and no usable instance, so nothing can run on it. {remedy}"
 
 
 def _compute(instance: GpuInstance) -> str:

@@ -9,6 +9,7 @@ from model_registry.errors import ConfigError
 from placement.core_shares import share_cores
 from placement.cores import format_cores, parse_cores
 from placement.errors import InventoryError
+from placement.gpu_slices import unused_notes
 from placement.host import SHARE_FOR_SLICES, Host, cut, read_host
 from placement.nvml import NvidiaState, read_nvidia
 from placement.schema import ExplicitSlice, FleetConfig, SimulatedFleet
@@ -31,18 +32,25 @@ def observe(fleet: FleetConfig, sources: Sources | None = None) -> Inventory:
     """
     sources = sources or Sources()
     if fleet.slices:
-        return _with_cores(_explicit(fleet.slices, sources), fleet, sources)
+        return _with_cores(_explicit(fleet, sources), fleet, sources)
     if fleet.discover == "none":
         return Inventory((), notes=("Discovery is off and fleet.slices lists none.",))
     if fleet.discover == "cpu":
         return _cores(fleet, sources)
-    nvidia = sources.nvidia()
+    nvidia = _nvidia(fleet, sources)
     if isinstance(fleet.discover, SimulatedFleet):
         return _simulated(fleet, nvidia, sources)
     if fleet.discover == "nvidia" or nvidia.slices:
         return _gpus(fleet, nvidia, sources)
     cores = _cores(fleet, sources)
     return replace(cores, notes=(*nvidia.notes, *cores.notes))
+
+
+def _nvidia(fleet: FleetConfig, sources: Sources) -> NvidiaState:
+    """What the driver shows, with what helps against GPUs that hold nothing, as `fleet` is cut."""
+    found = sources.nvidia()
+    unused = unused_notes(found.gpus, planned=fleet.partition == "planned")
+    return replace(found, notes=(*found.notes, *unused))
 
 
 def _cores(fleet: FleetConfig, sources: Sources) -> Inventory:
@@ -88,9 +96,10 @@ def _simulated(fleet: FleetConfig, nvidia: NvidiaState, sources: Sources) -> Inv
     return _of(fleet, nvidia, sources)
 
 
-def _explicit(listed: tuple[ExplicitSlice, ...], sources: Sources) -> Inventory:
+def _explicit(fleet: FleetConfig, sources: Sources) -> Inventory:
+    listed = fleet.slices
     host = sources.host() if any(s.kind == "cpu" for s in listed) else None
-    nvidia = sources.nvidia() if any(s.kind != "cpu" for s in listed) else NvidiaState()
+    nvidia = _nvidia(fleet, sources) if any(s.kind != "cpu" for s in listed) else NvidiaState()
     known = {s.uuid: s for s in nvidia.slices}
     slices: list[Slice] = []
     for i, wanted in enumerate(listed):

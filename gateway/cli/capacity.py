@@ -57,8 +57,8 @@ def capacity_command(
     products = _products(loaded, gpu or [])
     named = _named(loaded) | _given(price or [])
     prices = _prices(loaded, products, named)
-    if chart is not None and chart.suffix.lower() != ".svg":
-        raise ConfigError(f"{chart.name} would hold an SVG picture", where="--chart", remedy="Name it .svg.")
+    if chart is not None:
+        _refuse_unwritable(chart)
     cards = [Card.of(p) for p in products]
     work = demanded(loaded, cards)
     found = capacity(
@@ -71,15 +71,20 @@ def capacity_command(
     )
     priced = bool(named)
     assumed = sorted(prices.keys() - named.keys()) if priced else []
+    unused = sorted(_given(price or []).keys() - prices.keys())
     if chart is not None:
         _write(chart, svg(bars_of(found, priced=priced), title="Cost per hour" if priced else "GPUs", priced=priced))
     if as_json:
         unreadable = {name: error.as_dict() for name, error in work.unreadable.items()}
-        known = {"prices": prices if priced else None, "assumed_prices": assumed}
+        known = {"prices": prices if priced else None, "assumed_prices": assumed, "unused_prices": unused}
         print_json(found.as_public() | known | {"unreadable": unreadable, "estimate": True})
     else:
         _show(found, work, priced=priced)
         show_assumed_prices({name: prices[name] for name in assumed}, also=", or with --price")
+        if unused:
+            err.print(
+                f"[yellow]--price {escape(', '.join(unused))}[/]: no such card was asked about (--gpu)", highlight=False
+            )
         if chart is not None:
             out.print(f"[dim]· The picture is in {escape(str(chart))}.[/]", highlight=False)
     raise typer.Exit(0 if found.best.meets_all and not work.unreadable else 1)
@@ -131,6 +136,20 @@ def _amount(text: str) -> float:
 def _named(config: Config) -> dict[str, float]:
     catalogue = load_catalogue()
     return {catalogue.product(name).name: price for name, price in config.fleet.prices.items()}
+
+
+def _refuse_unwritable(chart: Path) -> None:
+    """Before anything is worked out: a picture that could not be written would be told of last."""
+    if chart.suffix.lower() != ".svg":
+        raise ConfigError(f"{chart.name} would hold an SVG picture", where="--chart", remedy="Name it .svg.")
+    if chart.is_dir():
+        raise ConfigError("this is a directory", where=f"--chart {chart}", remedy=f"Name a file: {chart / 'cost.svg'}.")
+    if not chart.parent.is_dir():
+        raise ConfigError(
+            f"there is no directory {chart.parent}",
+            where=f"--chart {chart}",
+            remedy="Name a file in a directory that is there.",
+        )
 
 
 def _write(path: Path, text: str) -> None:

@@ -221,14 +221,14 @@ def _reviewed(config: Config, file: Path | None, *, layouts_only: bool, allow_di
         return None
     reviewed = ReviewedPlan.read(file)
     now = None if layouts_only else planned_fleet(config, allow_dip=allow_dip)
-    engines = None if layouts_only else told_changes(config, now)
+    engines = None if layouts_only else told_changes(config, now, quiet=True)
     reviewed.check(_planned(config), now.answer if now is not None else None, engines)
     return reviewed
 
 
 def _refuse_dip(config: Config) -> None:
-    """Where a fleet is planned, that is known when the plan is."""
-    changes = None if plans_fleet(config) else told_changes(config, None)
+    """Where a fleet is planned, that is known when the plan is. What cannot be told is said once, afterwards."""
+    changes = None if plans_fleet(config) else told_changes(config, None, quiet=True)
     if changes is not None:
         refuse_dip(changes)
 

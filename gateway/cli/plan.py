@@ -104,11 +104,15 @@ def planned_fleet(config: Config, *, asked: bool = False, allow_dip: bool = Fals
     return PlannedFleet(found, gpus, reserved_slices(config, gpus), driver.left_out())
 
 
-def told_changes(config: Config, fleet: PlannedFleet | None) -> Changeover | None:
-    """What becomes of engines that run by earlier settings, after the plan's steps; None, and why, where that cannot be told."""
+def told_changes(config: Config, fleet: PlannedFleet | None, *, quiet: bool = False) -> Changeover | None:
+    """What becomes of engines that run by earlier settings, after the plan's steps; None, and why unless `quiet`, where that cannot be
+    told.
+    """
     try:
         return engine_changes(config, fleet.answer if fleet is not None else None)
     except SlicewayError as error:
+        if quiet:
+            return None
         err.print(f"[yellow]which engines are replaced cannot be told[/]: {escape(str(error))}", highlight=False)
         return None
 

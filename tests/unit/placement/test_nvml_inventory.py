@@ -11,7 +11,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from placement.gpu_slices import notes_of
+from placement.gpu_slices import notes_of, unused_notes
 from placement.gpus import Recovery
 from placement.nvml import profile_name, read_nvidia
 from placement.slices import SliceKind
@@ -33,7 +33,15 @@ def test_a_whole_gpu_is_one_slice(nvml: Callable[..., Any]) -> None:
 def test_a_gpu_cut_but_without_instances_can_run_nothing_and_says_so(nvml: Callable[..., Any]) -> None:
     state = read_nvidia(nvml("h100-sxm", mig=True))
     assert state.slices == ()
-    assert "no usable instance" in " ".join(state.notes)
+    layouts, planned = (tuple(unused_notes(state.gpus, planned=planned)) for planned in (False, True))
+    assert layouts == (
+        "GPU 0 has MIG on and no usable instance, so nothing can run on it. Name its layout in fleet.layouts and run "
+        "`sliceway apply`, or switch MIG off.",
+    )
+    assert planned == (
+        "GPU 0 has MIG on and no usable instance, so nothing can run on it. `sliceway plan CONFIG` shows what a plan would "
+        "make there, if it needs it.",
+    )
 
 
 def make_instance(n: Any, enum: int, start: int) -> None:

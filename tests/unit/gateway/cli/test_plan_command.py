@@ -21,7 +21,7 @@ from gateway.layouts import machine_of
 from gateway.planning import answer, reservations
 from model_registry.errors import ConfigError, SlicewayError, UnknownProduct
 from placement.changeover import Changeover, Replacement
-from placement.errors import StalePlan, TransitionBlocked
+from placement.errors import PlacementError, StalePlan, TransitionBlocked
 from placement.nvml.partition import NvmlPartitioner
 from placement.partition import apply as apply_layouts
 from placement.partition import plan as plan_layouts
@@ -340,6 +340,15 @@ def test_capacity_names_cards_costs_and_whole_cards(config: Write) -> None:
     assert {m["model"] for m in found["models"]} == {"chat", "small"}
 
 
+def test_a_gpu_of_a_planned_fleet_that_holds_nothing_is_for_plans(config: Write) -> None:
+    path = config()
+    run("apply", path)
+    shown = run("slices", path).stdout
+    assert "GPU 1 has MIG on and no usable instance" in shown
+    assert "shows what a plan would make there" in shown
+    assert "fleet.layouts" not in shown
+
+
 def test_capacity_draws_its_comparison(config: Write, tmp_path: Path) -> None:
     picture = tmp_path / "cost.svg"
     shown = run("capacity", config(), "--gpu", "h100-sxm", "--gpu", "a100-80gb", "--chart", picture).stdout
@@ -352,6 +361,31 @@ def test_capacity_draws_its_comparison(config: Write, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="SVG") as refused:
         run("capacity", config(), "--gpu", "h100-sxm", "--chart", tmp_path / "cost.png")
     assert refused.value.where == "--chart"
+    absent = tmp_path / "nowhere" / "cost.svg"
+    with pytest.raises(ConfigError, match="there is no directory"):
+        run("capacity", config(), "--gpu", "h100-sxm", "--chart", absent)
+    assert not absent.parent.exists()
+    folder = tmp_path / "cost.svg.svg"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match="this is a directory"):
+        run("capacity", config(), "--gpu", "h100-sxm", "--chart", folder)
+
+
+def test_a_price_of_a_card_that_nobody_asked_about_is_told(config: Write) -> None:
+    words = ("capacity", config(), "--gpu", "h100-sxm", "--price", "h100-sxm=2.5", "--price", "a30=0.5")
+    assert "--price A30-24GB: no such card was asked about (--gpu)" in run(*words).stderr
+    assert told(*words)["unused_prices"] == ["A30-24GB"]
+    assert told(*words)["prices"] == {"H100-80GB-SXM": 2.5}
+
+
+def test_what_cannot_be_told_of_engines_is_said_once(config: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> Changeover:
+        raise PlacementError("no engine's journal can be read")
+
+    monkeypatch.setattr("gateway.cli.plan.engine_changes", unknown)
+    fleet = "layouts: [{layout: {3g.40gb: 2}}]"
+    done = run("apply", config(fleet=fleet, rest=SMALL.replace("  - name", "models:\n  - name")))
+    assert done.stderr.count("which engines are replaced cannot be told") == 1
 
 
 def test_a_price_that_nobody_named_is_told_where_others_are_named(config: Write) -> None:
@@ -420,13 +454,13 @@ def test_a_plan_is_refused_when_engines_would_be_replaced_of_which_it_does_not_t
     """Settings of engines that were changed since: the steps are the same."""
     path, file = reviewed(config, tmp_path)
     one = Replacement("chat-0", "chat", "beside", "s", False, False, "", 1, 0, 0.0, 9.0, 0.0, 9.0, "measured")
-    monkeypatch.setattr("gateway.cli.layouts.told_changes", lambda *_: Changeover((one,)))
+    monkeypatch.setattr("gateway.cli.layouts.told_changes", lambda *_, **__: Changeover((one,)))
     with pytest.raises(StalePlan, match="another plan would be carried out by now"):
         run("apply", path, "--plan", file)
     assert not any(g.instances for g in machine_of(load_config(path)).driver.observe())
     file.write_text(run("plan", path, "--json").stdout, encoding="utf-8")
     slower = Changeover((replace(one, seconds=12.0, start_seconds=12.0),))
-    monkeypatch.setattr("gateway.cli.layouts.told_changes", lambda *_: slower)
+    monkeypatch.setattr("gateway.cli.layouts.told_changes", lambda *_, **__: slower)
     assert told("apply", path, "--plan", file)["fleet"]["ok"]
 
 
