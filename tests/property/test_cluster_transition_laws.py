@@ -7,11 +7,8 @@ them still sends requests to it would fail some.
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from random import Random
+from dataclasses import replace
 
 import pytest
 from hypothesis import event, given, settings
@@ -20,110 +17,23 @@ from hypothesis import strategies as st
 from model_registry.catalogue import load_catalogue
 from model_registry.geometry import Placement
 from model_registry.schema import ModelConfig
-from placement.cluster.cutting import CutOrder, cut
-from placement.cluster.errors import NodeLost
-from placement.cluster.head import ClusterGoal, Head
-from placement.cluster.members import NodeOrder, NodeReport, Seat, Word, slice_key
-from placement.cluster.nodes import Hold
-from placement.cluster.survey import NodeGpus, Survey, fleet_of, layouts_of
-from placement.cluster.testing import VERSIONS, FakeBooks, FakeDriver, FakeStore, fits_anywhere, made_gpu, node_table
+from placement.cluster.cutting import CutOrder
+from placement.cluster.head import ClusterGoal
+from placement.cluster.survey import Survey, fleet_of, layouts_of
+from placement.cluster.testing import FakeDriver, fits_anywhere, made_gpu
+from placement.cluster.testing_laws import FakeNode, LawfulCluster
 from placement.cluster.transitions import digest
 from placement.errors import SliceInUse, StalePlan
-from placement.gpu_slices import slices_of
 from placement.planner.plan import plan
 from placement.planner.types import Constraints, FleetPlan, ModelDemand, Option, Problem, Reservation
 from placement.policy import PlanningConfig
-from placement.slices import Slice
-from placement.table import ModelRow, ReplicaState, RoutingTable
-from placement.testing import FakeClock
+from placement.table import ModelRow
 from placement.transition.planning import plan_transition
 from placement.transition.steps import Transition
 
 PRODUCT = load_catalogue().product("a30").name
 PROFILES = ("1g.6gb", "2g.12gb", "4g.24gb")
 MODELS = ("chat", "code")
-
-
-@dataclass
-class FakeNode:
-    """A node whose controller takes a round to have an engine serve."""
-
-    driver: FakeDriver
-    up: bool = True
-    seats: dict[str, str] = field(default_factory=dict)
-    running: dict[str, str] = field(default_factory=dict)
-    ready: set[str] = field(default_factory=set)
-    broken: frozenset[str] = frozenset()
-    cutting: asyncio.Lock = field(default_factory=asyncio.Lock)
-    table: RoutingTable = field(default_factory=lambda: RoutingTable(generation=0))  # as its gateway knows it
-
-    @property
-    def slices(self) -> tuple[Slice, ...]:
-        return tuple(s for gpu in self.driver.gpus for s in slices_of(gpu))
-
-    def obey(self) -> None:
-        """Run the seats, end the rest."""
-        self.ready |= {r for r in self.running if r in self.seats}
-        self.running = {r: s for r, s in self.seats.items() if s in {one.id for one in self.slices}}
-        self.ready &= set(self.running)
-
-    def state(self, replica: str) -> ReplicaState:
-        if replica in self.broken:
-            return ReplicaState.FAILED
-        return ReplicaState.READY if replica in self.ready else ReplicaState.STARTING
-
-
-@dataclass
-class FakeNodes(FakeBooks):
-    nodes: dict[str, FakeNode]
-    cutting: int = 0
-    cuts: list[CutOrder] = field(default_factory=list)
-    generation: int = 0
-
-    def _up(self, node: str) -> FakeNode:
-        if not self.nodes[node].up:
-            raise NodeLost(node)
-        return self.nodes[node]
-
-    async def names(self) -> Sequence[str]:
-        return sorted(self.nodes)
-
-    async def report(self, node: str, known: str, wait_seconds: float) -> Word:
-        its = self._up(node)
-        report = NodeReport(
-            node=node,
-            address="10.0.0.1",
-            versions=VERSIONS,
-            boot="b",
-            slices=its.slices,
-            table=node_table(its.running, its.state),
-            running=its.running,
-            generation=its.table.generation,
-        )
-        return Word(report=report)
-
-    async def order(self, node: str, order: NodeOrder) -> None:
-        self._up(node).seats = dict(order.seats)
-
-    async def gpus(self, node: str) -> NodeGpus:
-        return NodeGpus(gpus=self._up(node).driver.observe())
-
-    async def cut(self, node: str, order: CutOrder) -> None:
-        known = self._up(node)
-        self.cutting += 1
-        self.cuts.append(order)
-        try:
-            async with known.cutting:  # as an agent does: the head that is killed may have asked for the same
-                taken = {*known.seats.values(), *known.running.values()}
-                with tempfile.TemporaryDirectory() as directory:
-                    await cut(known.driver, order, taken, Path(directory))
-        finally:
-            self.cutting -= 1
-
-    async def hold(self, seat: Seat) -> Hold:
-        """Ray gives it when the other one has let go."""
-        rival = self.rival(seat)
-        return Hold(seat, waits_for=rival) if rival else await super().hold(seat)
 
 
 def goal_of(replicas: Mapping[str, int], profiles: Mapping[str, tuple[str, ...]]) -> ClusterGoal:
@@ -139,91 +49,12 @@ def demands_of(replicas: Mapping[str, int], profiles: Mapping[str, tuple[str, ..
     )
 
 
-class Cluster:
-    """Nodes, a head that may be killed, and the laws, which are looked at in every round."""
+class Cluster(LawfulCluster):
+    """Nodes of so many GPUs, which work towards `goal_of` something."""
 
     def __init__(self, nodes: Iterable[str], gpus: int, seed: int) -> None:
-        self.nodes = FakeNodes({n: FakeNode(FakeDriver(tuple(made_gpu(i, "a30") for i in range(gpus)))) for n in nodes})
-        self.store, self.clock, self.random = FakeStore(), FakeClock(), Random(seed)
-        self.goal = goal_of({}, {})
-        self.head = self._new()
-        self.told: list[RoutingTable] = []
-        self.guaranteed: Mapping[str, float] = {}
-        self.carrying = False
-
-    def _new(self) -> Head:
-        return Head(self.nodes, self.store, self.clock, VERSIONS, secret="s")
-
-    async def kill(self) -> None:
-        self.head = self._new()
-        if (await self.head.restore()).config:
-            self.head.aim(self.goal)
-
-    async def round(self) -> None:
-        await self.head.step()
-        while self.nodes.cutting:  # noqa: ASYNC110 - a driver's calls are in threads
-            await asyncio.sleep(0)
-        news = await self.head.next_broadcast("", 0, timeout_seconds=0.001)
-        if news is not None:
-            self.told.append(news.table)
-        self._controllers()
-        for node in self.nodes.nodes.values():  # gateways hear of it some time
-            if self.told and self.random.random() < 0.6:
-                node.table = self.told[-1]
-        self._look()
-        await self.clock.sleep(0.5)
-
-    def _controllers(self) -> None:
-        """Every controller does as it was told. Nothing is ended that a gateway sends requests to."""
-        for name, node in self.nodes.nodes.items():
-            before = {r: s for r, s in node.running.items() if r in node.ready}
-            if node.up:
-                node.obey()
-            for replica, slice_id in before.items():
-                if self.carrying and node.running.get(replica) != slice_id:
-                    assert not self._asked(replica, slice_key(name, slice_id)), (
-                        f"{replica} was ended while it was asked"
-                    )
-            starting = [s.rpartition("/")[0] for r, s in node.running.items() if r not in node.ready]
-            assert not self.carrying or len(starting) == len(set(starting)), "two engines start on one GPU"
-
-    def _asked(self, replica: str, key: str) -> bool:
-        tables = [n.table for n in self.nodes.nodes.values() if n.up]
-        return any(
-            row.replica == replica and row.slice.id == key and row.state is ReplicaState.READY
-            for table in tables
-            for row in table.replicas
-        )
-
-    def _look(self) -> None:
-        """What gateways may ask and what serves is never less than what is guaranteed."""
-        if not self.carrying or not self.told:
-            return
-        serves: dict[str, float] = {}
-        for row in self.told[-1].replicas:
-            node, _, slice_id = row.slice.id.partition("/")
-            there = self.nodes.nodes[node]
-            if (
-                row.state is ReplicaState.READY
-                and row.replica in there.ready
-                and there.running[row.replica] == slice_id
-            ):
-                serves[row.model] = serves.get(row.model, 0.0) + 1.0
-        for model, least in self.guaranteed.items():
-            assert serves.get(model, 0.0) >= least - 1e-9, f"{model} serves {serves.get(model, 0.0)} of {least}"
-
-    async def settle(self) -> None:
-        """Until nothing changes any more."""
-        for _ in range(60):
-            await self.round()
-            status = self.head.status()
-            states = {r["state"] for r in status["replicas"]}  # type: ignore[attr-defined]
-            known = {n.table.generation for n in self.nodes.nodes.values() if n.up}
-            if states <= {"ready"} and known == {self.told[-1].generation if self.told else 0} and self._quiet():
-                return
-
-    def _quiet(self) -> bool:
-        return all(n.seats == n.running and set(n.running) == n.ready for n in self.nodes.nodes.values() if n.up)
+        bare = {n: FakeNode(FakeDriver(tuple(made_gpu(i, "a30") for i in range(gpus)))) for n in nodes}
+        super().__init__(bare, goal_of({}, {}), seed)
 
     async def planned(self, demands: Sequence[ModelDemand], limits: Constraints) -> tuple[Survey, FleetPlan]:
         survey = await self.head.survey()
@@ -264,6 +95,7 @@ ACCEPTED = st.fixed_dictionaries({m: st.sampled_from([(p,) for p in PROFILES[:2]
     gpus=st.integers(1, 2),
     reserve=st.booleans(),
     kills=st.frozensets(st.integers(0, 30), max_size=4),
+    restarts=st.integers(0, 3),
     seed=st.integers(0, 999),
 )
 def test_two_plans_one_after_the_other(
@@ -273,6 +105,7 @@ def test_two_plans_one_after_the_other(
     gpus: int,
     reserve: bool,
     kills: frozenset[int],
+    restarts: int,
     seed: int,
 ) -> None:
     async def play() -> None:
@@ -284,6 +117,7 @@ def test_two_plans_one_after_the_other(
             await cluster.settle()
             demands = demands_of(replicas, profiles)
             transition = await cluster.transition(demands, limits)
+            cluster.nodes.restarts = restarts
             outcome = await cluster.carry_out(transition, kills)
             assert outcome["ok"], outcome["error"]
             await cluster.settle()
@@ -370,7 +204,7 @@ async def test_a_node_that_is_lost_ends_it_and_its_replicas_are_seated_elsewhere
     outcome = cluster.head.transition()
     assert isinstance(outcome, dict)
     assert not outcome["under_way"]
-    assert outcome["error"]["code"] == "node_lost"
+    assert outcome["error"]["code"] == "node_lost"  # type: ignore[index]
     assert cluster.nodes.nodes["b"].ready >= {"chat-0", "chat-1"}
 
 
@@ -384,7 +218,7 @@ async def test_another_configuration_ends_it() -> None:
     await cluster.round()
     outcome = cluster.head.transition()
     assert isinstance(outcome, dict)
-    assert "another configuration" in outcome["error"]["message"]
+    assert "another configuration" in outcome["error"]["message"]  # type: ignore[index]
     assert replicas_of(cluster)["chat-0"] == "ready"
 
 
