@@ -25,6 +25,8 @@ from placement.transition.steps import Step
 
 CUT_SECONDS = 180.0
 CHECK_SECONDS = 60.0
+AWAY_SECONDS = 30.0
+"""How long a node without replicas is waited for that does not answer; one with replicas as long as the head waits for any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Carrying:
         self._told: dict[int, int] = {}
         self._cut: set[int] = set()
         self._errors: dict[int, SlicewayError] = {}
+        self._unanswered: dict[int, SlicewayError] = {}
+        self._away: dict[str, float] = {}
 
     @property
     def over(self) -> bool:
@@ -77,8 +81,10 @@ class Carrying:
 
     @property
     def reserved(self) -> dict[str, str]:
-        """Notes of the slices that it has made for other work so far; when it is over also of those that a node may still make."""
-        made = {*self.record.done, *(self._since if self.over else ())}
+        """Notes of the slices that it has made for other work so far, and of those that a node may have been told to make, be it by a head
+        before this one.
+        """
+        made = {*self.record.done, *(s.number for s in self._ready())}
         return {
             s.place.slice_id: s.reserved
             for s in self.record.transition.steps
@@ -95,6 +101,8 @@ class Carrying:
         now = dict(seats)
         if (trouble := self._trouble(now, seen)) is not None:
             self._fail(self.record.left[0], trouble)
+            return now
+        if self._away:
             return now
         while done := [s for s in self._ready() if self._is_done(s, now, seen)]:
             for step in done:
@@ -125,6 +133,10 @@ class Carrying:
             self._cut.add(step.number)
         else:
             self._errors[step.number] = error
+
+    def unanswered(self, step: Step, error: SlicewayError) -> None:
+        """A node was told to cut and said nothing."""
+        self._unanswered[step.number] = error
 
     def told(self, table: RoutingTable) -> None:
         """`table` is what gateways are told: who leaves, and who serves."""
@@ -190,7 +202,10 @@ class Carrying:
     def _trouble(self, seats: Mapping[str, Seat], seen: Round) -> SlicewayError | None:
         """What ends it whatever step it is at."""
         needed = {node_of(step) for step in self.record.left}
-        lost = sorted((needed - set(seen.reports)) | {s.node for s in seats.values() if s.node not in seen.alive})
+        self._away = {node: self._away.get(node, seen.now) for node in needed - seen.alive}
+        gone = {node for node, since in self._away.items() if seen.now - since > AWAY_SECONDS}
+        disobedient = (needed & seen.alive) - seen.reports.keys()
+        lost = sorted(gone | disobedient | {s.node for s in seats.values() if s.node not in seen.alive})
         if lost:
             return NodeLost(
                 f"node {lost[0]!r} does not take part any more",
@@ -216,7 +231,8 @@ class Carrying:
             return StalePlan(f"{step}: there is no such slice", remedy="Plan again: sliceway plan CONFIG --ray.")
         waited = seen.now - self._since.get(step.number, seen.now)
         if waited > self._most_seconds(step):
-            why = report.waiting.get(str(step.replica), "`sliceway node list` shows what it does")
+            silence = self._unanswered.get(step.number)
+            why = report.waiting.get(str(step.replica), silence or "`sliceway node list` shows what it does")
             return NotCarriedOut(f"{step}: not done after {waited:.0f} s: {why}", where=str(step.place))
         return None
 

@@ -26,7 +26,7 @@ from placement.cluster.eligible import in_use, problems_of
 from placement.cluster.failed_starts import FailedStart, FailedStarts
 from placement.cluster.layouts import named_by_nobody
 from placement.cluster.leading import Leaders
-from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions
+from placement.cluster.members import Broadcast, News, NodeOrder, NodeReport, Owner, Seat, Versions, slice_key
 from placement.cluster.merge import MergeBook, reasons
 from placement.cluster.nodes import Nodes, Store
 from placement.cluster.numbers import ClusterNumbers
@@ -218,7 +218,7 @@ class Head:
         assert self._goal is not None
         was = self._transitions.under_way
         seen = Round(
-            self._obedient(reports),
+            {node: self._members[node].report for node in self._obedient(reports)},  # also slices that are for nobody
             frozenset(reports),
             held,
             digest(self._goal.config),
@@ -421,7 +421,8 @@ class Head:
         if self._goal is not None and self._goal.layouts:
             models = {model.name for model in self._goal.models}
             free = {node: in_use(report, self._journal.seats, models) for node, report in free.items()}
-        reports = dict(without_slices(free, self._transitions.reserved.keys() | self._transitions.going))
+        being_cut = {slice_key(node, one) for node, report in free.items() for one in report.cutting}
+        reports = dict(without_slices(free, self._transitions.reserved.keys() | self._transitions.going | being_cut))
         for node, member in self._members.items():
             if member.frozen and node in seated:
                 kept = tuple(s for s in member.report.slices if s.id in seated[node])

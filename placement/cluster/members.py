@@ -83,6 +83,10 @@ class NodeReport(_Row):
         default=(), description="GPUs that it names one by one and that are not here."
     )
     directory: str = Field(default="", description="Where the node keeps what it knows, as `NodePaths` takes it.")
+    cutting: tuple[str, ...] = Field(
+        default=(),
+        description="Slices that it is making or destroying, or is to, by orders that it has: for nobody meanwhile.",
+    )
     digest: str = Field(
         default="",
         description="Of what the head waits for; `generation` and how great demand is are not. Empty: of nothing.",

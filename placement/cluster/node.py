@@ -160,6 +160,7 @@ class NodeAgent:
         self._driver = driver
         self._cutting = asyncio.Lock()
         self._cuts = 0
+        self._cut_orders: list[CutOrder] = []
         self._layouts = LayingOut(settings.paths.layouts, settings.join, driver)
         self._laying_out: asyncio.Task[None] | None = None
         self._now = now
@@ -205,6 +206,7 @@ class NodeAgent:
             generation=max(0, self._known_generation()),
             demand=self._demand(),
             cordoned=self._cordoned,
+            cutting=tuple(sorted({order.step.place.slice_id for order in self._cut_orders})),
             engines={r.replica: r.engine_version for r in status.replicas if r.engine_version} if status else {},
             measured=self._capacities(),
             directory=str(self._paths.root),
@@ -268,12 +270,16 @@ class NodeAgent:
         """Cut a GPU, where no engine is or is to be; one instance at a time. Raises as `cutting.cut`."""
         if self._driver is None:
             raise CannotBeCut("this node has no driver to cut GPUs with", where=self.settings.name)
-        async with self._cutting:
-            try:
-                await cut(self._driver, order, self._taken(), self._paths.engines.root)
-            finally:
-                self._cuts += 1
-                self._inventory = None
+        self._cut_orders.append(order)
+        try:
+            async with self._cutting:
+                try:
+                    await cut(self._driver, order, self._taken(), self._paths.engines.root)
+                finally:
+                    self._cuts += 1
+                    self._inventory = None
+        finally:
+            self._cut_orders.remove(order)
 
     def _taken(self) -> set[str]:
         """The slices that engines are on, or have a seat on."""

@@ -181,6 +181,12 @@ class Transitions:
     async def _tell(self, carrying: Carrying, step: Step, node: str, order: CutOrder) -> None:
         try:
             await self._cut(node, order)
+        except NodeLost as error:
+            # Its agent may have been started again, and may have done it or not: it looks at its driver when it is asked again.
+            log.info("%s: %s; it is asked again", step, error)
+            carrying.unanswered(step, error)
+            if self._carrying is carrying:
+                self._asked.pop(step.number, None)
         except SlicewayError as error:
             carrying.answered(step, error)
         except Exception as error:  # noqa: BLE001 - whatever keeps the node from it, it is not done

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
+from model_registry.geometry import Placement
 from placement.cluster.cutting import CutOrder, cut
 from placement.cluster.members import Owner, Versions
 from placement.cluster.node import NodeAgent, NodePaths, NodeSettings
@@ -82,6 +85,26 @@ async def test_mig_is_switched_only_where_that_is_allowed(tmp_path: Path) -> Non
     on = CutOrder(gpu="GPU-0", slice="gpu@0", there=False, allow_mode_change=True)
     await cut(driver, on, (), tmp_path)
     assert driver.gpus[0].mig
+
+
+async def test_the_slices_that_a_node_is_at_are_in_its_report(tmp_path: Path) -> None:
+    class Slow(FakeDriver):
+        begun, go_on = threading.Event(), threading.Event()
+
+        def create(self, gpu: str, placement: Placement) -> None:
+            self.begun.set()
+            assert self.go_on.wait(60)
+            super().create(gpu, placement)
+
+    agent = node(tmp_path, driver := Slow((made_gpu(0),)))
+    await agent.report()
+    cutting = asyncio.create_task(agent.cut(CREATE))
+    waiting = asyncio.create_task(agent.cut(DESTROY.model_copy(update={"slice": "1g.10gb@6"})))
+    assert await asyncio.to_thread(driver.begun.wait, 60)
+    assert (await agent.report()).cutting == (CREATE.step.place.slice_id, "GPU-0/1g.10gb@6")
+    driver.go_on.set()
+    await asyncio.gather(cutting, waiting)
+    assert (await agent.report()).cutting == ()
 
 
 async def test_a_card_that_still_holds_something_stays_cut(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ class FakeNode:
     broken: frozenset[str] = frozenset()  # configurations by which nothing starts
     replaced: list[str] = field(default_factory=list)
     demand: dict[str, Signals] | None = None
+    cutting: tuple[str, ...] = ()
 
     def obey(self) -> None:
         """As a controller does: run the seats, end the rest."""
@@ -98,6 +99,7 @@ class FakeNodes(FakeBooks):
                 outdated=its.outdated(),
                 generation=its.generation,
                 demand=its.demand,
+                cutting=its.cutting,
             )
         )
 
@@ -408,6 +410,17 @@ async def test_a_slice_that_another_node_offers_already_is_refused() -> None:
     (problem,) = [n["problem"] for n in cluster.head.status()["nodes"] if n["node"] == "b"]  # type: ignore[attr-defined]
     assert "MIG-1" in problem
     assert "'a'" in problem
+
+
+async def test_nobody_is_seated_where_a_node_still_cuts_for_a_head_before_this_one() -> None:
+    cluster = two_nodes()
+    cluster.nodes.nodes["a"].cutting = ("cpu-0",)
+    cluster.head.aim(goal(chat=4))
+    await cluster.rounds()
+    assert {row.slice.id for row in (await cluster.table()).ready("chat")} == {"a/cpu-1", "b/cpu-0", "b/cpu-1"}
+    cluster.nodes.nodes["a"].cutting = ()
+    await cluster.rounds()
+    assert len((await cluster.table()).ready("chat")) == 4
 
 
 async def test_what_waits_for_its_slice_says_so() -> None:

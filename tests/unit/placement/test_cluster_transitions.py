@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 import pytest
 
 from model_registry.geometry import Placement
-from placement.cluster.carrying import Round
+from placement.cluster.carrying import AWAY_SECONDS, CUT_SECONDS, Round
 from placement.cluster.cutting import CutOrder
+from placement.cluster.errors import NodeLost
 from placement.cluster.head import ClusterGoal, Head
 from placement.cluster.members import NodeOrder, NodeReport, Word
 from placement.cluster.survey import NodeGpus
@@ -40,17 +41,21 @@ class Cuts:
 
     asked: list[tuple[str, CutOrder]] = field(default_factory=list)
     answer: asyncio.Event = field(default_factory=asyncio.Event)
+    restarts: int = 0  # so many orders have no answer, because the node's agent is started again
 
     async def cut(self, node: str, order: CutOrder) -> None:
         self.asked.append((node, order))
+        if self.restarts:
+            self.restarts -= 1
+            raise NodeLost("its agent has ended", where=node)
         await self.answer.wait()
 
 
-def seen(config: str) -> Round:
+def seen(config: str, *, holds: str = "1g.10gb@0", now: float = 0.0, away: bool = False) -> Round:
     report = NodeReport(
-        node="b", address="", versions=VERSIONS, boot="b", slices=tuple(slices_of(made_gpu(0, holds=["1g.10gb@0"])))
+        node="b", address="", versions=VERSIONS, boot="b", slices=tuple(slices_of(made_gpu(0, holds=[holds])))
     )
-    return Round({"b": report}, frozenset({"b"}), {}, digest(config), 0.0)
+    return Round({} if away else {"b": report}, frozenset() if away else frozenset({"b"}), {}, digest(config), now)
 
 
 @pytest.fixture
@@ -95,6 +100,53 @@ async def test_a_slice_for_other_work_that_a_node_is_still_making_is_for_nobody_
     after = Transitions(cuts.cut)
     after.restore(transitions.journal, CONFIG)
     assert after.reserved == {"b/GPU-0/1g.10gb@1": "tuning"}
+
+
+async def test_such_a_slice_is_known_also_to_a_head_that_has_told_nobody_to_make_it_itself(cuts: Cuts) -> None:
+    first = begun(cuts)
+    first.look({}, seen(CONFIG))
+    after = Transitions(cuts.cut)
+    after.restore(first.journal, CONFIG)
+    assert after.look({}, seen("another")) is None
+    assert after.reserved == {"b/GPU-0/1g.10gb@1": "tuning"}
+    assert after.journal.reserved == after.reserved
+
+
+async def test_a_node_whose_agent_is_started_again_during_a_cut_is_asked_again(cuts: Cuts) -> None:
+    transitions = begun(cuts)
+    cuts.restarts = 3
+    for _ in range(4):
+        assert transitions.look({}, seen(CONFIG)) == {}
+        await asyncio.sleep(0)
+    assert [order.slice for _, order in cuts.asked] == ["1g.10gb@0", "1g.10gb@1", "1g.10gb@0", "1g.10gb@1", "1g.10gb@0"]
+    cuts.answer.set()
+    for _ in range(2):
+        await asyncio.sleep(0)
+        transitions.look({}, seen(CONFIG, holds="1g.10gb@1"))
+    assert not transitions.under_way
+    assert str(transitions.in_short()).count("'done': 2") == 1
+
+
+async def test_a_node_that_says_nothing_to_a_cut_for_too_long_ends_it_with_what_it_was(cuts: Cuts) -> None:
+    transitions = begun(cuts)
+    cuts.restarts = 10**6
+    for now in (0.0, CUT_SECONDS, CUT_SECONDS + 1.0):
+        transitions.look({}, seen(CONFIG, now=now))
+        await asyncio.sleep(0)
+    assert "not done after 181 s: b: its agent has ended" in str(transitions.in_short())
+
+
+async def test_a_node_without_replicas_that_does_not_answer_is_waited_for_before_its_plan_is_stopped(
+    cuts: Cuts,
+) -> None:
+    transitions = begun(cuts)
+    assert transitions.look({}, seen(CONFIG)) == {}
+    for now in (10.0, 10.0 + AWAY_SECONDS):
+        assert transitions.look({}, seen(CONFIG, now=now, away=True)) == {}
+    assert transitions.look({}, seen(CONFIG, now=10.0 + AWAY_SECONDS)) == {}, "it is back"
+    assert transitions.look({}, seen(CONFIG, now=100.0, away=True)) == {}
+    assert transitions.look({}, seen(CONFIG, now=101.0 + AWAY_SECONDS, away=True)) is None
+    assert "node_lost" in str(transitions.in_short())
 
 
 async def test_the_nodes_of_the_steps_that_are_left(cuts: Cuts) -> None:
