@@ -1,7 +1,8 @@
 """What of a configuration means something else on a cluster than on one machine, or nothing: said, with what to do. Pure but for the locks.
 
 Without a plan the head seats replicas on the slices that nodes offer, as many as are configured and as demand asks for. GPUs are cut as
-`fleet.layouts` says when their machine joins, and where `sliceway apply CONFIG --ray` has the head carry a plan out.
+`fleet.layouts` says when their machine joins, as a plan says when nodes join with `partition: planned`, anew for demand where
+`autoscale.repartition` allows it, and where `sliceway apply CONFIG --ray` has the head carry a plan out.
 """
 
 from __future__ import annotations
@@ -39,24 +40,17 @@ def _fleet(config: Config, path: Path, *, local: bool) -> Iterator[_Difference]:
             f"what a machine offers is its own on a cluster, so this does not count here: {', '.join(sorted(named))}",
             "Tell `sliceway node join` what its machine offers: --cores, --simulate, or what it finds there.",
         )
-    if config.fleet.reserve or config.fleet.partition == "planned":
-        where = "fleet.reserve" if config.fleet.reserve else "fleet.partition"
+    if config.fleet.reserve and config.fleet.partition != "planned":
         yield (
-            where,
-            "`--ray` cuts no GPU by itself: replicas are put on the slices that are there",
-            f"Have a plan carried out when the nodes have joined: sliceway apply {shlex.quote(str(path))} --ray HOST:PORT",
+            "fleet.reserve",
+            "slices are kept for other work by a plan, and on a cluster none is made by itself for this configuration",
+            f"Have one carried out when the nodes have joined: sliceway apply {shlex.quote(str(path))} --ray HOST:PORT; or let "
+            "nodes be planned as they join, with `partition: planned`.",
         )
 
 
 def _autoscale(config: Config) -> Iterator[_Difference]:
-    policy = config.fleet.autoscale
-    if policy.repartition == "automatic":
-        yield (
-            "fleet.autoscale.repartition",
-            "GPUs are not cut anew for demand on a cluster by themselves: replicas wait for a free slice",
-            "Have slices enough for `max`, add a node, or plan for what is asked for at the moment: sliceway apply CONFIG --ray HOST:PORT.",
-        )
-    if policy.sleep == "sleep-mode":
+    if config.fleet.autoscale.sleep == "sleep-mode":
         yield (
             "fleet.autoscale.sleep",
             "engines of a cluster listen on TCP, where vLLM's sleep mode is not used: they are stopped instead",
@@ -72,7 +66,7 @@ def led_elsewhere(config: Config) -> PlacementError | None:
             return PlacementError(
                 f"this machine is node {node.name!r} of a cluster, whose head seats the replicas",
                 where=f"{lock} (pid {pid})",
-                remedy="`sliceway node list` shows them. To cut this node's GPUs anew: a file with `fleet.layouts` and "
-                f"`state_dir: {node / 'engines'}`, applied with: sliceway apply FILE --drain",
+                remedy="`sliceway node list` shows them. Its GPUs are cut with the others': sliceway apply CONFIG --ray HOST:PORT; by "
+                f"themselves with a file that has `fleet.layouts` and `state_dir: {node / 'engines'}`: sliceway apply FILE --drain",
             )
     return None

@@ -98,7 +98,7 @@ def _ended(work: Work, reason: str) -> Repartitioned:
         if what == "begun":
             work.say(str(step))
 
-    return _told(follow(_tellings(work), watch), reason)
+    return _told(follow(tellings(work), watch), reason)
 
 
 def _told(outcome: Outcome, reason: str) -> Repartitioned:
@@ -110,7 +110,7 @@ def _told(outcome: Outcome, reason: str) -> Repartitioned:
     return Repartitioned(result, f"{outcome.failed}: {outcome.error}; {left}", done)
 
 
-def _tellings(work: Work) -> Iterator[Mapping[str, Any] | None]:
+def tellings(work: Work) -> Iterator[Mapping[str, Any] | None]:
     """What the head tells of its transition, again and again until this process is to end; None where there is no head at the moment."""
     while not work.pause(LOOK_SECONDS):
         yield _telling(work.head)

@@ -157,6 +157,7 @@ class LeaderStatus(_Row):
     """What the process that leads a cluster plans for it, and what came of it, for people."""
 
     repartition: RepartitionStatus = RepartitionStatus()
+    planned: tuple[str, ...] = Field(default=(), description="What came of `fleet.partition: planned`, a line each.")
 
     def same_as(self, told: Mapping[str, Any] | None) -> bool:
         """Whether the head tells this already; that time passes until the next attempt is nothing new."""

@@ -24,6 +24,7 @@ from gateway.cli.member import LOOK_SECONDS, STOP_SECONDS, LayoutsTold, say
 from gateway.cli.output import out
 from gateway.cluster_config import differences
 from gateway.cluster_leader import LeaderPlanning, Reason, Seen
+from gateway.cluster_planned import ForConfiguration
 from gateway.cluster_repartitioning import ForDemand
 from gateway.config import Config, load_config
 from gateway.tenant_pools import tenant_pools
@@ -99,7 +100,7 @@ def lead(leader: Leader, machine: Machine | None, stop: threading.Event) -> None
 
 def reasons() -> tuple[Reason, ...]:
     """Why a leader plans, the most important first."""
-    return (ForDemand(SystemClock()),)
+    return (ForConfiguration(SystemClock()), ForDemand(SystemClock()))
 
 
 class Leader:
@@ -293,6 +294,7 @@ def lines_of(status: Mapping[str, Any]) -> list[str]:
     ]
     if transition := status.get("transition"):
         lines += _plan_line(transition)
+    lines += (status.get("leader") or {}).get("planned", ())
     lines += repartition_lines(status)
     return lines + [f"{replica} has no slice: {reason}" for replica, reason in status["unplaced"].items()]
 

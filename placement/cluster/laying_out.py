@@ -76,7 +76,7 @@ class LayingOut:
         if not self._rules or not gpus:
             return ()
         if not self.done:
-            return ("fleet.layouts is carried out as soon as engines that ran here before have ended",)
+            return ("fleet.layouts is carried out first, when engines that ran here before, if any, have ended",)
         return differences(gpus, self._rules, self._why)
 
     def missing(self, gpus: Sequence[GpuState]) -> tuple[str, ...]:

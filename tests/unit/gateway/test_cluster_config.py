@@ -31,9 +31,12 @@ def config(*, fleet: dict[str, Any] | None = None, state_dir: Path | None = None
 @pytest.mark.parametrize(
     ("fleet", "model", "where", "remedy"),
     [
-        ({"partition": "planned"}, {}, "fleet.partition", "sliceway apply '/etc/my fleet.yaml' --ray HOST:PORT"),
-        ({"reserve": {"1g.10gb": 1, "note": "x"}}, {}, "fleet.reserve", "--ray HOST:PORT"),
-        ({"autoscale": {"repartition": "automatic"}}, {}, "fleet.autoscale.repartition", "add a node"),
+        (
+            {"reserve": {"1g.10gb": 1, "note": "x"}},
+            {},
+            "fleet.reserve",
+            "sliceway apply '/etc/my fleet.yaml' --ray HOST:PORT",
+        ),
         ({"autoscale": {"sleep": "sleep-mode"}}, {}, "fleet.autoscale.sleep", "Set `min: 1`"),
     ],
 )
@@ -51,6 +54,8 @@ def test_what_does_not_count_is_said_with_what_to_do(
         (None, {"replicas": 2}),
         (None, {"demand": DEMAND}),
         ({"layouts": [{"layout": ["1g.10gb"]}]}, {}),
+        ({"partition": "planned", "reserve": {"1g.10gb": 1, "note": "x"}}, {}),
+        ({"autoscale": {"repartition": "automatic"}}, {"replicas": {"min": 1, "max": 3}}),
         ({"discover": "cpu", "cordon": [0]}, {"replicas": {"min": 0, "max": 3}, "demand": DEMAND}),
         ({"autoscale": {"scale_up_after": "5s", "sleep": "auto", "repartition": "propose"}}, {"replicas": 1}),
     ],

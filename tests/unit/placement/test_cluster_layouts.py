@@ -116,7 +116,7 @@ def test_it_is_tried_once_for_each_time_that_the_machine_joins(tmp_path: Path) -
     first.aim(told(rule()))
     assert first.due
     assert first.told(driver.gpus) == (
-        "fleet.layouts is carried out as soon as engines that ran here before have ended",
+        "fleet.layouts is carried out first, when engines that ran here before, if any, have ended",
     )
     first.carry_out(driver.gpus, ())
     assert (first.done, first.due, first.told(driver.gpus)) == (True, False, ())
