@@ -16,7 +16,8 @@ from typing import Any
 import typer
 
 from gateway.applying import AppliedPlan
-from gateway.cli.cluster_plan import head_of, say_what_it_is, survey_of
+from gateway.cli.cluster_plan import head_of, say_what_it_is, survey_again, survey_of
+from gateway.cli.cluster_token import token_for
 from gateway.cli.layout_view import show_outcomes
 from gateway.cli.output import print_json
 from gateway.cli.plan_view import labels_of, show_applied, show_step
@@ -54,6 +55,7 @@ def apply_on_ray(
     that would be carried out, or anything changes meanwhile, TransitionBlocked, and what planning and `survey_of` raise.
     """
     reviewed = ReviewedPlan.read(plan_file) if plan_file is not None else None
+    token = token_for(address, token, [config.state])
     plan = _planned(config, survey_of(address, token), reviewed, allow_dip=allow_dip)
     if not as_json:
         say_what_it_is(plan)
@@ -64,14 +66,14 @@ def apply_on_ray(
         cut = go.carry_out(
             plan.survey, layout_transition(plan.survey, plan.layouts, drain=drain, allow_mode_change=allow_mode_change)
         )
-        now = survey_of(address, token)
+        now = survey_again(address)
         gpus = outcomes(plan.layouts, now, config.fleet.layouts)
         if not cut.ok:
             _show(AppliedPlan(cut), gpus, plan, as_json=as_json)
             raise typer.Exit(1)
 
     def anew() -> ClusterPlan:
-        return _planned(config, survey_of(address, token), reviewed, allow_dip=allow_dip, laid_out=True)
+        return _planned(config, survey_again(address), reviewed, allow_dip=allow_dip, laid_out=True)
 
     plan, outcome = _after_layouts(go, anew) if gpus else (plan, _carried_out(go, plan))
     applied = AppliedPlan(outcome, plan.answer)

@@ -59,13 +59,19 @@ def survey_of(address: str, token: Path | None) -> Survey:
             remedy="Give it as HOST:PORT; `sliceway up CONFIG --ray` prints it.",
         )
     prepare_ray(existing(token))
+    from placement.cluster.start import connect
+
+    connect(address)
+    return survey_again(address)
+
+
+def survey_again(address: str) -> Survey:
+    """As `survey_of`, in a process that has asked before."""
     import ray
 
     from placement.cluster.asking import asking
-    from placement.cluster.start import connect
     from placement.cluster.survey import Survey
 
-    connect(address)
     with asking("the cluster's head", address):
         found: Any = ray.get(head_of(address).survey.remote(), timeout=_SURVEY_SECONDS)
     return Survey.model_validate_json(found)

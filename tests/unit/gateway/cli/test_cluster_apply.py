@@ -119,6 +119,7 @@ def head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     found = Head()
     found.begun = []
     monkeypatch.setattr(cluster_apply, "survey_of", found.survey)
+    monkeypatch.setattr(cluster_apply, "survey_again", found.survey)
     monkeypatch.setattr(cluster_plan, "survey_of", found.survey)
     monkeypatch.setattr(cluster_apply, "_begin", lambda *_, allow_mode_change: found.begun.append(allow_mode_change))
     monkeypatch.setattr(cluster_apply, "_told", lambda _: iter([told(3)]))
