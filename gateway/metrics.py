@@ -169,7 +169,9 @@ def _scaling(status: ControllerStatus | ClusterScaling | None) -> Iterator[Metri
     yield asked
     yield capacity
     attempts = CounterMetricFamily(
-        "sliceway_repartitions", "Attempts to cut GPUs anew for demand, since the controller began.", labels=("result",)
+        "sliceway_repartitions",
+        "Attempts to cut GPUs anew for demand, since the controller began, or the process that leads the cluster.",
+        labels=("result",),
     )
     for result, count in sorted(status.repartition.counts.items()):
         attempts.add_metric((result,), count)
@@ -177,6 +179,12 @@ def _scaling(status: ControllerStatus | ClusterScaling | None) -> Iterator[Metri
     yield GaugeMetricFamily(
         "sliceway_repartition_running", "1 while GPUs are cut anew for demand.", value=float(status.repartition.running)
     )
+    if isinstance(status, ClusterScaling):  # on one machine `sliceway plan` weighs what is only proposed
+        yield GaugeMetricFamily(
+            "sliceway_repartition_proposed",
+            "1 while cutting GPUs anew would be worth it for demand, and the configuration only has it proposed.",
+            value=float(status.repartition.proposed is not None),
+        )
 
 
 def _admission(admission: Admission) -> Iterator[Metric]:

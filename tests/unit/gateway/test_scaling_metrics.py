@@ -56,6 +56,14 @@ def test_numbers_capacity_and_attempts_are_told() -> None:
     assert 'requests_per_second{model="b"' not in text
     assert 'sliceway_repartitions_total{result="failed"} 1.0' in text
     assert "sliceway_repartition_running 1.0" in text
+    assert "sliceway_repartition_proposed" not in text, "nobody weighs it all the time there"
+
+
+def test_a_cluster_tells_whether_cutting_anew_is_proposed() -> None:
+    proposed = ClusterScaling(repartition=RepartitionStatus(proposed="2 requests/s more", counts={"proposed": 1}))
+    assert "sliceway_repartition_proposed 1.0" in page(proposed)
+    assert 'sliceway_repartitions_total{result="proposed"} 1.0' in page(proposed)
+    assert "sliceway_repartition_proposed 0.0" in page(ClusterScaling())
 
 
 def test_replicas_without_a_slice_are_counted_by_model() -> None:

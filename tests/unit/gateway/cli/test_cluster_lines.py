@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from gateway.cli.leading import lines_of
 
 
@@ -47,6 +49,27 @@ def test_a_plan_that_is_carried_out_is_shown_until_it_is_over_and_one_that_was_s
     assert lines_of(status(transition=stopped)) == ["the last plan was stopped, 1 of 3 steps done: small-0 failed"]
     assert lines_of(status(transition=goes | {"done": 3, "under_way": False})) == []
     assert lines_of(status(transition=None)) == []
+    assert lines_of(status(transition=goes | {"why": "demand"})) == ["GPUs are cut anew for demand: 1 of 3 steps done"]
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ({"running": True}, "weighing it"),
+        ({"running": True, "step": "create n1/GPU-0/1g.10gb@0"}, "create n1/GPU-0/1g.10gb@0"),
+        ({"events": [{"result": "unchanged", "reason": "not worth it"}]}, "unchanged: not worth it"),
+    ],
+)
+def test_cutting_gpus_anew_for_demand_is_shown_with_how_it_ended(told: dict[str, Any], line: str) -> None:
+    known: dict[str, Any] = {"running": False, "step": None, "proposed": None, "events": []}
+    assert lines_of(status(leader={"repartition": known | told})) == [f"cutting GPUs anew for demand: {line}"]
+    assert lines_of(status(leader={"repartition": known})) == []
+
+
+def test_what_is_only_proposed_is_shown_with_the_command_that_shows_it() -> None:
+    told: dict[str, Any] = {"running": False, "step": None, "proposed": "2 requests/s more", "events": []}
+    (line,) = lines_of(status(leader={"repartition": told}))
+    assert "proposed: 2 requests/s more; sliceway plan CONFIG --ray" in line
 
 
 def test_a_head_that_tells_no_numbers_is_shown_as_well() -> None:
