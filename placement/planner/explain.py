@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from model_registry.words import are, counted
 from placement.planner.master import Master
 from placement.planner.shapes import Shaper
 from placement.planner.solver import Allowance, Limits, Watch
@@ -147,13 +148,13 @@ def _contradiction(problem: Problem, want: Want, fitting: Sequence[FleetGpu]) ->
     floor = sum(d.floor for d in same) if same else want.floor
     each = f" of {want.model}" if len(same) > 1 else ""
     shares = f" ({_listed([f'{d.floor} for {d.name}' for d in same])})" if len(same) > 1 else ""
-    for limit, places, what in ((want.max_per_gpu, len(fitting), "GPUs"), (want.max_per_node, nodes, "nodes")):
+    for limit, places, what in ((want.max_per_gpu, len(fitting), "GPU"), (want.max_per_node, nodes, "node")):
         if limit is not None and limit * places < floor:
-            return (
-                f"{floor} replicas{each} are wanted{shares}, and at most {limit} on each of {places} {what} are allowed"
-            )
+            where = f"the one {what} that there is for it" if places == 1 else f"each of {places} {what}s"
+            return f"{floor} replicas{each} are wanted{shares}, and at most {limit} on {where} {are(limit)} allowed"
     if want.rate is not None and want.ceiling is not None and want.ceiling * want.best < want.rate - 1e-9:
-        return f"at most {want.ceiling} replicas are allowed, which serve {want.ceiling * want.best:g} of {want.rate:g} requests/s"
+        most, serve = counted(want.ceiling, "replica"), "serves" if want.ceiling == 1 else "serve"
+        return f"at most {most} {are(want.ceiling)} allowed, which {serve} {want.ceiling * want.best:g} of {want.rate:g} requests/s"
     return None
 
 
@@ -208,8 +209,10 @@ class _Trials:
             here.setdefault(gpu.product, gpu)
         products = sorted({o.product for o in self._want.options})
         found = [(n * here[p].price_per_hour, n, p) for p in products if p in here and (n := self._more(here[p]))]
+        apart = self._want.max_per_node is not None
         for _, count, product in sorted(found):
-            yield f"{count} more {product}"
+            where = "" if not apart else " on another node" if count == 1 else ", each on another node"
+            yield f"{count} more {product}{where}"
         for product in products:
             if product not in here:
                 yield f"a {product}, of which there is none here"
@@ -294,7 +297,7 @@ class _Trials:
             yield f"allow more than {demand.max_per_node} on a node (spread: gpus)"
         limited = demand.rate is not None and demand.max_replicas is not None
         if limited and self._met(self._with(replace(demand, max_replicas=None))):
-            yield f"allow more than {demand.max_replicas} replicas (replicas: {{max: ...}})"
+            yield f"allow more than {counted(demand.max_replicas or 0, 'replica')} (replicas: {{max: ...}})"
 
     def _open(self) -> Iterator[str]:
         """The first closed GPU that would do by itself."""

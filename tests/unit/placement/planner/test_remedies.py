@@ -54,7 +54,8 @@ def told(problem: Problem, work: int) -> tuple[Unmet, ...]:
 )
 def test_the_number_of_gpus_named_is_enough_and_no_smaller_one_is(demand: ModelDemand, more: int) -> None:
     short = plan(Problem(gpus(1), (demand,)))
-    assert short.unmet[0].remedies[0] == f"{more} more A100-80GB"
+    where = ", each on another node" if demand.max_per_node else ""
+    assert short.unmet[0].remedies[0] == f"{more} more A100-80GB{where}"
     assert plan(Problem((*gpus(1), *gpus(more, "more")), (demand,))).unmet == ()
     assert plan(Problem((*gpus(1), *gpus(more - 1, "more")), (demand,))).unmet != ()
 
@@ -73,7 +74,7 @@ def test_what_limits_replicas_is_named_as_the_configuration_calls_it() -> None:
     assert "allow more than 1 on a GPU (spread: none)" in short.remedies
     few = ModelDemand("chat", "chat", (on("1g.10gb"),), rate=2.0, max_replicas=1)
     (short,) = plan(Problem(gpus(1), (few,))).unmet
-    assert "allow more than 1 replicas (replicas: {max: ...})" in short.remedies
+    assert "allow more than 1 replica (replicas: {max: ...})" in short.remedies
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,9 @@ def test_without_work_left_only_what_needs_no_search_is_told_and_the_rest_is_cou
         gpus(1), (demand, ModelDemand("code", "code", (on("4g.40gb"),), rate=3.0)), Constraints(headroom_ratio=0.2)
     )
     chat, code = sorted(told(problem, 0), key=lambda u: u.demand)
-    assert (chat.remedies[0], chat.untried) == ("1 more A100-80GB", 3), "two alternatives and the spread over nodes"
+    assert (chat.remedies[0], chat.untried) == ("1 more A100-80GB on another node", 3), (
+        "two alternatives and the spread over nodes"
+    )
     assert (code.remedies[0], code.untried) == ("4 more A100-80GB", 1), "the head-room"
     assert chat.as_public()["untried"] == 3
 

@@ -72,7 +72,7 @@ def test_what_stands_in_the_way_counts_the_replicas_of_all() -> None:
     asked = (of_chat("", GPUS, replicas=2), of_chat("@acme", GPUS))
     (short,) = plan(Problem((gpu("a"), gpu("b")), asked)).unmet
     assert short.reason == (
-        "3 replicas of chat are wanted (2 for chat, 1 for chat@acme), and at most 1 on each of 2 GPUs are allowed"
+        "3 replicas of chat are wanted (2 for chat, 1 for chat@acme), and at most 1 on each of 2 GPUs is allowed"
     )
     assert "1 more A100-80GB" in short.remedies
     assert "allow more than 1 on a GPU (spread: none)" in short.remedies
