@@ -17,7 +17,7 @@ from model_registry.errors import ConfigError
 from model_registry.schema import ModelConfig, ReplicaRange
 from placement.assign import stem_of
 from placement.autoscale.repartition import Repartition, rescale
-from placement.cluster.survey import Survey, fleet_of, layouts_of
+from placement.cluster.survey import Survey, fleet_of, gpu_of, layouts_of
 from placement.gpu_slices import slices_of
 from placement.gpus import GpuState
 from placement.partition import GpuPlan
@@ -27,6 +27,23 @@ from placement.schema import SimulatedFleet
 from placement.table import ReplicaState
 from placement.transition import Step
 from placement.workload import Card, Workload, cards_of, check_pins, constraints
+
+
+@dataclass(frozen=True, slots=True)
+class KeptReplica:
+    """A replica of a model that is not planned. Some of the model's are on slices `of_no_gpu`, or on nodes that are `frozen`."""
+
+    replica: str
+    model: str
+    slice: str
+    state: str
+    of_no_gpu: bool = False
+    frozen: bool = False
+
+    def as_public(self) -> dict[str, object]:
+        """The stable JSON shape; `why` is what keeps its model from being planned, empty where that is another replica of it."""
+        why = "slice of no GPU" if self.of_no_gpu else "node of another version" if self.frozen else ""
+        return {"replica": self.replica, "model": self.model, "slice": self.slice, "state": self.state, "why": why}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +88,24 @@ class ClusterPlan:
             if key in there
         )
 
+    @property
+    def kept(self) -> tuple[KeptReplica, ...]:
+        """The replicas of models that it does not decide about: each stays where it is, and the head seats who is missing."""
+        frozen = {n.node for n in self.survey.nodes if n.frozen}
+        gpus = {gpu.uuid for gpu in self.gpus}
+        return tuple(
+            KeptReplica(
+                replica,
+                now.seat.model,
+                now.seat.key,
+                now.state,
+                of_no_gpu=gpu_of(now.seat.key) not in gpus,
+                frozen=now.seat.node in frozen,
+            )
+            for replica, now in sorted(self.survey.replicas.items())
+            if now.seat.model in self.apart
+        )
+
     def as_public(self) -> dict[str, object]:
         """The stable JSON shape: that of `sliceway plan --json`, with the nodes of the GPUs."""
         return {
@@ -81,6 +116,7 @@ class ClusterPlan:
             "replicas": self.replicas.as_public(),
             "nodes": [{"node": n.node, "gpus": len(n.gpus), "frozen": n.frozen} for n in self.survey.nodes],
             "apart": list(self.apart),
+            "kept": [one.as_public() for one in self.kept],
             "same_configuration": self.worked_by,
             "fingerprint": self.survey.fingerprint,
             "demand": {

@@ -166,6 +166,30 @@ def test_models_on_cores_are_left_to_the_head() -> None:
     assert set(plan.answer.demands) == {"chat"}
 
 
+def test_what_is_left_to_the_head_is_shown_where_it_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    seats = seated(small_0="b/cpu-0", small_1="a/GPU-0/1g.10gb@0", chat_0="c/GPU-0/2g.20gb@0")
+    seats["small-1"] = seats["small-1"].model_copy(update={"state": "starting"})
+    old = node("c", ("2g.20gb@0",), frozen=True)
+    survey = Survey(nodes=(node("a", ("1g.10gb@0",)), old), replicas=seats)
+    plan = plan_cluster(config(SMALL | {"replicas": 2}, CHAT | {"replicas": 1}), survey)
+    kept: Any = plan.as_public()["kept"]
+    assert [(k["replica"], k["slice"], k["state"], k["why"]) for k in kept] == [
+        ("chat-0", "c/GPU-0/2g.20gb@0", "ready", "node of another version"),
+        ("small-0", "b/cpu-0", "ready", "slice of no GPU"),
+        ("small-1", "a/GPU-0/1g.10gb@0", "starting", ""),
+    ]
+    cluster_plan.say_what_it_is(plan)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert (
+        "chat is kept as it is, and not planned, since chat-0 is on a node of another version: chat-0 on c/GPU-0/2g.20gb@0"
+        in shown
+    )
+    assert (
+        "small is kept as it is, and not planned, since small-0 is on a slice of no GPU: small-0 on b/cpu-0, "
+        "small-1 on a/GPU-0/1g.10gb@0 (starting)" in shown
+    )
+
+
 def test_a_cluster_without_gpus_is_not_planned() -> None:
     with pytest.raises(ConfigError, match="no node of this cluster has one"):
         plan_cluster(config(SMALL), Survey(nodes=(SurveyedNode(node="a"),)))
