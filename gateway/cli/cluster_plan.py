@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +13,11 @@ from gateway.cli.cluster import LOCAL, existing, prepare_ray
 from gateway.cli.layout_view import show_plans, show_replicas
 from gateway.cli.output import err, print_json
 from gateway.cli.plan_view import show_fleet, show_why
-from gateway.cluster_planning import ClusterPlan, plan_cluster
+from gateway.cluster_planning import ClusterPlan, KeptReplica, plan_cluster
 from gateway.config import Config
 from model_registry.errors import ConfigError
 from placement.errors import PlacementError
+from placement.table import ReplicaState
 
 if TYPE_CHECKING:
     from placement.cluster.survey import Survey
@@ -110,11 +112,19 @@ def say_what_it_is(plan: ClusterPlan) -> None:
             "[yellow]![/] the cluster works by another configuration: its `sliceway up` takes this one over with SIGHUP",
             highlight=False,
         )
-    if plan.apart:
-        err.print(
-            f"not planned, since replicas of theirs are on slices of no GPU: {escape(', '.join(plan.apart))}",
-            highlight=False,
-        )
+    for model in plan.apart:
+        err.print(escape(_kept(model, [one for one in plan.kept if one.model == model])), highlight=False)
     for node in plan.survey.nodes:
         if node.frozen:
             err.print(f"node {escape(node.node)} runs another version: its GPUs stay as they are", highlight=False)
+
+
+def _kept(model: str, replicas: Sequence[KeptReplica]) -> str:
+    """`chat is kept as it is, and not planned, since chat-0 is on a slice of no GPU: chat-0 on n1/cpu-0`."""
+    cause = next((one for one in replicas if one.of_no_gpu or one.frozen), None)
+    why = "a slice of no GPU" if cause is None or cause.of_no_gpu else "a node of another version"
+    told = ", ".join(
+        f"{one.replica} on {one.slice}" + (f" ({one.state})" if one.state != ReplicaState.READY.value else "")
+        for one in replicas
+    )
+    return f"{model} is kept as it is, and not planned, since {cause.replica if cause else 'a replica'} is on {why}: {told}"
