@@ -114,6 +114,7 @@ class Head:
         self._goal: ClusterGoal | None = None
         self._members: dict[str, _Member] = {}
         self._unplaced: Mapping[str, str] = {}
+        self._staying: Mapping[str, str] = {}
         self._began_at: float | None = None  # its first round, which may be long after the process started
         self._table = RoutingTable(generation=0)
         self._bulletin = Bulletin()
@@ -247,7 +248,7 @@ class Head:
         self._numbers.look(reports, demand, counted, now, complete=self._settled)
         self._renewing.give_way(Asked(goal.models, goal.pools, self._numbers.replicas), current)
         seating = self._seat(reports, current)
-        self._unplaced = reasons(seating.unplaced)
+        self._unplaced, self._staying = reasons(seating.unplaced), reasons(seating.staying)
         beside = self._renewing.give_up(seating.seats, current)
         staying = {**seating.seats, **beside}
         known = {m.name for m in goal.models}
@@ -533,7 +534,7 @@ class Head:
                     "replica": replica,
                     "slice": seat.key,
                     "state": states[replica].state.value if replica in states else ReplicaState.PENDING.value,
-                    "reason": states[replica].reason if replica in states else None,
+                    "reason": (states[replica].reason if replica in states else None) or self._staying.get(replica),
                     "in_place_of": self._renewing.under_way.get(replica),
                 }
                 for replica, seat in sorted(self._journal.seats.items())

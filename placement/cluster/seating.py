@@ -44,10 +44,13 @@ Shape = tuple[str, str | None, int, str | None]
 
 @dataclass(frozen=True, slots=True)
 class Seating:
-    """The seats, by replica, and why the other replicas have none."""
+    """The seats, by replica, and why the other replicas have none. `staying` are those that have one which their model's `profiles` do not
+    name, as long as there is no other, with what they wait for.
+    """
 
     seats: Mapping[str, Seat]
     unplaced: Mapping[str, SlicewayError] = field(default_factory=dict)
+    staying: Mapping[str, SlicewayError] = field(default_factory=dict)
 
 
 def seat_replicas(
@@ -86,11 +89,12 @@ def seat_replicas(
         closed = {slice_key(node, one) for node in reports for one in reports[node].cordoned}
         found = _seat_more(more, ground, found, closed, {m.name: m.priority for m in models})
     by_replica = {w.replica: w for w in (*wanted, *more)}
+    staying = _staying(found, by_replica, ground)
     seats = {
         replica: Seat(replica=replica, model=by_replica[replica].model, node=homes[key][0], slice_id=homes[key][1].id)
-        for replica, key in sorted(found.slices.items())
+        for replica, key in sorted({**found.slices, **{replica: here[replica] for replica in staying}}.items())
     }
-    return Seating(seats, dict(found.unplaced))
+    return Seating(seats, {r: why for r, why in found.unplaced.items() if r not in staying}, staying)
 
 
 class SeatingBook:
@@ -143,6 +147,31 @@ class _Ground:
 
     def without(self, slice_ids: Collection[str]) -> Inventory:
         return Inventory(tuple(s for s in self.inventory.slices if s.id not in slice_ids))
+
+
+def _staying(found: Assignment, wanted: Mapping[str, Wanted], ground: _Ground) -> dict[str, SlicewayError]:
+    """Replicas that run where `profiles` do not want them any more, and find no other slice: they serve on where nobody needs theirs."""
+    taken, staying = set(found.slices.values()), dict[str, SlicewayError]()
+    for replica, why in sorted(found.unplaced.items()):
+        one, key = wanted[replica], ground.here.get(replica)
+        if (
+            key is None
+            or one.pin is not None
+            or not one.profiles
+            or key in taken
+            or not ground.fits[one.model, key].fits
+        ):
+            continue
+        group = ground.apart[one.model].group_of if one.model in ground.apart else {}
+        beside = {group.get(s) for r, s in found.slices.items() if wanted[r].model == one.model}
+        if ground.inventory.by_id[key].profile in one.profiles or group.get(key, object()) in beside:
+            continue
+        staying[replica] = NoFreeSlice(
+            f"it serves on until there is a free slice of {' or '.join(one.profiles)}",
+            where=f"models.{one.model}",
+            remedy=f"Have a plan make room: sliceway apply CONFIG --ray HOST:PORT. {why.message}.",
+        )
+    return staying
 
 
 def _seat_configured(wanted: Sequence[Wanted], ground: _Ground, lent: Collection[str]) -> Assignment:

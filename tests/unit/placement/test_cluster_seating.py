@@ -254,3 +254,52 @@ def test_each_tenant_with_replicas_of_its_own_has_its_least_and_what_its_demand_
     )
     assert set(found.seats) == {"chat-0", "chat@acme-0", "chat@acme-1", "chat@acme-2"}
     assert {s.model for s in found.seats.values()} == {"chat"}
+
+
+def large(node: str, *indices: int) -> NodeReport:
+    """A node with a 1g.10gb of GPU 0, and the larger slices of these GPUs."""
+    small = card(node, 0, 1)
+    gpus = [Gpu(f"GPU-{i}", i, "H100", 80 * GIB) for i in indices]
+    more = tuple(
+        Slice(f"{g.uuid}/2g.20gb@0", SliceKind.MIG, "2g.20gb", 16 * GIB, uuid=f"MIG-{node}-{g.index}-l", gpu=g)
+        for g in gpus
+    )
+    return report(node, 0).model_copy(update={"slices": (*small, *more)})
+
+
+SMALL = Seat(replica="chat-0", model="chat", node="n0", slice_id="GPU-0/1g.10gb@0")
+
+
+def reseated(*models: dict[str, object], reports: list[NodeReport], **here: Seat) -> Seating:
+    parsed = [ModelConfig.model_validate({"source": "org/x", "replicas": 1} | m) for m in models]
+    current = {seat.replica: seat for seat in here.values()}
+    return seat_replicas(parsed, {r.node: r for r in reports}, lambda _, s: fit("a", s), current)
+
+
+def test_who_runs_where_profiles_do_not_want_it_any_more_serves_on_until_there_is_room() -> None:
+    chat = {"name": "chat", "profiles": ["2g.20gb"]}
+    found = reseated(chat, reports=[large("n0")], a=SMALL)
+    assert found.seats == {"chat-0": SMALL}
+    assert found.unplaced == {}
+    assert "it serves on until there is a free slice of 2g.20gb" in str(found.staying["chat-0"])
+    assert "sliceway apply CONFIG --ray HOST:PORT" in str(found.staying["chat-0"])
+    found = reseated(chat, reports=[large("n0", 1)], a=SMALL)
+    assert found.seats["chat-0"].slice_id == "GPU-1/2g.20gb@0"
+    assert not found.staying
+
+
+def test_who_does_not_run_waits_for_the_profile_and_so_does_who_is_in_the_way_of_another() -> None:
+    chat = {"name": "chat", "profiles": ["2g.20gb"]}
+    assert set(reseated(chat, reports=[large("n0")]).unplaced) == {"chat-0"}
+    other = {"name": "other", "profiles": ["1g.10gb"]}
+    found = reseated(chat, other, reports=[large("n0")], a=SMALL)
+    assert {r: s.slice_id for r, s in found.seats.items()} == {"other-0": "GPU-0/1g.10gb@0"}
+    assert set(found.unplaced) == {"chat-0"}
+
+
+def test_nobody_stays_where_spread_would_not_have_it() -> None:
+    chat = {"name": "chat", "profiles": ["2g.20gb"], "replicas": 2, "spread": "nodes"}
+    found = reseated(chat, reports=[large("n0", 1)], a=SMALL)
+    assert len(found.seats) == 1
+    assert len(found.unplaced) == 1
+    assert found.staying == {}
