@@ -1,16 +1,22 @@
-"""`sliceway down`: stop whatever runs for a configuration, whoever started it, however much of it is left."""
+"""`sliceway down`: stop whatever runs for a configuration, whoever started it, however much of it is left.
+
+Of a cluster that is its `up`, which ends the whole cluster, or else what this machine has in it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from pathlib import Path
 
 from gateway.config import Config
 from gateway.processes import WatchedProcess, read_record
 from placement.clock import SystemClock
+from placement.cluster.here import LocalNode, local_nodes
 from placement.locks import exclusive, holder
 from placement.replicas.ending import end_process, first_of
 from placement.replicas.journal import Journal
@@ -20,11 +26,15 @@ from placement.replicas.procfs import ProcessIdentity
 from placement.state import StatePaths
 
 _LAST_SECONDS = 10.0
+_CLUSTER_SECONDS = 300.0
+"""For one that ends the processes of every node first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """What was running and is no longer: `up`, `gateway`, `controller`, and replicas by name."""
+    """What was running and is no longer: `up`, `gateway`, `controller`, replicas by name, and of a cluster's node the same, with `(node
+    NAME)`; `join (node NAME)` is its `sliceway node join`.
+    """
 
     names: tuple[str, ...]
 
@@ -40,21 +50,47 @@ async def stop_everything(config: Config) -> Stopped:
     engines_seconds = engine.drain_timeout_seconds + engine.stop_timeout_seconds + _LAST_SECONDS
     gateway_seconds = gateway.drain_timeout_seconds + _LAST_SECONDS
     names: list[str] = []
-    if await _end(_locked(paths, "up"), gateway_seconds + engines_seconds + _LAST_SECONDS):
+    record = read_record(paths.up_record)
+    usual = gateway_seconds + engines_seconds + _LAST_SECONDS
+    if await _end(_locked(paths.up_lock), usual if record is not None else max(usual, _CLUSTER_SECONDS)):
         names.append("up")
+    for node in local_nodes(config.state):
+        names += [f"{name} (node {node.name})" for name in await _end_node(config, node)]
     record = read_record(paths.up_record)
     row = record.processes.get("gateway") if record else None
     if await _end(WatchedProcess.find(row.identity) if row else None, gateway_seconds):
         names.append("gateway")
-    if await _end(_locked(paths, "controller"), engines_seconds):
+    if await _end(_locked(paths.controller_lock), engines_seconds):
         names.append("controller")
     names += await _end_engines(config, paths)
     paths.up_record.unlink(missing_ok=True)
     return Stopped(tuple(names))
 
 
-def _locked(paths: StatePaths, which: str) -> WatchedProcess | None:
-    pid = holder(paths.up_lock if which == "up" else paths.controller_lock)
+async def _end_node(config: Config, node: LocalNode) -> list[str]:
+    """What this machine runs as a node of a cluster: first what would start the rest again."""
+    names: list[str] = []
+    if await _end(_locked(node.paths.root / "member.lock"), _CLUSTER_SECONDS):
+        names.append("join")
+    for name in ("raylet", "gateway", "controller"):
+        owner = node.process(name)
+        identity = ProcessIdentity(owner.pid, owner.start_ticks, owner.boot_id) if owner else None
+        if await _end(WatchedProcess.find(identity) if identity else None, _CLUSTER_SECONDS):
+            names.append(name)
+            if name == "raylet" and identity is not None:
+                _end_group(identity.pid)
+            node.record(name).unlink(missing_ok=True)
+    return names + await _end_engines(config, node.paths.engines)
+
+
+def _end_group(leader: int) -> None:
+    """What Ray has left of its servers; what agents start is in groups of its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _locked(lock: Path) -> WatchedProcess | None:
+    pid = holder(lock)
     identity = ProcessIdentity.of(pid) if pid else None
     return WatchedProcess.find(identity) if identity else None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import signal
 import socket
 import sys
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gateway.cli.cluster_token import PORT_FILE, TOKEN_FILE, existing, own_token, states_here, token_for
 from gateway.cli.leading import Leader, actors, claim, end, lead, lines_of, on_signal
-from gateway.cli.member import STOP_SECONDS, alone, belong, disconnect, inventory_of, say, stop_processes
+from gateway.cli.member import STOP_SECONDS, alone, belong, check_listen, disconnect, inventory_of, say, stop_processes
 from gateway.cli.output import Json, err, out, print_json
 from gateway.config import Config
 from model_registry.atomic import write_atomically
@@ -27,14 +27,14 @@ from placement.cluster.address import PATIENCE_SECONDS, wait_for_answer
 from placement.cluster.errors import ClusterError, ClusterLost
 from placement.cluster.ray_tls import encrypts, in_clear
 from placement.errors import PlacementError
+from placement.locks import exclusive
 from placement.simulate import simulated_fleet
+from placement.state import StatePaths
 
 if TYPE_CHECKING:
     from placement.cluster.start import Machine
 
 LOCAL = "local"
-_TOKEN_REMEDY = "Copy it from the cluster's first machine (cluster.token in its state directory)."
-TOKEN_FILE, PORT_FILE = "cluster.token", "cluster.port"
 
 node = typer.Typer(help="This machine as a part of a cluster.", no_args_is_help=True)
 
@@ -89,6 +89,7 @@ def join(
     )
     _warn(address)
     with alone(machine), _stopping() as stop:
+        check_listen(machine, "--listen")
         deadline = time.monotonic() + PATIENCE_SECONDS
         if wait_for_answer(address, pause=stop.wait, say=say):
             belong(machine, address, stop, deadline)
@@ -99,7 +100,7 @@ def list_nodes(
     address: Annotated[str, typer.Argument(help="The cluster's address.")], token: Token = None, as_json: Json = False
 ) -> None:
     """The cluster's nodes and replicas, and what waits for what."""
-    prepare_ray(existing(token))
+    prepare_ray(token_for(address, token, states_here()))
     import ray
 
     from placement.cluster.actors import HEAD, NAMESPACE
@@ -130,7 +131,7 @@ def upgrade(
 
     Engines run on; they are replaced where the configuration or the installed engine asks for others.
     """
-    prepare_ray(existing(token))
+    prepare_ray(token_for(address, token, states_here()))
     from placement.cluster.actors import AGENT
     from placement.cluster.asking import asking
     from placement.cluster.start import connect
@@ -183,13 +184,14 @@ def with_ray_address(arguments: list[str]) -> list[str]:
 def up_on_ray(path: Path, config: Config, address: str, *, listen: str | None) -> None:
     """Serve `config` on a cluster: the one at `address`, or a new one whose first node is this machine (`local`)."""
     local = address == LOCAL
-    prepare_ray(_own_token(config.state) if local else None)
+    prepare_ray(own_token(config.state) if local else None)
     from placement.cluster.start import Raylet, connect, own_address
 
     raylet = None
     machine = None
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(_stopping())
+        stack.enter_context(_only_up(config.state))
         endings = stack.enter_context(contextlib.ExitStack())  # not where the cluster is lost: what serves goes on then
         if local:
             fleet = config.fleet.model_dump(mode="json", exclude_unset=True)
@@ -197,6 +199,7 @@ def up_on_ray(path: Path, config: Config, address: str, *, listen: str | None) -
                 socket.gethostname(), own_address(), config.state, fleet, listen or config.gateway.listen
             )
             stack.enter_context(alone(machine))
+            check_listen(machine, "gateway.listen" if listen is None else "--listen")
             port = _port(config.state / PORT_FILE, machine.address)
             raylet = Raylet(machine, inventory_of(machine), address=None, port=port)
             address = raylet.address
@@ -236,28 +239,6 @@ def _say_where(address: str, token: Path | None) -> None:
     out.print(f"cluster at {address}; other machines join with: sliceway node join {address}{option}", highlight=False)
 
 
-def _own_token(state: Path) -> Path:
-    """The token of the cluster that begins here, kept in the state directory: who has it may run anything in the cluster."""
-    path = state / TOKEN_FILE
-    if not path.exists():
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(path, secrets.token_hex(32).encode(), mode=0o600)
-    return path
-
-
-def existing(token: Path | None) -> Path | None:
-    """The token's file, if one is named. Raises ConfigError where there is none, or it is empty."""
-    if token is not None and not token.is_file():
-        raise ConfigError(
-            "there is no token here",
-            where=str(token),
-            remedy=_TOKEN_REMEDY,
-        )
-    if token is not None and not token.read_bytes().strip():
-        raise ConfigError("this file holds no token", where=str(token), remedy=_TOKEN_REMEDY)
-    return token
-
-
 def _machine(name: str, address: str, state: Path, fleet: Mapping[str, Any], listen: str | None) -> Machine:
     from placement.cluster.start import Machine
 
@@ -278,6 +259,19 @@ def _fleet(cores: list[str], memory: str, simulate: str | None) -> dict[str, Any
         return simulated_fleet(simulate).model_dump(mode="json", exclude_unset=True)
     slices = [{"kind": "cpu", "id": f"cpu-{i}", "cores": c, "memory": memory} for i, c in enumerate(cores)]
     return {"slices": slices} if slices else {"discover": "auto"}
+
+
+@contextlib.contextmanager
+def _only_up(state: Path) -> Iterator[None]:
+    """No other `sliceway up` works in this state directory for as long as the block runs, with a cluster or without. Raises StateLocked."""
+    lock = exclusive(
+        StatePaths(state).up_lock,
+        what="`sliceway up`",
+        remedy="Stop it first: `sliceway down CONFIG`, or kill -INT {pid}.",
+    )
+    # What replaces the processes of an `up` without a cluster would end this one.
+    with lock, on_signal(signal.SIGUSR1, threading.Event()):
+        yield
 
 
 @contextlib.contextmanager

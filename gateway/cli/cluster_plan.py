@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from gateway.cli.cluster import LOCAL, existing, prepare_ray
+from gateway.cli.cluster import LOCAL, prepare_ray
+from gateway.cli.cluster_token import existing, token_for
 from gateway.cli.layout_view import show_plans, show_replicas
 from gateway.cli.output import err, print_json
 from gateway.cli.plan_view import show_fleet, show_why
@@ -38,6 +39,7 @@ def plan_on_ray(
     config: Config, address: str, token: Path | None, *, why: str | None, allow_dip: bool, as_json: bool
 ) -> None:
     """Show what the configuration makes of the cluster's GPUs. Raises ClusterError, and what planning raises."""
+    token = token_for(address, token, [config.state])
     plan = plan_cluster(config, survey_of(address, token), allow_dip=allow_dip)
     if as_json:
         print_json(plan.as_public() | {"fleet": public_fleet(plan, why)})

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from gateway.cli.output import out
+from gateway.config import GatewayConfig
+from model_registry.errors import ConfigError
 from placement.cluster.address import RETRY_SECONDS, knock
 from placement.cluster.errors import ClusterError, ClusterUnreachable
+from placement.cluster.here import LocalNode
 from placement.cluster.laying_out import read_laid_out
 from placement.inventory import observe
 from placement.locks import exclusive
@@ -63,6 +67,33 @@ def alone(machine: Machine) -> Iterator[None]:
     with lock:
         end_leftover(machine)
         yield
+
+
+def check_listen(machine: Machine, where: str) -> None:
+    """Raises ConfigError, which names `where`, if this machine's gateway could not listen where it is to. A gateway that was left here
+    by a process that was killed may: it is replaced.
+    """
+    if machine.listen is None or LocalNode(machine.name, machine.paths, None).process("gateway") is not None:
+        return
+    host, _, port = machine.listen.rpartition(":")
+    try:
+        GatewayConfig.model_validate({"listen": machine.listen})
+        if int(port) > 65535:
+            raise ValueError(port)
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        with socket.socket(found[0][0], socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an earlier gateway may linger
+            probe.bind(found[0][4])
+    except ValueError as error:
+        raise ConfigError(
+            f"{machine.listen!r} is no address to listen on", where=where, remedy="Write it like 127.0.0.1:8080."
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"no gateway can listen on {machine.listen}: {error.strerror or error}",
+            where=where,
+            remedy="Stop what listens there, which `ss -ltnp` shows, or choose an address and a port of this machine that are free.",
+        ) from error
 
 
 def belong(machine: Machine, address: str, stop: threading.Event, deadline: float) -> None:

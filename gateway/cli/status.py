@@ -22,6 +22,7 @@ from gateway.cli.output import Json, out, print_json
 from gateway.config import Config
 from gateway.generations import Announcements
 from model_registry.words import counted
+from placement.cluster.here import node_at_work
 from placement.state import StatePaths
 from placement.status import ControllerStatus, read_status
 
@@ -62,14 +63,18 @@ def status(
 
 
 def look(config: Config) -> dict[str, Any]:
-    """What gateway and controller say at this moment: `{"gateway": ..., "controller": ..., "slices": [...]}`.
+    """What gateway and controller say at this moment: `{"gateway": ..., "controller": ..., "node": ..., "slices": [...]}`.
+
+    `node` is the name of the cluster's node that this machine is, whose gateway and controller those are, else None.
 
     `slices` is the gateway's `/slices` with the controller's `reason`, `stage` and `restarts` added; where the gateway does not
     run, it is made from the controller's replicas, without latencies.
     """
-    base, readiness, why = _gateway_of(config)
+    node = node_at_work(config.state)
+    paths = StatePaths(config.state)
+    base, readiness, why = _gateway_of(config, node.paths.gateway if node else paths)
     slices, _ = _fetch(f"{base}/slices")
-    controller = read_status(StatePaths(config.state).controller_status)
+    controller = read_status((node.paths.engines if node else paths).controller_status)
     alive = controller is not None and _process_lives(controller.pid)
     gateway: dict[str, Any] = {"running": readiness is not None, "url": base}
     gateway |= readiness if isinstance(readiness, dict) else {"problem": why}
@@ -78,7 +83,7 @@ def look(config: Config) -> dict[str, Any]:
         "state": controller.state if controller and alive else None,
         "pid": controller.pid if controller and alive else None,
         "generation": controller.generation if controller else None,
-        "unplaced": {name: error.model_dump() for name, error in controller.unplaced.items()} if controller else {},
+        "unplaced": _unplaced(controller) | (_without_slice(readiness) if node else {}),
         "refused": controller.refused.model_dump(mode="json") if controller and controller.refused else None,
         "scaling": {n: r.model_dump() | {"short": r.short} for n, r in controller.scaling.items()}
         if controller
@@ -89,16 +94,27 @@ def look(config: Config) -> dict[str, Any]:
     return {
         "gateway": gateway,
         "controller": told,
+        "node": node.name if node else None,
         "slices": [_with_reason(row, controller, readiness) for row in rows],
     }
 
 
-def _gateway_of(config: Config) -> tuple[str, Any, str]:
+def _unplaced(controller: ControllerStatus | None) -> dict[str, Any]:
+    return {name: error.model_dump() for name, error in controller.unplaced.items()} if controller else {}
+
+
+def _without_slice(readiness: Any) -> dict[str, Any]:
+    """Replicas of a cluster that have no slice on any node, as a gateway is told by the head."""
+    models = readiness.get("models", {}) if isinstance(readiness, dict) else {}
+    return {r: {"message": why} for model in models.values() for r, why in (model.get("unplaced") or {}).items()}
+
+
+def _gateway_of(config: Config, paths: StatePaths) -> tuple[str, Any, str]:
     """The address of a gateway of this state directory that answers, what it says, and why none does.
 
     Gateways tell where they listen, which need not be where the configuration says (`--listen`).
     """
-    told = [one.listen for one in Announcements(StatePaths(config.state).gateways).read() if one.listen]
+    told = [one.listen for one in Announcements(paths.gateways).read() if one.listen]
     asked = [base_url(listen, config.gateway.scheme) for listen in dict.fromkeys((*told, config.gateway.listen))]
     problem = ""
     for base in asked:
@@ -180,7 +196,8 @@ def render(seen: dict[str, Any], window: str, tenants: bool) -> RenderableType:
 
 def _heads(seen: dict[str, Any]) -> RenderableType:
     gateway, controller = seen["gateway"], seen["controller"]
-    lines = []
+    node = seen.get("node")
+    lines = [f"node       {escape(node)} of a cluster; `sliceway node list` shows all of them"] if node else []
     if not gateway["running"]:
         lines.append(f"[bold red]gateway[/]    is not running: {escape(gateway['problem'])}")
     elif gateway.get("draining"):
@@ -198,9 +215,8 @@ def _heads(seen: dict[str, Any]) -> RenderableType:
             f"controller {controller['state']}, pid {controller['pid']}, generation {controller['generation']}"
         )
     else:
-        lines.append(
-            "controller is not running; what serves goes on, nothing is restarted (`sliceway up CONFIG` starts it)"
-        )
+        starts = "the node's agent" if node else "`sliceway up CONFIG`"
+        lines.append(f"controller is not running; what serves goes on, nothing is restarted ({starts} starts it)")
     lines += [
         f"[red]unplaced[/]   {escape(name)}: {escape(error['message'])}"
         for name, error in controller["unplaced"].items()

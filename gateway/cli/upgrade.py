@@ -13,6 +13,7 @@ from gateway.cli.locate import ConfigArgument, ConfigOption, required_config
 from gateway.cli.output import Json, out, print_json
 from gateway.errors import GatewayError
 from gateway.processes import UpRecord, read_record
+from placement.cluster.here import node_at_work
 from placement.locks import holder
 from placement.state import StatePaths
 from placement.status import read_status
@@ -39,6 +40,12 @@ def upgrade(config: ConfigArgument = None, config_option: ConfigOption = None, a
     """
     paths = StatePaths(required_config(config_option, config).state)
     up, before = holder(paths.up_lock), read_record(paths.up_record)
+    if (node := node_at_work(paths.root)) is not None:
+        raise NotUpgraded(
+            f"this machine is node {node.name!r} of a cluster",
+            where=str(paths.root),
+            remedy="All nodes are upgraded one after another, without a request lost: sliceway node upgrade HOST:PORT",
+        )
     if up is None or before is None:
         raise NotUpgraded(
             "`sliceway up` does not run here", where=str(paths.root), remedy="Start it: sliceway up CONFIG"

@@ -28,7 +28,10 @@ from placement.cluster.errors import (
     NodeMismatch,
     SliceHeld,
 )
+from placement.cluster.here import LocalNode
+from placement.cluster.seats import this_process
 from placement.errors import StateLocked
+from placement.locks import exclusive
 
 start = pytest.importorskip("placement.cluster.start", exc_type=ImportError)
 ray = pytest.importorskip("ray")
@@ -56,6 +59,7 @@ def raylets(monkeypatch: pytest.MonkeyPatch) -> list[NeverJoins]:
     made = list[NeverJoins]()
     monkeypatch.setattr(NeverJoins, "made", made, raising=False)
     monkeypatch.setattr(start, "Raylet", NeverJoins)
+    monkeypatch.setattr(cluster, "check_listen", lambda *_: None)  # somebody may serve on 8080 here
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_USAGE_STATS_ENABLED"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # what the command sets is taken back
     return made
@@ -122,6 +126,42 @@ def test_one_process_is_a_node_at_a_time(tmp_path: Path) -> None:
             member.alone(machine(tmp_path)),
         ):
             pass
+
+
+def test_one_up_works_in_a_state_directory_with_a_cluster_or_without(raylets: list[NeverJoins], tmp_path: Path) -> None:
+    path = configuration(tmp_path)
+    with exclusive(tmp_path / "state" / "up.lock", what="`sliceway up`", remedy=""):
+        error = CliRunner().invoke(app, ["up", str(path), "--ray", "local"]).exception
+    assert isinstance(error, StateLocked), error
+    assert "sliceway down CONFIG" in str(error.remedy)
+    assert raylets == []
+
+
+def listening(tmp_path: Path, listen: str | None) -> Any:
+    return start.Machine("n1", "127.0.0.1", tmp_path / "n1", {}, (), listen)
+
+
+def test_a_port_that_is_taken_is_told_before_anything_joins(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"no gateway can listen on {address}: Address already in use") as refused:
+            member.check_listen(listening(tmp_path, address), "--listen")
+        assert refused.value.where == "--listen"
+        own = LocalNode("n1", listening(tmp_path, address).paths, None)
+        own.paths.root.mkdir(parents=True)
+        own.record("gateway").write_text(this_process().model_dump_json(), encoding="utf-8")
+        member.check_listen(listening(tmp_path, address), "--listen")  # its own, which is replaced
+    own.record("gateway").unlink()
+    member.check_listen(listening(tmp_path, address), "--listen")
+    member.check_listen(listening(tmp_path, None), "--listen")
+
+
+@pytest.mark.parametrize("listen", ["rubbish", "127.0.0.1:port", "127.0.0.1:99999", "[::1:80"])
+def test_an_address_that_no_gateway_can_have_is_wrong_input(listen: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        member.check_listen(listening(tmp_path, listen), "--listen")
+    assert exit_code(refused.value) == 2
+    assert listen in refused.value.message
 
 
 def test_who_leaves_a_cluster_that_has_ended_asks_nobody(

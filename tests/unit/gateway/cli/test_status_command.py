@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -11,10 +13,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gateway.cli.status import base_url, duration, look, render
+from gateway.cli.status import _without_slice, base_url, duration, look, render
 from gateway.config import Config
 from gateway.generations import Announcements
+from placement.cluster.node import NodePaths
+from placement.locks import exclusive
 from placement.state import StatePaths
+from placement.status import ControllerStatus, write_status
 
 
 def shown(seen: dict[str, Any], *, tenants: bool = False) -> str:
@@ -162,6 +167,37 @@ def test_the_gateway_that_runs_is_found_where_it_listens(
         found = look(config)["gateway"]
         assert (found["running"], found["url"]) == (False, f"http://{listen}")
         assert listen in found["problem"]
+
+
+def test_a_node_of_a_cluster_shows_its_own_gateway_and_controller(
+    tmp_path: Path, serving: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They work in the node's directory, not in the one of the configuration."""
+    monkeypatch.setattr(sys.modules[look.__module__], "HTTP_SECONDS", 60.0)
+    config = Config.model_validate(
+        {"version": "v1", "state_dir": str(tmp_path), "gateway": {"listen": "127.0.0.1:1"}, "models": []}
+    )
+    paths = NodePaths(tmp_path / "nodes" / "n1")
+    Path(paths.engines.root).mkdir(parents=True)
+    Path(paths.gateway.root).mkdir()
+    Announcements(paths.gateway.gateways, listen=serving).write(config, 0)
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    status = ControllerStatus(pid=os.getpid(), started_at=at, updated_at=at, state="running", config="c", generation=3)
+    write_status(status, paths.engines.controller_status)
+    with exclusive(paths.root / "member.lock", what="node", remedy=""):
+        found = look(config)
+    assert (found["node"], found["gateway"]["url"]) == ("n1", f"http://{serving}")
+    assert (found["controller"]["running"], found["controller"]["generation"]) == (True, 3)
+    assert "n1 of a cluster" in shown(found)
+    assert look(config)["node"] is None
+
+
+def test_what_has_no_slice_in_a_cluster_is_told_as_gateways_know_it() -> None:
+    told = _without_slice({"models": {"m": {"unplaced": {"m-1": "no slice is free"}}, "n": {"unplaced": None}}})
+    assert told == {"m-1": {"message": "no slice is free"}}
+    assert _without_slice(None) == {}
+    down = seen()["controller"] | {"running": False}
+    assert "(the node's agent starts it)" in shown(seen(node="n1", controller=down))
 
 
 @pytest.mark.parametrize(
