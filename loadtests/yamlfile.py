@@ -18,7 +18,7 @@ Step = str | int
 Lines = Mapping[tuple[Step, ...], int]
 """The line, from 1, of each value by its path."""
 
-_EXPECTED: Mapping[str, str] = {
+EXPECTED: Mapping[str, str] = {
     "float_parsing": "a number",
     "float_type": "a number",
     "finite_number": "a finite number",
@@ -125,7 +125,7 @@ class Source:
         if detail["type"] == "union_tag_not_found":
             return _no_kind(_kinds_at(model, path, self.data), where, detail["input"])
         context = {name: _plain(value) for name, value in detail.get("ctx", {}).items()}
-        if (expected := _EXPECTED.get(detail["type"])) is not None:
+        if (expected := EXPECTED.get(detail["type"])) is not None:
             near = get_close_matches(str(detail["input"]), str(context.get("expected", "")).split("'")[1::2], 1)
             meant = f"Did you mean {near[0]!r}?" if near else ""
             return Problem(f"must be {expected.format(**context)}, not {_shown(detail['input'])}", where, meant)

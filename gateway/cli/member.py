@@ -165,10 +165,11 @@ def _leave(machine: Machine, address: str) -> None:
 
 
 def stop_processes(machine: Machine) -> None:
-    """End this machine's gateway, and its controller with its engines, if they run."""
+    """End this machine's gateway, and its controller with its engines, if they run. What the head last said of demand holds no longer."""
     from placement.cluster.processes import LocalProcesses
 
     LocalProcesses(machine.paths, machine.command, {}).stop(seconds=STOP_SECONDS)
+    machine.paths.gateway.cluster_scaling.unlink(missing_ok=True)
 
 
 def _take_leave(name: str, address: str) -> None:

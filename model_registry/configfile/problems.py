@@ -14,7 +14,7 @@ from model_registry.configfile.tree import Node, Place
 from model_registry.errors import ConfigError, SlicewayError
 from model_registry.schema import Inconsistent
 
-_EXPECTED: Mapping[str, str] = {
+EXPECTED: Mapping[str, str] = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
@@ -80,7 +80,7 @@ def expected(kind: str, context: Mapping[str, Any]) -> str | None:
 
     `context` is the `ctx` of the error.
     """
-    template = _EXPECTED.get(kind)
+    template = EXPECTED.get(kind)
     if template is None:
         return None
     return template.format(**{name: _number(value) for name, value in context.items()})

@@ -23,6 +23,7 @@ from gateway.errors import StoreUnavailable
 T = TypeVar("T")
 
 _BUSY_SECONDS = 1.0
+_LONGEST_WINDOW_SECONDS = 86400.0  # of limits per day: so long what a process has left may count
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS leases (process TEXT PRIMARY KEY, until REAL NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS limits (name TEXT PRIMARY KEY, state BLOB NOT NULL) STRICT;
@@ -109,6 +110,7 @@ def _sync(
     left: LeftBooks | None,
 ) -> tuple[Mapping[str, Grant], int]:
     db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?)", (process, now + lease_seconds))
+    db.execute("DELETE FROM leases WHERE until < ?", (now - _LONGEST_WINDOW_SECONDS - lease_seconds,))
     leases = dict(db.execute("SELECT process, until FROM leases"))
     if left is not None:
         for other in [name for name, until in leases.items() if until > now and name != process and left.ended(name)]:

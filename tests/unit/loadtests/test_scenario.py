@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from loadtests import yamlfile
 from loadtests.__main__ import main
 from loadtests.arrivals import Closed, Open
 from loadtests.bodies import Bodies, prompt
 from loadtests.problems import ScenarioError
 from loadtests.scenario import load_scenario, parse_scenario
+from model_registry.configfile import problems
 
 TENANT: dict[str, Any] = {"name": "acme", "model": "chat"}
 
@@ -184,3 +186,10 @@ def test_a_wrong_value_is_told_in_words(fields: dict[str, Any], said: str, remed
     (problem,) = caught.value.problems
     assert problem.message == said
     assert (problem.remedy or "").startswith(remedy)
+
+
+def test_wrong_values_are_told_in_the_words_of_the_configuration() -> None:
+    """The load tests import nothing of the others, so they have a table of their own; what both know they say alike."""
+    assert {kind: yamlfile.EXPECTED[kind] for kind in yamlfile.EXPECTED.keys() & problems.EXPECTED.keys()} == {
+        kind: problems.EXPECTED[kind] for kind in yamlfile.EXPECTED
+    }

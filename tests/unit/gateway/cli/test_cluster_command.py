@@ -240,6 +240,17 @@ def test_who_has_lost_its_cluster_ends_its_processes_when_told_to_stop(
     assert joins.stopped == [one]
 
 
+def test_what_the_head_said_of_demand_is_forgotten_with_the_cluster(tmp_path: Path) -> None:
+    """A gateway that serves there later would show figures that nobody keeps."""
+    one = machine(tmp_path)
+    told = one.paths.gateway.cluster_scaling
+    told.parent.mkdir(parents=True)
+    told.write_text("{}", encoding="utf-8")
+    member.stop_processes(one)
+    assert not told.exists()
+    member.stop_processes(one)
+
+
 def test_who_never_joined_has_nothing_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     joins = Joins(monkeypatch, False)
     member.belong(machine(tmp_path), "127.0.0.1:1", joins.stop, deadline=0.0)
