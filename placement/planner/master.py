@@ -107,7 +107,8 @@ class Master:
             if self.menus is not None and (known := self._least_already(self.price(), limits)) is not None:
                 self.hold(self.price(), known)
                 return Level(objective, known, known)
-            return self._level(objective, self.price(), limits)
+            # With menus the last answer is nearly always the best: what is left is to prove it.
+            return self._level(objective, self.price(), limits, heuristics=self._menu_rows is None)
         if objective is Objective.DISTURBANCE:
             base = MOVE * sum(self.running.values())
             level = self._level(objective, self._disturbance(), limits, base=base, unit=MOVE)
@@ -177,6 +178,37 @@ class Master:
         relaxed = self.program.relaxed().minimise(terms, limits)
         return known if relaxed is not None and known - relaxed.objective < step * (1 - 1e-6) else None
 
+    def disturb_least(self, limits: Limits) -> tuple[Level, float] | None:
+        """The least disturbance, and what `economise` comes to then; None where no answer was found in time.
+
+        Where nothing but replicas is economised both are found in one search, which takes less than two: a layout change
+        weighs more than all replicas together.
+        """
+        economy = self._economy() if self._reusable and limits.nodes is None and not limits.gap_ratio else {}
+        if set(economy.values()) != {1.0}:
+            level = self.minimise(Objective.DISTURBANCE, limits)
+            value = None if level is None else self.economise(limits)
+            return None if level is None or value is None else (level, value)
+        disturbance, weight = self._disturbance(), float(1 + self._most_replicas)
+        both = {v: weight * cost for v, cost in disturbance.items()}
+        both |= {v: cost + both.get(v, 0.0) for v, cost in economy.items()}
+        known = self._last.values if self._last else None
+        if (solved := self.program.minimise(both, limits, start=known, presolve=self._menu_rows is None)) is None:
+            return None
+        self.accept(solved)
+        base = MOVE * sum(self.running.values())
+        least, replicas = (sum(cost * solved.values[v] for v, cost in part.items()) for part in (disturbance, economy))
+        self.hold(disturbance, least)
+        self.hold(economy, replicas)
+        self._economy_held = True
+        bound = min(least, math.floor(solved.lower_bound / weight + 1e-6))
+        return Level(Objective.DISTURBANCE, (base + least) / MOVE, (base + bound) / MOVE), replicas
+
+    @property
+    def _most_replicas(self) -> int:
+        """No fewer than the GPUs can hold together."""
+        return sum((g.geometry.memory_slices if g.geometry else None) or 1 for c in self.classes for g in c.members)
+
     def hold_economy(self, value: float) -> None:
         """Keep what `economise` came to in a program that settled the same before."""
         self._economical = not self._reusable
@@ -236,14 +268,23 @@ class Master:
             self.program.row({v: float(math.ceil(c / unit - 1e-9)) for v, c in mine.items()}, needed)
 
     def _level(
-        self, objective: Objective, terms: Terms, limits: Limits, *, base: float = 0.0, unit: float = 1.0
+        self,
+        objective: Objective,
+        terms: Terms,
+        limits: Limits,
+        *,
+        base: float = 0.0,
+        unit: float = 1.0,
+        heuristics: bool = True,
     ) -> Level | None:
         known = self._last.values if self._last else None
         if self._found and known and not any(known[v] for v in terms) and all(cost >= 0 for cost in terms.values()):
             solved: Solved | None = Solved(known, base, base)
         else:
             presolve = self._menu_rows is None
-            solved = self.program.minimise(terms, limits, constant=base, start=known, presolve=presolve)
+            solved = self.program.minimise(
+                terms, limits, constant=base, start=known, presolve=presolve, heuristics=heuristics
+            )
         if solved is None and known is None:
             return None
         self._found = self._found or solved is not None

@@ -70,7 +70,8 @@ def least(
         trial = program.copy()
         add_menus(trial, menus, replicas, missing)
         most = found.bound + gap + _SAME
-        solved = trial.minimise(objective, replace(limits, allowance=allowance), most=most, presolve=False)
+        shared = replace(limits, allowance=allowance)
+        solved = trial.minimise(objective, shared, most=most, presolve=False, heuristics=False)
         if allowance.cut or (solved is not None and solved.lower_bound < min(most, solved.objective - _SAME)):
             return None
         if solved is not None and solved.objective <= most:

@@ -264,9 +264,10 @@ class _Detail:
         """Where something runs: placements chosen one by one for the least disturbance, then the tidiest of these."""
         classes = placed(self.shaper, self.problem.gpus)
         master = self._master(classes, reached)
-        least = master.minimise(Objective.DISTURBANCE, self._one_by_one)
-        if least is None or (economy := master.economise(self._brief)) is None or not self.shaper.complete:
+        found = self._least_disturbance(master)
+        if found is None or not self.shaper.complete:
             return None
+        least, economy = found
         answer = master.answer(())
         names = frozenset(w.name for w in self.wants)
         single = [
@@ -282,6 +283,14 @@ class _Detail:
         if lost:
             return self._tidier(reached, single, answer, least, economy)
         return _Found(seat(single, answer, self.wants), (*levels, Level(Objective.FRAGMENTATION, 0.0, 0.0)))
+
+    def _least_disturbance(self, master: Master) -> tuple[Level, float] | None:
+        """The least disturbance by placements chosen one by one, and what is economised then."""
+        if len(self.problem.gpus) <= _TINY:
+            return master.disturb_least(self.limits)
+        least = master.minimise(Objective.DISTURBANCE, self._one_by_one)
+        economy = None if least is None else master.economise(self._brief)
+        return None if least is None or economy is None else (least, economy)
 
     def _tidier(
         self, reached: _Reached, single: Sequence[GpuClass], answer: Answer, least: Level, economy: float

@@ -174,13 +174,15 @@ class Program:
         step: float | None = None,
         most: float | None = None,
         presolve: bool = True,
+        heuristics: bool = True,
     ) -> Solved | None:
         """The best answer within the limits; None where there is none, or none was found in time.
 
         `constant` is added to the objective. `start` is an answer that is known to be possible: the result is never worse.
         `step` is a number of which every value of the objective that matters is a multiple; unset, it is worked out.
         `most` is a value above which answers do not matter: where there is none below, one above may be given, or none.
-        Without `presolve` the program is not made smaller first, which takes longer than it saves where little is left.
+        Without `presolve` the program is not made smaller first, which takes longer than it saves where little is left;
+        without `heuristics` no answers are looked for but those of the search itself, which are enough for a proof.
         """
         step = _step(objective, self._integer) if step is None else step
         if not self.variables:
@@ -191,6 +193,8 @@ class Program:
             highs.setOptionValue("objective_bound", most)
         if not presolve:
             highs.setOptionValue("presolve", "off")
+        if not heuristics:
+            _without_heuristics(highs)
         highs.passModel(self._model(objective, constant))
         guard = _Guard(limits, self.variables + self.rows)
         if any(self._integer):
@@ -317,6 +321,12 @@ def _highs(limits: Limits, *, step: float) -> Any:
     if limits.nodes is not None:
         highs.setOptionValue("mip_max_nodes", limits.nodes)
     return highs
+
+
+def _without_heuristics(highs: Any) -> None:
+    highs.setOptionValue("mip_heuristic_effort", 0.0)
+    for option in ("rins", "rens", "root_reduced_cost"):
+        highs.setOptionValue(f"mip_heuristic_run_{option}", False)
 
 
 def _step(objective: Mapping[int, float], integer: list[bool]) -> float:
