@@ -123,7 +123,11 @@ class Tries:
         self._proposed = found.reason if found.result == "proposed" else None
         event = RepartitionEvent(at=self._clock.now(), result=found.result, reason=found.reason, steps=found.steps)
         last = self._events[-1] if self._events else None
-        if last is None or (last.result, last.reason) != (event.result, event.reason):
+        if (
+            last is not None and last.result == event.result == "proposed"
+        ):  # what it would gain is another number each time
+            self._events = (*self._events[:-1], event)
+        elif last is None or (last.result, last.reason) != (event.result, event.reason):
             self._events = (*self._events, event)[-_EVENTS:]
 
 

@@ -22,9 +22,9 @@ from gateway.cli.output import Json, out, print_json
 from gateway.config import Config
 from gateway.generations import Announcements
 from model_registry.words import counted
-from placement.cluster.here import node_at_work
+from placement.cluster.here import LocalNode, node_at_work
 from placement.state import StatePaths
-from placement.status import ControllerStatus, read_status
+from placement.status import ControllerStatus, read_cluster_scaling, read_status
 
 WATCH_SECONDS = 1.0
 HTTP_SECONDS = 2.0
@@ -88,7 +88,7 @@ def look(config: Config) -> dict[str, Any]:
         "scaling": {n: r.model_dump() | {"short": r.short} for n, r in controller.scaling.items()}
         if controller
         else {},
-        "repartition": controller.repartition.model_dump(mode="json") if controller and alive else None,
+        "repartition": _repartition_of(controller if alive else None, node),
     }
     rows = slices if isinstance(slices, list) else _rows_without_gateway(controller)
     return {
@@ -97,6 +97,12 @@ def look(config: Config) -> dict[str, Any]:
         "node": node.name if node else None,
         "slices": [_with_reason(row, controller, readiness) for row in rows],
     }
+
+
+def _repartition_of(controller: ControllerStatus | None, node: LocalNode | None) -> dict[str, Any] | None:
+    """Cutting GPUs anew for demand: by this machine's controller, or on a cluster by its head, as it has told this node last."""
+    told = read_cluster_scaling(node.paths.gateway.cluster_scaling) if node else controller
+    return told.repartition.model_dump(mode="json") if told is not None else None
 
 
 def _unplaced(controller: ControllerStatus | None) -> dict[str, Any]:
@@ -240,10 +246,12 @@ def _scaled(model: str, row: dict[str, Any]) -> str:
 
 def _repartition(told: dict[str, Any] | None) -> list[str]:
     """Cutting GPUs anew for demand: what is done at the moment, else how it ended last."""
-    if told is None or not (told["running"] or told["events"]):
+    if told is None or not (told["running"] or told["events"] or told.get("proposed")):
         return []
     if told["running"]:
         return [f"[yellow]cutting[/]    GPUs anew for demand: {escape(told['step'] or 'weighing it')}"]
+    if told.get("proposed"):
+        return [f"cutting    GPUs anew for demand is proposed: {escape(told['proposed'])}"]
     last = told["events"][-1]
     again = f"; tried again in {told['next_in_seconds']:.0f} s at the earliest" if told["next_in_seconds"] else ""
     return [f"cutting    GPUs anew for demand: {last['result']}: {escape(last['reason'])}{again}"]

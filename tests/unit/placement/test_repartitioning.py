@@ -21,7 +21,7 @@ from placement.demand_slices import OpenToDemand, for_demand
 from placement.errors import PartitionError
 from placement.goals import PlacementConfig
 from placement.policy import AutoscalePolicy
-from placement.repartitioning import UNDER_WAY_FILE, Repartitioned, Repartitioning, Wish
+from placement.repartitioning import UNDER_WAY_FILE, Repartitioned, Repartitioning, Tries, Wish
 from placement.slices import Inventory, Slice, SliceKind
 from placement.state import StatePaths
 from placement.testing import FakeClock
@@ -145,6 +145,31 @@ async def test_what_was_begun_before_a_kill_is_finished_whatever_the_configurati
     assert site.wishes == [Wish({}, {}, {})]
     await site.one.stop()
     assert not site.one.status(PROPOSE).running
+
+
+def test_a_proposal_that_stands_is_one_event() -> None:
+    clock = FakeClock()
+    tries = Tries(clock)
+    for reason in ("2.1 requests/s more", "2.2 requests/s more"):
+        tries.begin(WISH)
+        tries.end(PROPOSE, Repartitioned("proposed", reason))
+    told = tries.status(PROPOSE)
+    assert (told.proposed, told.counts) == ("2.2 requests/s more", {"proposed": 2})
+    assert [event.reason for event in told.events] == ["2.2 requests/s more"]
+    assert tries.look(PROPOSE, True, begun=False, proposes=True) is None, "not so soon"
+    assert tries.status(PROPOSE).proposed is not None
+    tries.look(PROPOSE, False, begun=False, proposes=True)
+    assert tries.status(PROPOSE).proposed is None, "nobody is short any more"
+
+
+def test_where_somebody_is_in_the_way_each_time_it_is_tried_less_often_up_to_the_cool_down() -> None:
+    attempts, waits = Attempts(), list[float]()
+    for _ in range(5):
+        attempts = attempts.ended(AUTOMATIC, "busy", 100.0)
+        waits.append(attempts.not_before - 100.0)
+    assert waits == [10.0, 20.0, 40.0, 60.0, 60.0]
+    after = attempts.ended(AUTOMATIC, "unchanged", 0.0).ended(AUTOMATIC, "busy", 0.0)
+    assert after.not_before == 10.0, "and starts over"
 
 
 # ---- what is given back

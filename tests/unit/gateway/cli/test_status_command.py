@@ -19,7 +19,7 @@ from gateway.generations import Announcements
 from placement.cluster.node import NodePaths
 from placement.locks import exclusive
 from placement.state import StatePaths
-from placement.status import ControllerStatus, write_status
+from placement.status import ClusterScaling, ControllerStatus, RepartitionStatus, write_status
 
 
 def shown(seen: dict[str, Any], *, tenants: bool = False) -> str:
@@ -184,8 +184,11 @@ def test_a_node_of_a_cluster_shows_its_own_gateway_and_controller(
     at = datetime(2026, 1, 1, tzinfo=UTC)
     status = ControllerStatus(pid=os.getpid(), started_at=at, updated_at=at, state="running", config="c", generation=3)
     write_status(status, paths.engines.controller_status)
+    told = ClusterScaling(repartition=RepartitionStatus(proposed="2 requests/s more"))
+    paths.gateway.cluster_scaling.write_text(told.model_dump_json(), encoding="utf-8")
     with exclusive(paths.root / "member.lock", what="node", remedy=""):
         found = look(config)
+    assert "GPUs anew for demand is proposed: 2 requests/s more" in shown(found)
     assert (found["node"], found["gateway"]["url"]) == ("n1", f"http://{serving}")
     assert (found["controller"]["running"], found["controller"]["generation"]) == (True, 3)
     assert "n1 of a cluster" in shown(found)
