@@ -152,7 +152,7 @@ class _Ground:
 def _staying(found: Assignment, wanted: Mapping[str, Wanted], ground: _Ground) -> dict[str, SlicewayError]:
     """Replicas that run where `profiles` do not want them any more, and find no other slice: they serve on where nobody needs theirs."""
     taken, staying = set(found.slices.values()), dict[str, SlicewayError]()
-    for replica, why in sorted(found.unplaced.items()):
+    for replica in sorted(found.unplaced):
         one, key = wanted[replica], ground.here.get(replica)
         if (
             key is None
@@ -169,7 +169,7 @@ def _staying(found: Assignment, wanted: Mapping[str, Wanted], ground: _Ground) -
         staying[replica] = NoFreeSlice(
             f"it serves on until there is a free slice of {' or '.join(one.profiles)}",
             where=f"models.{one.model}",
-            remedy=f"Have a plan make room: sliceway apply CONFIG --ray HOST:PORT. {why.message}.",
+            remedy="Have a plan make room: sliceway apply CONFIG --ray HOST:PORT.",
         )
     return staying
 
