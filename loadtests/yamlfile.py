@@ -79,7 +79,7 @@ class Source:
 
     def where(self, *path: Step) -> str:
         """`file:line: field`, of the nearest value that has a line; the option that the value was made from, if there is one."""
-        if option := next((self._options[step] for step in reversed(path) if step in self._options), None):
+        if option := next(filter(None, (self._options.get(str(step)) for step in reversed(path))), None):
             return option
         for end in range(len(path), -1, -1):
             if (line := self._lines.get(path[:end])) is not None:
