@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gateway.cli.leading import lines_of
+from gateway.cli.member import LayoutsTold
+from placement.cluster.node import NodePaths
 
 
 def status(**more: Any) -> dict[str, Any]:
@@ -78,3 +83,33 @@ def test_a_head_that_tells_no_numbers_is_shown_as_well() -> None:
         "chat-0 on n1/cpu-0: pending (Ray to give it the slice)",
         "chat-1 has no slice: there is 1 slice",
     ]
+
+
+def test_what_is_not_cut_as_configured_is_shown_by_node_and_what_no_node_has_after_all() -> None:
+    node = {"node": "n1", "address": "10.0.0.1", "problem": None, "slices": 2, "simulated": False}
+    nodes = [node | {"layouts": ["GPU 0 is not cut as fleet.layouts[0] says"]}, node | {"node": "n2"}]
+    shown = lines_of(status(nodes=nodes, layouts=["fleet.layouts[1].gpus: no node of the cluster has a GPU 9"]))
+    assert shown[2:] == [
+        "node n1: GPU 0 is not cut as fleet.layouts[0] says",
+        "fleet.layouts[1].gpus: no node of the cluster has a GPU 9",
+    ]
+
+
+def test_what_came_of_a_plan_for_nodes_that_joined_is_shown() -> None:
+    assert lines_of(status(leader={"planned": ["fleet.partition: 3 steps of the plan done"]})) == [
+        "fleet.partition: 3 steps of the plan done"
+    ]
+
+
+def test_a_join_says_what_came_of_its_layouts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = SimpleNamespace(paths=NodePaths(tmp_path), join="this time")
+    told = LayoutsTold(machine, why=True)  # type: ignore[arg-type]
+    told.look()
+    found = {"said": ["GPU 0 cut"], "why": {"GPU-1": "a replica is on it"}}
+    machine.paths.layouts.write_text(json.dumps(found | {"join": "another time"}), encoding="utf-8")
+    told.look()
+    assert capsys.readouterr().out == ""
+    machine.paths.layouts.write_text(json.dumps(found | {"join": machine.join}), encoding="utf-8")
+    told.look()
+    told.look()
+    assert capsys.readouterr().out.splitlines() == ["GPU 0 cut", "fleet.layouts is not carried out: a replica is on it"]
