@@ -111,7 +111,7 @@ async def carried_out(fleet: FakeFleet, asked: tuple[ModelDemand, ...], folder: 
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 1), min_size=1, max_size=3), st.lists(workloads(), min_size=1, max_size=3))
 def test_what_is_planned_is_apart_and_stays_where_it_is_whoever_looks_next(
     nodes: list[int], asked: list[Asked]
