@@ -146,7 +146,9 @@ def disconnect() -> None:
     """Before Ray here is ended: it would end this process with it."""
     import ray
 
-    with contextlib.suppress(Exception):
+    from placement.cluster.start import own_sigterm
+
+    with own_sigterm(), contextlib.suppress(Exception):
         ray.shutdown()
 
 

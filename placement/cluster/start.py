@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -291,7 +291,8 @@ def connect(address: str) -> None:
     knock(address)
     try:
         _introduce(address)
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
+        with own_sigterm():
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
     except RuntimeError as error:
         if "version mismatch" in str(error).lower():
             raise NodeMismatch(
@@ -307,6 +308,19 @@ def connect(address: str) -> None:
             remedy="Start one with `sliceway up CONFIG --ray`, which prints its address. What answers there is no Ray, is not "
             "at work yet, or encrypts (RAY_USE_TLS) where this machine does not, or the other way round.",
         ) from error
+
+
+@contextlib.contextmanager
+def own_sigterm() -> Iterator[None]:
+    """What SIGTERM does stays what it was: after `ray.init`, and after `ray.shutdown`, it would end the process at once, with engines and
+    Ray left behind.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _introduce(address: str) -> None:

@@ -85,6 +85,24 @@ def test_a_wrong_token_is_told_at_once(answering: str, monkeypatch: pytest.Monke
     assert "cluster.token" in str(refused.value.remedy)
 
 
+def test_what_sigterm_does_is_left_as_it_was(answering: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own handler would end the process before its engines."""
+    stop = threading.Event()
+
+    def connected(**_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: None)
+
+    monkeypatch.setattr(start, "_introduce", lambda _: None)
+    monkeypatch.setattr(start.ray, "init", connected)
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        start.connect(answering)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wait(60)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Joining:
     """In the place of a raylet that runs, before whose node's name the books say `units`, one after another; or the books themselves."""
 
