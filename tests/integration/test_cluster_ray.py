@@ -41,6 +41,13 @@ QUICKLY = {
     "sleep_after": "1s",
     "target_busy": 0.04,
 }
+SMALL = {
+    "name": "small",
+    "source": "Qwen/Qwen3-0.6B",
+    "metadata": str(Path(__file__).parents[2] / "configs" / "examples" / "models" / "Qwen--Qwen3-0.6B.json"),
+    "max_model_len": 4096,
+    "profiles": ["1g.6gb"],
+}
 SLOWER = ("--output-tokens", "4", "--ttft-seconds", "0.2")
 # What Ray has in its books: every actor with its process and placement group, and what replicas' actors tell of themselves.
 ACTORS = """
@@ -82,8 +89,7 @@ class Cluster:
         self.config = directory / "config.yaml"
         self.state, self.other_state = directory / "first", directory / "second"
         self.ports = free_port(), free_port()
-        cores = sorted(os.sched_getaffinity(0))
-        self.core = str(cores[-1])
+        self.words: tuple[str, ...] = ()
         self.configure()
         self.up: subprocess.Popen[bytes] | None = None
         self.member: subprocess.Popen[bytes] | None = None
@@ -94,10 +100,13 @@ class Cluster:
             [sys.executable, "-S", str(SENTINEL), self._mark], stdin=subprocess.PIPE, start_new_session=True
         )
 
-    def configure(self, *more: str, replicas: int | dict[str, int] = 2, actors: str = "replica") -> None:
+    def configure(
+        self, *more: str, replicas: int | dict[str, int] = 2, actors: str = "replica", small: int = 0
+    ) -> None:
         """Write the configuration, with engines that are started with these arguments as well, so many of them, and whose actors they
-        belong to.
+        belong to; and so many replicas of a model that only slices of one profile will do for.
         """
+        self.words = more
         cores = sorted(os.sched_getaffinity(0))
         engine = [*("{python}", "-m", "placement.fake_engine"), *("--host", "{host}", "--port", "{port}")]
         YAML().dump(
@@ -107,6 +116,7 @@ class Cluster:
                 "fleet": {
                     "slices": [{"kind": "cpu", "id": "cpu-0", "cores": str(cores[0]), "memory": "2GiB"}],
                     "autoscale": QUICKLY,
+                    "layouts": [{"gpus": [0], "layout": ["4g.24gb"]}],
                 },
                 "engine": {"command": [*engine, "--model", "{served_name}", *more], "transport": "tcp"},
                 "cluster": {"actors": actors},
@@ -117,9 +127,10 @@ class Cluster:
                         "task": "generate",
                         "replicas": replicas,
                         "max_model_len": 4096,
-                    }
+                    },
+                    *([SMALL | {"replicas": small}] if small else []),
                 ],
-                "tenants": [{"name": "acme", "models": ["chat"]}],
+                "tenants": [{"name": "acme", "models": "all"}],
                 "gateway": {"listen": f"127.0.0.1:{self.ports[0]}", "queue": {"max_wait_seconds": READY_SECONDS}},
             },
             self.config,
@@ -155,7 +166,7 @@ class Cluster:
         self.member = self._run(
             "member",
             *("node", "join", self.address, "--token-file", str(self.state / "cluster.token")),
-            *("--name", "second", "--cores", self.core, "--memory", "2GiB"),
+            *("--name", "second", "--simulate", "a30:2"),
             *("--state-dir", str(self.other_state), "--listen", f"127.0.0.1:{self.ports[1]}"),
         )
         until(
@@ -182,8 +193,8 @@ class Cluster:
         except OSError:
             return {}
 
-    def ready(self, gateway: int) -> set[str]:
-        rows = self.readyz(gateway).get("models", {}).get("chat", {}).get("replicas", [])
+    def ready(self, gateway: int, model: str = "chat") -> set[str]:
+        rows = self.readyz(gateway).get("models", {}).get(model, {}).get("replicas", [])
         return {row["replica"] for row in rows if row["state"] == "ready"}
 
     def engines(self) -> dict[str, int]:
@@ -226,12 +237,10 @@ class Cluster:
             self._key = json.loads(done.stdout)["key"]
         return self._key
 
-    def ask(self, gateway: int) -> tuple[int, str]:
+    def ask(self, gateway: int, model: str = "chat") -> tuple[int, str]:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.ports[gateway]}/v1/chat/completions",
-            data=json.dumps(
-                {"model": "chat", "max_tokens": 3, "messages": [{"role": "user", "content": "?"}]}
-            ).encode(),
+            data=json.dumps({"model": model, "max_tokens": 3, "messages": [{"role": "user", "content": "?"}]}).encode(),
             headers={"authorization": f"Bearer {self.key()}", "content-type": "application/json"},
         )
         try:
@@ -490,6 +499,37 @@ def test_a_lost_node_is_told_and_served_around_and_taken_in_again(cluster: Clust
 def _slice_of(cluster: Cluster, replica: str) -> str:
     rows = cluster.readyz(0)["models"]["chat"]["replicas"]
     return next(str(row["slice"]) for row in rows if row["replica"] == replica)
+
+
+def test_a_gpu_of_a_node_is_cut_anew_as_reviewed_while_requests_run(cluster: Cluster) -> None:
+    assert cluster.up is not None
+    engines, taken_over = cluster.engines(), cluster.said().count("taken over")
+    cluster.configure(*cluster.words, small=2)
+    cluster.up.send_signal(signal.SIGHUP)
+    until(lambda: cluster.said().count("taken over") > taken_over, what="the model that has no slice", seconds=30)
+    content = YAML().load(cluster.config)
+    content["fleet"]["partition"] = "planned"  # for the commands only: `up` is to cut nothing of itself
+    YAML().dump(content, planned_by := cluster.directory / "planned.yaml")
+    on_ray = [str(planned_by), "--ray", cluster.address, "--token-file", str(cluster.state / "cluster.token")]
+    with Asking(cluster, 0) as first, Asking(cluster, 1) as second:
+        planned = _run([SLICEWAY, "plan", *on_ray, "--json"])
+        (reviewed := cluster.directory / "plan.json").write_text(planned, encoding="utf-8")
+        steps = json.loads(planned)["fleet"]["transition"]["steps"]
+        assert {s["action"] for s in steps} >= {"create", "start", "check"}
+        assert {s["gpu"].partition("/")[0] for s in steps} == {"second"}
+        applied = json.loads(_run([SLICEWAY, "apply", *on_ray, "--plan", str(reviewed), "--json"]))
+        assert (applied["ok"], applied["fleet"]["done"]) == (True, steps)
+        new = {"small-0", "small-1"}
+        until(lambda: cluster.ready(0, "small") == cluster.ready(1, "small") == new, what="both at both", seconds=30)
+        assert {cluster.ask(gateway, "small")[0] for gateway in (0, 1)} == {200}
+    assert first.failed == second.failed == []
+    assert engines.items() <= cluster.engines().items(), "nobody had to go for it"
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
 
 
 def test_ctrl_c_ends_everything(cluster: Cluster) -> None:
