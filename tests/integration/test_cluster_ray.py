@@ -506,7 +506,7 @@ def test_a_gpu_of_a_node_is_cut_anew_as_reviewed_while_requests_run(cluster: Clu
     engines, taken_over = cluster.engines(), cluster.said().count("taken over")
     cluster.configure(*cluster.words, small=2)
     cluster.up.send_signal(signal.SIGHUP)
-    until(lambda: cluster.said().count("taken over") > taken_over, what="the model that has no slice", seconds=30)
+    until(lambda: cluster.said().count("taken over") > taken_over, what="the model that has no slice")
     content = YAML().load(cluster.config)
     content["fleet"]["partition"] = "planned"  # for the commands only: `up` is to cut nothing of itself
     YAML().dump(content, planned_by := cluster.directory / "planned.yaml")
@@ -520,7 +520,7 @@ def test_a_gpu_of_a_node_is_cut_anew_as_reviewed_while_requests_run(cluster: Clu
         applied = json.loads(_run([SLICEWAY, "apply", *on_ray, "--plan", str(reviewed), "--json"]))
         assert (applied["ok"], applied["fleet"]["done"]) == (True, steps)
         new = {"small-0", "small-1"}
-        until(lambda: cluster.ready(0, "small") == cluster.ready(1, "small") == new, what="both at both", seconds=30)
+        until(lambda: cluster.ready(0, "small") == cluster.ready(1, "small") == new, what="both at both")
         assert {cluster.ask(gateway, "small")[0] for gateway in (0, 1)} == {200}
     assert first.failed == second.failed == []
     assert engines.items() <= cluster.engines().items(), "nobody had to go for it"
