@@ -256,7 +256,10 @@ def test_an_alternative_that_helps_by_itself_is_named() -> None:
         (wants("chat"), "no slice of any GPU here holds it"),
         (wants("chat", on("h200", "1g.18gb")), "there is no such GPU here"),
         (wants("chat", SMALL, replicas=3, max_per_gpu=1), "at most 1 on the one GPU that there is for it is allowed"),
-        (wants("chat", SMALL, replicas=3, max_per_node=2), "at most 2 on the one node that there is for it are allowed"),
+        (
+            wants("chat", SMALL, replicas=3, max_per_node=2),
+            "at most 2 on the one node that there is for it are allowed",
+        ),
         (wants("chat", SMALL, rate=9.0, max_replicas=4), "at most 4 replicas are allowed, which serve 4 of 9"),
         (wants("chat", on("a100-80gb", "gpu")), "no room left: taken by code"),
     ],
