@@ -114,8 +114,20 @@ def _weighed(then: FleetPlan, here: FleetPlan, transition: Transition, weigh: _W
         f"{more:.2f} requests/s more in {outlook.seconds:.0f} s: {gained:.0f} requests within "
         f"{policy.repartition_horizon:.0f} s, {disturbed:.0f} disturbed"
     )
-    automatic = worthwhile and policy.repartition == "automatic"
+    if losers := _losers(then, here, weigh):
+        reason = f"{reason}; {', '.join(losers)} would serve less"
+    automatic = worthwhile and not losers and policy.repartition == "automatic"
     return Repartition(then, transition, outlook, gained, disturbed, worthwhile, automatic, reason)
+
+
+def _losers(then: FleetPlan, here: FleetPlan, weigh: _Weigh) -> list[str]:
+    """Demands from which something is taken that they have and ask for: what others gain by that is not done unasked."""
+    return [name for name, demand in sorted(weigh.demands.items()) if _gets(then, demand) < _gets(here, demand) - 1e-9]
+
+
+def _gets(plan: FleetPlan, demand: ModelDemand) -> float:
+    keys = [(g.gpu.product, s.placement.profile) for g in plan.gpus for s in g.slices if s.demand == demand.name]
+    return len(keys) if demand.rate is None else min(demand.rate, demand.served_by(keys))
 
 
 def _served(plan: FleetPlan, weigh: _Weigh) -> float:

@@ -355,3 +355,14 @@ async def test_replicas_that_demand_has_brought_go_when_it_does() -> None:
 
 def replicas_of(site: Site) -> set[str]:
     return {row["replica"] for row in site.cluster.head.status()["replicas"]}  # type: ignore[attr-defined]
+
+
+async def test_what_others_have_and_need_is_not_taken_from_them_unasked() -> None:
+    """Two replicas of `chat` more, for the only one of `code`: more requests, and still nobody's to decide but an operator's."""
+    site = await Site.of(config_of({"base": "1g.6gb", "chat": "2g.12gb", "code": "4g.24gb"}), {"a": 1, "b": 1})
+    site.demand(chat=10)
+    await site.run(15)
+    assert site.begun == []
+    assert replicas_of(site) >= {"base-0", "chat-0", "code-0"}
+    assert {found.result for found in site.results} == {"proposed"}
+    assert "code would serve less" in site.results[0].reason
