@@ -236,14 +236,13 @@ def config_text(config: Config) -> str:
 
 
 def same_configuration(config: Config, survey: Survey) -> bool:
-    """Whether the head works by this configuration, as far as plans are concerned."""
+    """Whether the head works by this configuration, as far as plans are concerned: whichever models it says nothing about may differ."""
     try:
         known = Config.model_validate(json.loads(survey.config))
     except ValueError:
         return False
-    models = {m.name: m for m in config.models}
-    asked = [m for m in known.models if m.name not in survey.elsewhere]
-    return {m.name: m for m in asked} == models and (known.tenants, known.engine) == (config.tenants, config.engine)
+    worked, asked = ({m.name: m for m in one.models if m.name not in survey.elsewhere} for one in (known, config))
+    return worked == asked and (known.tenants, known.engine) == (config.tenants, config.engine)
 
 
 def _planned(config: Config, survey: Survey) -> Config:

@@ -206,6 +206,19 @@ def test_another_configuration_and_layouts_that_differ_are_waited_for_or_told() 
     assert "is not cut as fleet.layouts says; then: sliceway apply CONFIG --ray HOST:PORT" in found.reason
 
 
+def test_a_model_on_a_slice_of_no_gpu_keeps_nothing_else_from_being_planned() -> None:
+    raw = config(replicas=2).model_dump(mode="json", exclude_unset=True)
+    both = Config.model_validate(
+        raw | {"models": [*raw["models"], raw["models"][0] | {"name": "oncores", "replicas": 1}]}
+    )
+    seat = Seat(replica="oncores-0", model="oncores", node="c", slice_id="cpu0-3")
+    gpus, cores = SurveyedNode(node="a", gpus=(made_gpu(0),)), SurveyedNode(node="c")
+    head = FakeHead(both, nodes=(gpus, cores), replicas={"oncores-0": ReplicaNow(seat=seat, state="ready")})
+    found = attempt(head)
+    assert found.result == "done", found.reason
+    assert {s.replica for s in head.begun[0].steps if s.kind == "start"} == {"small-0", "small-1"}
+
+
 # ---- without taking away
 
 
