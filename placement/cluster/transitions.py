@@ -43,7 +43,7 @@ Why = Literal["apply", "configuration", "demand"]
 
 class TransitionsJournal(BaseModel):
     """What the next head has to know. `record` is a transition, the last one also when it is over; `counts` are replicas by pool, and
-    `counts_else` what they are where it is not carried out to its end.
+    `counts_else` what they are, as before it, where it is not carried out to its end.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -132,8 +132,11 @@ class Transitions:
         why: Why = "apply",
         following: Collection[str] = (),
     ) -> None:
-        """From the next round on. `reserved` are the slices for other work that there are. Of pools whose numbers are `following` demand,
-        what is carried out for demand says nothing but who sits where. Raises StalePlan while another one is under way.
+        """From the next round on. `reserved` are the slices for other work that there are. Raises StalePlan while another one is under way.
+
+        An operator's plan says the number of every pool. What is carried out unasked says it of those alone that have more or fewer replicas
+        by its steps, and what is for demand not of pools whose numbers are `following` it; the others keep theirs, and so do all
+        where it is not carried out to its end.
         """
         if self._carrying is not None and self.under_way:
             left, all_ = len(self._carrying.record.left), len(self._carrying.record.transition.steps)
@@ -146,18 +149,18 @@ class Transitions:
                 f"{', '.join(busy)}: still being cut for a plan that was stopped",
                 remedy="Wait a moment; then plan again: sliceway plan CONFIG --ray.",
             )
-        counts: Mapping[str, int] = Counter(map(stem_of, transition.seats))
-        kept: Mapping[str, int] = {}
-        if why == "demand":  # what it has brought is to go when demand does
-            kept = {pool: number for pool, number in self.counts(config).items() if pool in following}
-            counts = {pool: number for pool, number in counts.items() if pool not in following} | kept
+        before = self.counts(config)
+        if why == "apply":
+            counts: Mapping[str, int] = Counter(map(stem_of, transition.seats))
+        else:  # what demand has brought is to go when demand does
+            counts = _changed(before, transition, without=following if why == "demand" else ())
         self._journal = TransitionsJournal(
             why=why,
             allow_mode_change=allow_mode_change,
             reserved=reserved,
             counts=dict(sorted(counts.items())),
             counts_for=transition.wanted,
-            counts_else=kept,
+            counts_else=before,
         )
         self._asked = {}
         self._carrying = Carrying(Record(transition, at), _patience(config), allow_mode_change=allow_mode_change)
@@ -170,7 +173,9 @@ class Transitions:
         if self._carrying.over:
             record = self._carrying.record
             log.info("a transition is over: %d of %d steps done", len(record.done), len(record.transition.steps))
-            if not record.finished:  # as many as the plan has found room for is no more than it was
+            if (
+                not record.finished
+            ):  # the numbers of a plan that has not come true are not those of anything that serves
                 self._journal = self._journal.model_copy(update={"counts": self._journal.counts_else})
                 self._written = None
             return None
@@ -224,6 +229,23 @@ class Transitions:
     def for_demand(self) -> bool:
         """Whether GPUs are being cut anew for demand."""
         return self.under_way and self._journal.why == "demand"
+
+
+def _changed(before: Mapping[str, int], transition: Transition, without: Collection[str]) -> dict[str, int]:
+    """The numbers after `transition`, by pool: as `before`, but for pools that its steps give more replicas, or fewer.
+
+    Replicas that wait for a slice have none of its seats, and are counted in `before`.
+    """
+    change = Counter(stem_of(str(step.replica)) for step in transition.steps if step.kind == "start")
+    change.subtract(stem_of(str(step.replica)) for step in transition.steps if step.kind == "stop")
+    seated = Counter(map(stem_of, transition.seats))
+    counts = dict(before)
+    for pool in change.keys() - set(without):
+        if change[pool] > 0:
+            counts[pool] = max(seated[pool], before.get(pool, 0))
+        elif change[pool] < 0 and pool in before:
+            counts[pool] = min(seated[pool], before[pool])
+    return counts
 
 
 def digest(config: str) -> str:
