@@ -7,7 +7,7 @@ leave and no GPU's MIG mode to change. The rest is said, and is for `sliceway ap
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from gateway.cluster_leader import Seen, Work
 from gateway.cluster_planning import ClusterPlan, layouts_differ, plan_cluster, same_configuration
 from gateway.cluster_repartitioning import tellings
 from model_registry.words import counted
+from placement.assign import stem_of
 from placement.clock import Clock
 from placement.cluster.errors import NotSurveyed
 from placement.cluster.survey import Survey
@@ -131,13 +132,25 @@ def _what_is_left(whole: Transition, taken: Transition, plan: ClusterPlan) -> li
 def without_taking_away(transition: Transition, survey: Survey) -> Transition:
     """What of `transition` leads to replicas that have no seat yet and to reserved slices, as far as nobody has to leave for it and
     no GPU's MIG mode changes; numbered anew. Replicas that have a seat stay where they are.
+
+    Nothing comes of models of which somebody leaves: who is new there takes another one's place, and beside all who stay would be one
+    too many, or one where `spread` allows none.
     """
     steps = {step.number: step for step in transition.steps}
     off = {gpu.uuid for gpu in survey.gpus if not gpu.mig}
+    changing = {_model_of(step) for step in transition.steps if step.kind in ("drain", "stop")}
+
+    def adds(step: Step) -> bool:
+        if step.kind in ("create", "destroy"):  # of one that is off, the first instance turns MIG on
+            return step.place.placement != WHOLE and step.place.gpu not in off
+        return (
+            step.kind in ("start", "check") and step.replica not in survey.replicas and _model_of(step) not in changing
+        )
+
     wanted = [
         s
         for s in transition.steps
-        if _is_new(s, survey) and not any(_takes(one, off) for one in (s, *(steps[n] for n in _before(s, steps))))
+        if _is_wanted(s) and all(adds(one) for one in (s, *(steps[n] for n in _before(s, steps))))
     ]
     kept = sorted({number for step in wanted for number in (step.number, *_before(step, steps))})
     numbers = {number: anew for anew, number in enumerate(kept)}
@@ -149,17 +162,13 @@ def without_taking_away(transition: Transition, survey: Survey) -> Transition:
     return replace(transition, steps=taken, seats=seats)
 
 
-def _is_new(step: Step, survey: Survey) -> bool:
-    if step.kind in ("start", "check"):
-        return step.replica not in survey.replicas
-    return step.kind == "create" and step.reserved is not None
+def _is_wanted(step: Step) -> bool:
+    """Whether it is what a plan is for, and not only what has to be done before."""
+    return step.kind in ("start", "check") or (step.kind == "create" and step.reserved is not None)
 
 
-def _takes(step: Step, off: Collection[str]) -> bool:
-    """Whether somebody leaves for it, or the MIG mode of a GPU changes, also of one that is `off` and gets its first instance."""
-    if step.kind in ("create", "destroy"):
-        return step.place.placement == WHOLE or step.place.gpu in off
-    return step.kind in ("drain", "stop")
+def _model_of(step: Step) -> str:
+    return stem_of(str(step.replica)).partition("@")[0]
 
 
 def _before(step: Step, steps: Mapping[int, Step]) -> set[int]:

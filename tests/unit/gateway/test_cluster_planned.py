@@ -219,6 +219,30 @@ def test_a_model_on_a_slice_of_no_gpu_keeps_nothing_else_from_being_planned() ->
     assert {s.replica for s in head.begun[0].steps if s.kind == "start"} == {"small-0", "small-1"}
 
 
+def with_big(spread: str, replicas: int) -> Config:
+    """`big` counts for more than `small`, and has room only where `small` gives way."""
+    raw = config(replicas).model_dump(mode="json", exclude_unset=True)
+    small = raw["models"][0] | {"spread": spread, "priority": 1}
+    big = raw["models"][0] | {"name": "big", "replicas": 1, "profile": "4g.40gb", "priority": 50}
+    return Config.model_validate(raw | {"models": [small, big]})
+
+
+@pytest.mark.parametrize(("spread", "replicas"), [("none", 1), ("nodes", 2), ("gpus", 2)])
+def test_who_would_take_the_place_of_one_that_serves_is_not_begun_beside_it(spread: str, replicas: int) -> None:
+    seat = Seat(replica="small-0", model="small", node="b", slice_id="GPU-0/1g.10gb@0")
+    there = SurveyedNode(node="b", gpus=(made_gpu(0, holds=("1g.10gb@0",)),))
+    more = (SurveyedNode(node="a", gpus=(made_gpu(0, "a30"),)),) if replicas > 1 else ()
+    head = FakeHead(
+        with_big(spread, replicas),
+        nodes=(*more, there),
+        replicas={"small-0": ReplicaNow(seat=seat, state="ready")},
+    )
+    found = attempt(head)
+    assert head.begun == []
+    assert found.result == "unchanged"
+    assert "more would move or end who serves" in found.reason
+
+
 # ---- without taking away
 
 
@@ -271,3 +295,29 @@ def test_of_what_is_all_new_all_is_taken() -> None:
         (step(0, "create", "GPU-0/1g.10gb@0"), step(1, "start", "GPU-0/1g.10gb@0", "new-0", 0)), "f", "t"
     )
     assert without_taking_away(whole, Survey()).steps == whole.steps
+
+
+def test_where_one_of_a_model_leaves_nothing_is_taken_of_it_nor_what_comes_after_that() -> None:
+    """`old-1` takes the place of `old-0`, and `acme`'s is of the same model. `new-0` needs nobody, `late-0` waits for `old-1`."""
+    survey = Survey(replicas={"old-0": now("old-0", "GPU-0/1g.10gb@0"), "new-1": now("new-1", "GPU-3/1g.10gb@0")})
+    whole = Transition(
+        (
+            step(0, "start", "GPU-1/1g.10gb@0", "old-1"),
+            step(1, "check", "GPU-1/1g.10gb@0", "old-1", 0),
+            step(2, "drain", "GPU-0/1g.10gb@0", "old-0", 1),
+            step(3, "stop", "GPU-0/1g.10gb@0", "old-0", 2),
+            step(4, "start", "GPU-1/1g.10gb@1", "old@acme-0"),
+            step(5, "create", "GPU-2/1g.10gb@0", None, 1),
+            step(6, "start", "GPU-2/1g.10gb@0", "late-0", 5),
+            step(7, "start", "GPU-2/1g.10gb@1", "new-0"),
+        ),
+        "f",
+        "t",
+    )
+    taken = without_taking_away(whole, survey)
+    assert [str(s) for s in taken.steps] == [str(whole.steps[7])]
+    assert taken.seats == {
+        "old-0": "a/GPU-0/1g.10gb@0",
+        "new-0": "a/GPU-2/1g.10gb@1",
+        "new-1": "a/GPU-3/1g.10gb@0",
+    }
