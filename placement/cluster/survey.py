@@ -131,11 +131,13 @@ def gpus_to_plan(fleet: FleetConfig, inventory: Inventory) -> NodeGpus:
 
 
 def layouts_of(survey: Survey, rules: Sequence[LayoutRule]) -> tuple[GpuPlan, ...]:
-    """`fleet.layouts` against the GPUs of all nodes: an index is that of every node's, a UUID that of one.
+    """`fleet.layouts` against the GPUs of all nodes: an index is that of every node's, a UUID that of one. Those of nodes that are frozen,
+    which are told nothing, stay as they are, as if no rule named them.
 
     Raises as `placement.partition.plan`.
     """
-    return plan_layouts(survey.gpus, rules)
+    frozen = {slice_key(n.node, gpu.uuid) for n in survey.nodes if n.frozen for gpu in n.gpus}
+    return tuple(GpuPlan(p.gpu, None) if p.gpu.uuid in frozen else p for p in plan_layouts(survey.gpus, rules))
 
 
 def fleet_of(

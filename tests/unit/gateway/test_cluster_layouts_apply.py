@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from gateway.cluster_layouts import layout_transition, outcomes
+from gateway.cluster_planning import layouts_differ
+from gateway.config import Config
 from placement.cluster.members import Seat
 from placement.cluster.survey import ReplicaNow, Survey, SurveyedNode, layouts_of
 from placement.cluster.testing import made_gpu
@@ -98,3 +100,24 @@ def test_each_gpu_is_told_by_what_it_holds_afterwards() -> None:
     now = survey(made_gpu(0, holds=HALVES), made_gpu(1, holds=HALVES[:1]), made_gpu(2, holds=HALVES), made_gpu(3))
     found = outcomes(layouts_of(before, rules), now, rules)
     assert [one.result for one in found] == ["changed", "failed", "unchanged"]
+
+
+def test_gpus_of_a_node_of_another_version_stay_as_they_are_and_keep_no_plan_from_the_others() -> None:
+    one = made_gpu(0, holds=("1g.10gb@0",))
+    old = SurveyedNode(node="b", gpus=(one,), frozen=True)
+    seen = Survey(nodes=(SurveyedNode(node="a", gpus=(one,)), old))
+    assert {step.place.gpu for step in transition(seen, rule()).steps} == {"a/GPU-0"}
+    now = Survey(nodes=(SurveyedNode(node="a", gpus=(made_gpu(0, holds=HALVES),)), old))
+    assert [(o.plan.gpu.uuid, o.result) for o in outcomes(layouts_of(seen, (rule(),)), now, (rule(),))] == [
+        ("a/GPU-0", "changed")
+    ]
+    asked = Config.model_validate({"version": "v1", "models": [], "fleet": {"layouts": [{"layout": list(HALVES)}]}})
+    assert layouts_differ(asked, seen) is not None
+    assert layouts_differ(asked, now) is None
+
+
+def test_a_rule_may_name_a_product_that_only_a_node_of_another_version_has() -> None:
+    old = SurveyedNode(node="b", gpus=(made_gpu(0, holds=("1g.10gb@0",)),), frozen=True)
+    named = rule(gpus=["h100-sxm"])
+    (found,) = layouts_of(Survey(nodes=(old,)), (named,))
+    assert (found.wanted, found.actions) == (None, ())
