@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gateway.admin.overlay import OverlayStore
 from gateway.cli.led_head import RayLedHead
 from gateway.cli.member import LOOK_SECONDS, STOP_SECONDS, LayoutsTold, say
 from gateway.cli.output import out
@@ -27,6 +28,7 @@ from gateway.cluster_leader import LeaderPlanning, Reason, Seen
 from gateway.cluster_planned import ForConfiguration
 from gateway.cluster_repartitioning import ForDemand
 from gateway.config import Config, load_config
+from gateway.errors import OverlayError
 from gateway.tenant_pools import tenant_pools
 from model_registry.errors import SlicewayError
 from model_registry.words import counted
@@ -37,8 +39,8 @@ from placement.cluster.errors import ClusterError, ClusterLed, ClusterLost, Clus
 if TYPE_CHECKING:
     from placement.cluster.start import Machine, Raylet
 
-# Of the gateways' state directory: what a tenant's key is checked with.
-SHARED_FILES = ("keys.json", "keys.secret")
+# Of the gateways' state directory: what a tenant's key is checked with, and what operators changed while all of it runs.
+SHARED_FILES = ("keys.json", "keys.secret", "operator.json")
 GONE_SECONDS = 30.0  # that nobody at all answers at the cluster's address
 _LED_REMEDY = "Change that configuration and send its process SIGHUP, or stop it first."
 
@@ -111,6 +113,7 @@ class Leader:
         self.address, self.reload = address, threading.Event()
         self._head, self._path, self._config, self._raylet = head, path, config, raylet
         self._files = _shared(config)
+        self._reloads = _reloads(config)
         self._gone_since: float | None = None
         self._planning = LeaderPlanning(RayLedHead(head, address, _me()), reasons())
 
@@ -168,6 +171,11 @@ class Leader:
 
         if other := ray.get(self._head.lead.remote(_me()), timeout=10.0):
             return self._give_way(other)
+        if (
+            asked := _reloads(self._config, self._reloads)
+        ) != self._reloads:  # `sliceway reload`, which knows nothing of clusters
+            self._reloads = asked
+            self.reload.set()
         if self.reload.is_set():
             self.reload.clear()
             self._take_over()
@@ -340,6 +348,14 @@ def _shared(config: Config) -> dict[str, str]:
         with contextlib.suppress(OSError):
             found[name] = base64.b64encode((config.state / name).read_bytes()).decode()
     return found
+
+
+def _reloads(config: Config, known: int = 0) -> int:
+    """How often operators have asked for the configuration to be read again; `known` where what they left cannot be read."""
+    try:
+        return OverlayStore(config.state).load().reloads
+    except OverlayError:
+        return known
 
 
 @contextlib.contextmanager

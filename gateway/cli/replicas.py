@@ -13,7 +13,8 @@ from gateway.cli.locate import ConfigOption, config_path
 from gateway.cli.output import Json, out, print_json
 from gateway.config import Config, load_config
 from gateway.errors import UnknownSlice
-from placement.errors import TableUnreadable
+from placement.cluster.here import node_at_work
+from placement.errors import NotCarriedOut, TableUnreadable
 from placement.foreman import Foreman
 from placement.inventory import observe
 from placement.orders import read_orders
@@ -87,6 +88,12 @@ def _refuse_unknown(slice_id: str, config: Config) -> None:
 def _do(config: Path | None, order: Callable[[Foreman], None], *, as_json: bool) -> None:
     loaded = load_config(config_path(config))
     paths = StatePaths(loaded.state)
+    if (node := node_at_work(paths.root)) is not None:
+        raise NotCarriedOut(
+            f"this machine is node {node.name!r} of a cluster, whose head decides which replica is where",
+            where=str(paths.root),
+            remedy="Change `replicas` in the configuration that leads it, and: sliceway reload; or plan: sliceway plan CONFIG --ray HOST:PORT.",
+        )
     order(Foreman(paths, loaded.engine))
     orders = read_orders(paths)
     if as_json:

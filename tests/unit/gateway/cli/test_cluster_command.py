@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from gateway.admin.operations import Operations
+from gateway.admin.overlay import OverlayStore, with_fields
 from gateway.cli import app, cluster, leading, member
 from gateway.cli.output import exit_code
 from gateway.config import load_config
@@ -411,6 +413,31 @@ def test_who_stops_ends_the_cluster_unless_it_is_another_ones(
     leading.end(HeadStandIn(lead=(lead,)), ADDRESS)
     assert len(ended) == dissolved
     assert ("the cluster is left to another" in capsys.readouterr().out) == (not dissolved)
+
+
+@pytest.mark.usefixtures("answered")
+def test_what_operators_change_on_the_first_machine_is_shared_with_every_gateway(tmp_path: Path) -> None:
+    head = HeadStandIn()
+    one, _ = leader(tmp_path, head)
+    assert (one.look(), head.share.asked) == (QUIET, 0)
+    state = load_config(configuration(tmp_path)).state
+    with OverlayStore(state).changing() as draft:
+        draft[0] = with_fields(draft[0], "acme", {"weight": 3})
+    assert "operator.json" in leading._shared(load_config(configuration(tmp_path)))
+    assert (one.look(), one.look(), head.share.asked, head.aim.asked) == (QUIET, QUIET, 1, 1)
+
+
+@pytest.mark.usefixtures("answered")
+def test_a_configuration_that_operators_ask_to_read_again_reaches_the_head_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = HeadStandIn()
+    one, _ = leader(tmp_path, head)
+    Operations(lambda: load_config(configuration(tmp_path)), wall=lambda: 0.0).reload(actor="test")
+    assert (one.look(), one.look(), head.aim.asked) == (QUIET, QUIET, 2)
+    assert capsys.readouterr().out.count("taken over the new configuration") == 1
+    OverlayStore(load_config(configuration(tmp_path)).state).path.write_text("{", encoding="utf-8")
+    assert (one.look(), head.aim.asked) == (QUIET, 2)
 
 
 class RayletStandIn:

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from gateway.cli import app
 from gateway.cli.operate import actor, parse_duration
 from gateway.errors import ConflictingChange, OperatorError, UnknownTenant
+from placement.errors import NotCarriedOut
+from placement.locks import exclusive
 
 
 @pytest.fixture
@@ -51,6 +53,17 @@ def test_a_key_is_handed_over(config: Path) -> None:
     assert by_people.stdout.startswith("sk-sliceway-")
     assert len(by_people.stdout.splitlines()) == 1
     assert "counts until" in by_people.stderr
+
+
+def test_replicas_of_a_cluster_are_not_ordered_about_on_one_of_its_machines(config: Path, tmp_path: Path) -> None:
+    node = tmp_path / "state" / "nodes" / "n1"
+    node.mkdir(parents=True)
+    with exclusive(node / "member.lock", what="node", remedy=""):
+        refused = run("replica", "drain", "m-0", "-c", config).exception
+    assert isinstance(refused, NotCarriedOut)
+    assert "node 'n1' of a cluster" in refused.message
+    assert "sliceway reload" in str(refused.remedy)
+    assert not list((tmp_path / "state").glob("orders*"))
 
 
 def test_tenants_are_listed_changed_and_changed_back(config: Path) -> None:
