@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from model_registry.errors import SlicewayError
-from placement.cluster.errors import ClusterUnreachable
+from placement.cluster.errors import ClusterUnreachable, NodeLost
 from placement.errors import PlacementError, StalePlan
 from placement.transition import Outcome, Step
 
@@ -50,7 +50,7 @@ def _outcome(raw: Mapping[str, Any]) -> Outcome:
     error: SlicewayError | None = None
     if raw["error"] is not None:
         why = raw["error"]
-        kind = StalePlan if why.get("code") == StalePlan.code else PlacementError
+        kind = next((known for known in (StalePlan, NodeLost) if known.code == why.get("code")), PlacementError)
         error = kind(why["message"], where=why["where"], remedy=why["remedy"])
     return Outcome(
         tuple(Step.of_public(s) for s in raw["done"]),

@@ -72,7 +72,7 @@ class Reason(Protocol):
         """It is attempted from here on."""
 
     def attempt(self, work: Work) -> Repartitioned:
-        """Plan, and have it carried out until it is over. What it raises is a failure."""
+        """Plan, and have it carried out until it is over. What it raises is a failure, but for ClusterError: who is asked does not answer."""
 
     def show(self, step: str) -> None:
         """What the attempt does at the moment; called from its thread."""
@@ -132,6 +132,8 @@ class LeaderPlanning:
     def _attempt(now: _Attempt, work: Work) -> None:
         try:
             now.found = now.reason.attempt(work)
+        except ClusterError as error:  # a head or a node that is killed is started again
+            now.found = Repartitioned("busy", str(error))
         except SlicewayError as error:
             now.found = Repartitioned("failed", str(error))
         except Exception as error:  # the root of a thread: nobody above would ever see it

@@ -18,7 +18,7 @@ from gateway.cluster_repartitioning import tellings
 from model_registry.words import counted
 from placement.assign import stem_of
 from placement.clock import Clock
-from placement.cluster.errors import NotSurveyed
+from placement.cluster.errors import ClusterError, NotSurveyed
 from placement.cluster.survey import Survey
 from placement.errors import StalePlan
 from placement.planner.types import WHOLE
@@ -28,8 +28,11 @@ from placement.transition.steps import Step, Transition
 
 SETTLE_SECONDS = 3.0
 """So long no node comes or goes before it is planned: those that join at about the same time are planned together."""
-AGAIN_SECONDS = 5.0
-"""Until it is tried again where something else was being changed."""
+AGAIN_SECONDS = 5.0, 60.0
+"""Until it is tried again where something else was in the way: at first, and at most, for it is twice as long each time."""
+FAILED_SECONDS = 60.0, 1800.0
+"""The same for what has failed, which may have been mended by then."""
+_DOUBLINGS = 20
 _BY_HAND = "sliceway apply CONFIG --ray HOST:PORT"
 
 
@@ -41,6 +44,7 @@ class ForConfiguration:
         self._planned: frozenset[str] = frozenset()
         self._seen: frozenset[str] = frozenset()
         self._not_before = 0.0
+        self._in_vain = 0
         self._counts: frozenset[str] = frozenset()
         self._told: tuple[str, ...] = ()
 
@@ -52,7 +56,7 @@ class ForConfiguration:
         there = _ready_nodes(seen.status)
         now = self._clock.monotonic()
         if there != self._seen:
-            self._seen, self._not_before = there, max(self._not_before, now + SETTLE_SECONDS)
+            self._seen, self._not_before, self._in_vain = there, now + SETTLE_SECONDS, 0
         self._planned &= there  # one that was lost is new when it comes back
         return bool(there - self._planned) and now >= self._not_before and not _under_way(seen.status)
 
@@ -80,11 +84,13 @@ class ForConfiguration:
         self._told = (f"planned: {step}",)
 
     def end(self, seen: Seen, found: Repartitioned) -> None:
-        """The attempt is over; one that came to nothing because of something else is tried again."""
-        if found.result == "busy":
-            self._not_before = self._clock.monotonic() + AGAIN_SECONDS
+        """The attempt is over; one that came to nothing is tried again, later each time for as long as the nodes are the same."""
+        if found.result in ("busy", "failed"):
+            first, most = AGAIN_SECONDS if found.result == "busy" else FAILED_SECONDS
+            wait = min(first * 2.0 ** min(self._in_vain, _DOUBLINGS), most)
+            self._not_before, self._in_vain = self._clock.monotonic() + wait, self._in_vain + 1
         else:
-            self._planned |= self._counts
+            self._planned, self._in_vain = self._planned | self._counts, 0
         self._told = (f"fleet.partition: {found.reason}",) if found.reason else ()
 
     def told(self, seen: Seen, so_far: LeaderStatus) -> LeaderStatus:
@@ -115,7 +121,7 @@ def _carried_out(work: Work, plan: ClusterPlan) -> Repartitioned:
         return Repartitioned("busy", error.message)
     outcome = follow(tellings(work), lambda step, what: work.say(str(step)))
     done = tuple(str(step) for step in outcome.done)
-    if isinstance(outcome.error, StalePlan):
+    if isinstance(outcome.error, StalePlan | ClusterError):
         return Repartitioned("busy", f"the plan was stopped at {outcome.failed}: {outcome.error}", done)
     if not outcome.ok:
         return Repartitioned("failed", f"the plan stopped at {outcome.failed}: {outcome.error}", done)

@@ -106,7 +106,7 @@ def _told(outcome: Outcome, reason: str) -> Repartitioned:
     if outcome.ok:
         return Repartitioned("done", reason, done)
     left = f"{len(outcome.not_done)} of {len(outcome.done) + len(outcome.not_done)} steps are not done"
-    result: Result = "busy" if isinstance(outcome.error, StalePlan) else "failed"
+    result: Result = "busy" if isinstance(outcome.error, StalePlan | ClusterError) else "failed"
     return Repartitioned(result, f"{outcome.failed}: {outcome.error}; {left}", done)
 
 

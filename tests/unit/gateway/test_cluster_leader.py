@@ -13,6 +13,7 @@ import pytest
 from gateway.cluster_leader import LeaderPlanning, Seen, Work
 from gateway.config import Config
 from model_registry.errors import SlicewayError
+from placement.cluster.errors import ClusterUnreachable
 from placement.cluster.survey import Survey
 from placement.cluster.transitions import Why
 from placement.repartitioning import Repartitioned
@@ -133,6 +134,14 @@ def test_what_an_attempt_raises_is_a_failure_and_ends_nothing_else(site: Site, e
     site.until_ended(site.first, 2)
     assert {found.result for found in site.first.ends} == {"failed"}
     assert str(error) in site.first.ends[0].reason
+
+
+def test_a_head_that_does_not_answer_is_no_failure_of_what_is_attempted(site: Site) -> None:
+    site.first.due, site.first.found = True, ClusterUnreachable("the cluster's head does not answer: killed")
+    site.first.go.set()
+    site.until_ended(site.first, 2)
+    assert {found.result for found in site.first.ends} == {"busy"}
+    assert "killed" in site.first.ends[0].reason
 
 
 def test_the_head_is_told_what_it_does_not_tell_already(site: Site) -> None:

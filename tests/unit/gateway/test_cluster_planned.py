@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 
 from gateway.cluster_leader import Seen, Work
-from gateway.cluster_planned import SETTLE_SECONDS, ForConfiguration, without_taking_away
+from gateway.cluster_planned import FAILED_SECONDS, SETTLE_SECONDS, ForConfiguration, without_taking_away
 from gateway.cluster_planning import config_text
+from gateway.cluster_repartitioning import ForDemand
 from gateway.config import Config
-from placement.cluster.errors import NotSurveyed
+from model_registry.errors import SlicewayError
+from placement.autoscale.attempts import Result
+from placement.cluster.errors import NodeLost, NotSurveyed
 from placement.cluster.members import Seat
 from placement.cluster.survey import ReplicaNow, Survey, SurveyedNode
 from placement.cluster.testing import made_gpu
 from placement.cluster.transitions import Why
-from placement.errors import StalePlan
+from placement.errors import NotCarriedOut, StalePlan
 from placement.repartitioning import Repartitioned
 from placement.status import LeaderStatus
 from placement.testing import FakeClock
@@ -48,7 +51,7 @@ def config(replicas: int = 1, **fleet: Any) -> Config:
 def seen(asked: Config, *nodes: str, under_way: bool = False, **rows: Mapping[str, Any]) -> Seen:
     """With these nodes, and others that `rows` are of."""
     listed = [{"node": name, "problem": None, "laid_out": True} for name in nodes]
-    listed += [{"node": name, "problem": None, "laid_out": True} | row for name, row in rows.items()]
+    listed += [{"node": name, "problem": None, "laid_out": True} | dict(row) for name, row in rows.items()]
     return Seen(asked, {"nodes": listed, "transition": {"under_way": under_way}})
 
 
@@ -61,6 +64,7 @@ class FakeHead:
     replicas: Mapping[str, ReplicaNow] = field(default_factory=dict)
     stale: bool = False
     silent: bool = False
+    error: SlicewayError | None = None
     begun: list[Transition] = field(default_factory=list)
     why: list[str] = field(default_factory=list)
 
@@ -76,7 +80,10 @@ class FakeHead:
         self.why.append(why)
 
     def transition(self) -> Mapping[str, Any] | None:
-        steps = [s.as_public() for s in self.begun[-1].steps]
+        steps = [s.as_public() for s in self.begun[-1].steps] if self.begun else []
+        if self.error is not None:
+            what = {"done": steps[:1], "not_done": steps[1:], "failed": steps[1] if steps else None}
+            return what | {"error": self.error.as_dict(), "under_way": False, "begun": []}
         return {"done": steps, "not_done": [], "failed": None, "error": None, "under_way": False, "begun": []}
 
     def tell(self, told: LeaderStatus) -> None:
@@ -120,19 +127,41 @@ async def test_a_node_that_takes_no_part_or_is_not_cut_yet_does_not_count() -> N
             await clock.sleep(SETTLE_SECONDS)
 
 
-async def test_what_came_to_nothing_because_of_something_else_is_tried_again_and_a_failure_is_not() -> None:
-    clock, asked = FakeClock(), config()
+@pytest.mark.parametrize(
+    ("result", "pauses"), [("busy", (5.0, 10.0, 20.0, 40.0, 60.0, 60.0)), ("failed", (60.0, 120.0, 240.0))]
+)
+async def test_what_came_to_nothing_is_tried_again_later_each_time(result: Result, pauses: tuple[float, ...]) -> None:
+    clock, now = FakeClock(), seen(config(), "a")
     reason = ForConfiguration(clock)
-    now = seen(asked, "a")
     reason.look(now)
     await clock.sleep(SETTLE_SECONDS)
-    for result, again in (("busy", True), ("failed", False)):
+    for pause in pauses:
         assert reason.look(now)
         reason.begin(now)
-        reason.end(now, Repartitioned(result, "x"))  # type: ignore[arg-type]
+        reason.end(now, Repartitioned(result, "x"))
+        await clock.sleep(pause - 1.0)
         assert not reason.look(now)
-        await clock.sleep(60.0)
-        assert reason.look(now) is again
+        await clock.sleep(1.0)
+    assert reason.look(now)
+    reason.end(now, Repartitioned("done", ""))
+    await clock.sleep(FAILED_SECONDS[1])
+    assert not reason.look(now)
+
+
+async def test_after_a_failure_other_nodes_are_planned_at_once_and_nothing_is_waited_for_longer_than_that() -> None:
+    clock, now = FakeClock(), seen(config(), "a", "b")
+    reason = ForConfiguration(clock)
+    reason.look(now)
+    for _ in range(12):
+        reason.begin(now)
+        reason.end(now, Repartitioned("failed", "b's driver refuses"))
+        await clock.sleep(FAILED_SECONDS[1])
+        assert reason.look(now)
+    reason.end(now, Repartitioned("failed", "b's driver refuses"))
+    left = seen(config(), "a")
+    assert not reason.look(left)
+    await clock.sleep(SETTLE_SECONDS)
+    assert reason.look(left), "b is lost, and what is left is planned"
 
 
 async def test_without_planned_nothing_is_planned() -> None:
@@ -196,6 +225,20 @@ def test_what_keeps_it_from_being_planned(change: dict[str, Any], result: str, r
     assert found.result == result
     assert reason in found.reason
     assert head.begun == []
+
+
+@pytest.mark.parametrize(
+    ("error", "result"),
+    [(NodeLost("node 'b' does not take part any more"), "busy"), (NotCarriedOut("its driver refuses"), "failed")],
+)
+def test_a_node_that_is_lost_is_no_failure_as_a_step_is(error: SlicewayError, result: str) -> None:
+    head = FakeHead(config(), error=error)
+    found = attempt(head)
+    assert found.result == result
+    assert error.message in found.reason
+    for_demand = {"transition": {"under_way": True, "why": "demand"}}
+    work = Work(Seen(config(), for_demand), head, lambda _: None, lambda _: False)
+    assert ForDemand(FakeClock()).attempt(work).result == result
 
 
 def test_another_configuration_and_layouts_that_differ_are_waited_for_or_told() -> None:
