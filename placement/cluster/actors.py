@@ -124,7 +124,9 @@ class RayNodes:
 
     async def order(self, node: str, order: NodeOrder) -> None:
         """Tell it what to run. Raises NodeLost."""
+        self.owners.told(node, None)  # an order without an answer may have been taken over
         await self._agent(node, lambda agent: agent.order.remote(order.model_dump_json()))
+        self.owners.told(node, order.owners)
 
     async def gpus(self, node: str) -> NodeGpus:
         """What its driver shows. Raises NodeLost."""

@@ -52,6 +52,7 @@ class Owners:
         self.each: ActorsOf = "replica"
         self._asked: dict[_Target, _Asked] = {}
         self._alive: frozenset[str] = frozenset()
+        self._told: dict[str, Mapping[str, Owner]] = {}
         # once, because Ray keeps each class that it is given
         self._holders, self._replicas = as_remote(SliceHolder), as_remote(ReplicaActor)
 
@@ -73,6 +74,10 @@ class Owners:
         if owner is None and other[0] in self._alive:
             owner = await self._owner(other, partial(_there, other[0]))
         return owner
+
+    def told(self, node: str, owners: Mapping[str, Owner] | None) -> None:
+        """The node has taken over that its replicas belong to these; None: nobody knows whether it has, or to whom they belong there."""
+        self._told[node] = {} if owners is None else dict(owners)
 
     def waits_for(self, seat: Seat) -> str:
         """What an engine waits for that belongs to nobody yet."""
@@ -103,8 +108,8 @@ class Owners:
         return found
 
     async def end_needless(self, seats: Mapping[str, Seat]) -> None:
-        """End the actors that no engine in one of these seats belongs to or is to belong to: engines were told of another one in the
-        round before, and what has no seat has no engine.
+        """End the actors that no engine in one of these seats belongs to or is to belong to: what has no seat has no engine, and an
+        engine belongs to another one when its node has taken that over, and not when it was chosen.
         """
         needed = self._needed(seats)
         needless = [n for n in self._alive if n.startswith((HOLDER, REPLICA)) and n not in needed]
@@ -117,7 +122,9 @@ class Owners:
             targets = _targets(seat)
             wanted, other = targets if self.each == "replica" else (targets[1], targets[0])
             asked = self._asked.get(wanted)
-            needed |= {wanted[0]} if asked is not None and asked.owner is not None else {wanted[0], other[0]}
+            theirs = self._told.get(seat.node, {}).get(seat.replica)
+            belongs = asked is not None and asked.owner is not None and asked.owner == theirs
+            needed |= {wanted[0]} if belongs else {wanted[0], other[0]}
         return needed
 
     async def _owner(self, target: _Target, ask: Callable[[], _Asked]) -> Owner | None:

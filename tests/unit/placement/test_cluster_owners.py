@@ -118,11 +118,16 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return made
 
 
-async def a_round(own: Any, world: World, seats: Mapping[str, Seat] = ALL) -> dict[str, int | None]:
-    """What the head does with them in a round; the pids that engines belong to from then on."""
+async def a_round(
+    own: Any, world: World, seats: Mapping[str, Seat] = ALL, *, silent: Iterable[str] = ()
+) -> dict[str, int | None]:
+    """What the head does with them in a round; the pids that engines belong to from then on, but for those on nodes that are `silent`."""
     own.look(list(world.actors))
     await own.end_needless(seats)
     found = {r: await own.of(s, f"group|{r}", f"/journal/{r}") for r, s in seats.items()}
+    for node in {s.node for s in seats.values()}:
+        told = {r: found[r] for r, s in seats.items() if s.node == node and found[r] is not None}
+        own.told(node, None if node in silent else told)
     return {replica: owner.pid if owner else None for replica, owner in found.items()}
 
 
@@ -192,6 +197,25 @@ async def test_what_engines_belong_to_changes_without_a_moment_in_which_they_bel
     assert world.killed == [], "nodes are only told of them after this"
     assert await a_round(own, world) == found
     assert set(world.killed) == others
+
+
+@pytest.mark.parametrize(("before", "after"), [("replica", "node"), ("node", "replica")])
+async def test_who_engines_belong_to_on_a_node_that_was_not_told_of_another_one_is_not_ended(
+    before: str, after: str, world: World
+) -> None:
+    own = owners.Owners()
+    own.each = before
+    await settled(own, world)
+    others = {name for name, actor in world.actors.items() if "n2" in name or name == "replica|chat-2"}
+    own.each = after
+    for _ in range(5):
+        world.start()
+        await a_round(own, world, silent=["n2"])
+    assert world.killed, "the other node was told"
+    assert not others & set(world.killed)
+    await a_round(own, world)
+    await a_round(own, world)
+    assert others <= set(world.killed)
 
 
 async def test_a_node_keeps_its_holder_until_the_last_of_its_replicas_has_an_actor(world: World) -> None:
