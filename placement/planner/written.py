@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count
 
 from model_registry.geometry import Placement
+from placement.planner.crowds import Crowds
 from placement.planner.seats import Seating
 from placement.planner.shapes import in_the_way
 from placement.planner.types import Decision, FleetGpu, Instance, PlannedGpu, PlannedSlice, Problem
@@ -107,6 +108,8 @@ class _Writer:
         self._wants = {w.name: w for w in wants}
         self._came_from = _running(problem)
         self._runs = {i.replica: i for g in problem.gpus for i in g.instances if i.replica is not None}
+        crowds = Crowds(gpus, wants)
+        self._short, self._crowded_out = crowds.short, crowds.crowded_out()
 
     def all(self) -> Iterator[Decision]:
         """Every decision, in the order of GPUs."""
@@ -148,14 +151,21 @@ class _Writer:
             reason = f"nobody asks for {instance.demand!r} any more"
         elif self._before[was[0]].draining:
             reason = f"GPU {was[0]} is draining, and no other slice is left for it"
-        else:
+        elif want.name not in self._short:
             reason = f"{self._wanted(want)}, and the others do that"
+        else:
+            reason = f"{self._why_end(replica, was)}, and no other slice is left for it"
         return Decision("stop", replica, instance.demand, reason, was=was)
 
     def _wanted(self, want: Want) -> str:
         if want.rate is None:
             return f"{want.floor} {'replica is' if want.floor == 1 else 'replicas are'} wanted"
         return f"{want.rate:g} requests/s are to be served"
+
+    def _why_end(self, replica: str, was: Seat) -> str:
+        if (where := self._crowded_out.get(replica)) is not None:
+            return f"too many replicas of {self._wants[str(self._runs[replica].demand)].model} would be on {where}"
+        return self._why_leave(replica, was)
 
     def _why_leave(self, replica: str, was: Seat) -> str:
         gpu, at = was

@@ -15,7 +15,9 @@ from itertools import count
 from model_registry.errors import IllegalLayout
 from model_registry.geometry import Layout, Placement
 from placement.errors import TransitionBlocked
+from placement.planner.crowds import Crowds
 from placement.planner.types import WHOLE, FleetGpu, FleetPlan, ModelDemand, PlannedSlice, fingerprint
+from placement.planner.wants import want_of
 from placement.transition.steps import Dip, Kind, Place, Step, Transition
 
 _CLOSE = 1e-9
@@ -25,11 +27,14 @@ def plan_transition(plan: FleetPlan, demands: Iterable[ModelDemand], *, allow_di
     """The steps that carry `plan` out.
 
     A demand is guaranteed what it asks for (its rate without head-room, or its number of replicas), as far as it has that
-    now and will have it then. A replica that moves gets a name of its own in its new place (see `with_own_names`).
+    now and will have it then; what it loses for good because its replicas run too close together counts as if it had it then. A
+    replica that moves gets a name of its own in its new place (see `with_own_names`).
     Raises TransitionBlocked, naming every model that would fall below, unless `allow_dip`.
     """
+    asked = {d.name: d for d in demands}
+    crowded_out = Crowds(plan.gpus, (want_of(d, 1.0) for d in asked.values())).crowded_out()
     plan = with_own_names(plan)
-    walk = _Walk(plan, {d.name: d for d in demands})
+    walk = _Walk(plan, asked, crowded_out)
     while walk.advance():
         pass
     while walk.pending:
@@ -110,10 +115,13 @@ class _Engine:
 
 @dataclass(slots=True)
 class _Walk:
-    """The fleet on its way. `pending` says whether something is left to do."""
+    """The fleet on its way. `pending` says whether something is left to do. `crowded_out` are replicas that have no successor since
+    too many of their model would run where it says.
+    """
 
     plan: FleetPlan
     demands: Mapping[str, ModelDemand]
+    crowded_out: Mapping[str, str] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     held: dict[str, set[Placement]] = field(default_factory=dict)
     engines: dict[Place, _Engine] = field(default_factory=dict)
@@ -158,6 +166,9 @@ class _Walk:
         for engine in self.engines.values():
             self.before[engine.demand] = self.before.get(engine.demand, 0.0) + engine.capacity
         for engine in wanted:
+            then[engine.demand] = then.get(engine.demand, 0.0) + engine.capacity
+        # What `spread` alone takes away is a dip that stays: like any other it never comes unasked.
+        for engine in (e for e in self.engines.values() if e.replica in self.crowded_out):
             then[engine.demand] = then.get(engine.demand, 0.0) + engine.capacity
         for name in {*self.before, *then}:
             demand = self.demands.get(name)
@@ -328,14 +339,35 @@ def _whole_cards_wait(steps: Sequence[Step]) -> tuple[Step, ...]:
 
 
 def _blocked(walk: _Walk) -> TransitionBlocked:
+    crowded = {e.demand: walk.crowded_out[e.replica] for e in walk.to_stop if e.replica in walk.crowded_out}
     parts = [
-        f"{name} would serve {left:g} of the {walk.guaranteed[name]:g} it is guaranteed"
+        f"{name} would serve {left:g} of the {walk.guaranteed[name]:g} it is guaranteed{_too_many(walk, name, crowded)}"
         for name, left in sorted(walk.losses().items())
         if left < walk.guaranteed[name] - _CLOSE
     ]
-    waiting = sorted({str(e.place.placement.profile) for e in walk.to_start})
-    room = f"Leave room to start the new before the old stops (one free {' or '.join(waiting)}), " if waiting else ""
     return TransitionBlocked(
         f"there is no order in which every model keeps what it is guaranteed: {'; '.join(parts) or 'instances do not fit beside what stays'}",
-        remedy=f"{room}lower the demand for the time of the change, or allow the dip: --allow-dip.",
+        remedy=f"{_instead(walk, crowded)}, or allow the dip: --allow-dip.",
     )
+
+
+def _too_many(walk: _Walk, name: str, crowded: Mapping[str, str]) -> str:
+    """That `spread` is why, where it is."""
+    return (
+        f", since too many replicas of {walk.demands[name].model} would be on {crowded[name]}"
+        if name in crowded
+        else ""
+    )
+
+
+def _instead(walk: _Walk, crowded: Mapping[str, str]) -> str:
+    """What would help but for leave to dip."""
+    waiting = sorted({str(e.place.placement.profile) for e in walk.to_start})
+    ways = [f"leave room to start the new before the old stops (one free {' or '.join(waiting)})"] if waiting else []
+    if crowded:
+        models = sorted({walk.demands[name].model for name in crowded})
+        ways.append(f"loosen `spread` for {', '.join(models)}, or do what `sliceway plan` names for what is not met")
+    if waiting or not crowded:
+        ways.append("lower the demand for the time of the change")
+    text = ", ".join(ways)
+    return text[0].upper() + text[1:]

@@ -6,10 +6,12 @@ import asyncio
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from model_registry.catalogue import Product, load_catalogue
@@ -18,8 +20,9 @@ from model_registry.schema import ModelConfig
 from placement.assign import Apart, assign, wanted_replicas
 from placement.cluster.members import NodeReport, Seat, Versions, in_cluster
 from placement.cluster.seating import seat_replicas
+from placement.errors import TransitionBlocked
 from placement.planner.plan import plan
-from placement.planner.types import FleetGpu, FleetPlan, ModelDemand, Option, Problem
+from placement.planner.types import Constraints, FleetGpu, FleetPlan, ModelDemand, Option, Problem
 from placement.slices import Gpu, Inventory, Slice, SliceKind
 from placement.testing import FakeClock
 from placement.transition import Executor, TransitionJournal, plan_transition
@@ -103,9 +106,27 @@ def fit(model: str, there: Slice) -> SliceFit:
     return SliceFit(holds, "too small", there.memory_bytes, 0, 0, 0, 1, 1 if holds else -1)
 
 
+def nobody_ends_alone_unasked(found: FleetPlan, asked: tuple[ModelDemand, ...]) -> None:
+    """Without leave to dip nobody who is asked for loses the last replica while its slice is left, unless to another model."""
+    then = {s.demand for g in found.gpus for s in g.slices if s.demand is not None}
+    seats = {(g.gpu.id, s.placement): s for g in found.gpus for s in g.slices}
+    lost = {d.name: d.model for d in asked if d.floor and d.name not in then}
+    left = []
+    for gpu in (g.gpu for g in found.gpus):
+        for instance in (i for i in gpu.instances if i.demand in lost):
+            there = seats.get((gpu.id, instance.placement))
+            if there is not None and str(there.demand).partition("@")[0] in ("None", lost[str(instance.demand)]):
+                left.append(instance.replica)
+    event(f"ended alone: {len(left)}")
+    if left:
+        with pytest.raises(TransitionBlocked, match="since too many replicas of"):
+            plan_transition(found, asked)
+
+
 async def carried_out(fleet: FakeFleet, asked: tuple[ModelDemand, ...], folder: Path) -> FleetPlan:
     found = plan(Problem(fleet.state(), asked))
     fleet.demands = {d.name: d for d in asked}
+    nobody_ends_alone_unasked(found, asked)
     transition = plan_transition(found, asked, allow_dip=True)
     assert (await Executor(fleet, TransitionJournal(folder / "transition.json"), FakeClock()).begin(transition)).ok
     return found
@@ -127,6 +148,16 @@ def test_what_is_planned_is_apart_and_stays_where_it_is_whoever_looks_next(
     if not found.unmet:
         stays_on_one_machine(fleet.state(), last)
         stays_in_a_cluster(fleet.state(), last)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 2), workloads(), st.sampled_from([None, 0, 1, 2]))
+def test_who_runs_too_close_is_moved_or_asked_about(cards: int, asked: Asked, changes: int | None) -> None:
+    close = tuple(replace(d, max_per_gpu=None, max_per_node=None) for d in demands(asked))
+    runs = plan(Problem(tuple(bare(range(cards))), close)).after()
+    nobody_ends_alone_unasked(
+        plan(Problem(runs, demands(asked), Constraints(max_layout_changes=changes))), demands(asked)
+    )
 
 
 def stays_on_one_machine(fleet: tuple[FleetGpu, ...], asked: Asked) -> None:

@@ -11,10 +11,12 @@ import pytest
 
 from model_registry.catalogue import load_catalogue
 from model_registry.geometry import Placement
+from placement.errors import TransitionBlocked
 from placement.planner.online import adjust
 from placement.planner.plan import plan
 from placement.planner.solver import Limits
-from placement.planner.types import FleetGpu, FleetPlan, Instance, ModelDemand, Option, Problem
+from placement.planner.types import Constraints, FleetGpu, FleetPlan, Instance, ModelDemand, Option, Problem
+from placement.transition import plan_transition
 
 A100 = load_catalogue().product("a100-80gb")
 SMALL = Option(A100.name, "1g.10gb")
@@ -66,6 +68,56 @@ def test_a_fleet_that_runs_with_both_on_one_gpu_is_not_left_alone() -> None:
     assert len(moved) == 1
     assert "too many replicas of chat would be on GPU a or its node" in moved[0].reason
     assert not plan(Problem(made.after(), asked)).changed
+
+
+@pytest.mark.parametrize(
+    ("fleet", "rules"),
+    [
+        ((gpu("a", "chat-0", "chat@acme-0"),), Constraints()),
+        ((gpu("a", "chat-0", "chat@acme-0"), gpu("b")), Constraints(max_layout_changes=0)),
+    ],
+)
+def test_who_alone_serves_a_tenant_is_not_ended_for_the_spread_unless_that_is_allowed(
+    fleet: tuple[FleetGpu, ...], rules: Constraints
+) -> None:
+    asked = (of_chat("", GPUS), of_chat("@acme", GPUS))
+    made = plan(Problem(fleet, asked, rules))
+    (gone,) = (d for d in made.decisions if d.action == "stop")
+    assert gone.reason == "too many replicas of chat would be on GPU a, and no other slice is left for it"
+    with pytest.raises(TransitionBlocked) as refused:
+        plan_transition(made, asked)
+    assert refused.value.message.endswith(
+        f"{gone.demand} would serve 0 of the 1 it is guaranteed, since too many replicas of chat would be on GPU a"
+    )
+    assert str(refused.value.remedy).startswith("Loosen `spread` for chat, ")
+    assert "lower the demand" not in str(refused.value.remedy), "less would not help"
+    allowed = plan_transition(made, asked, allow_dip=True)
+    assert [(d.demand, d.guaranteed, d.lowest) for d in allowed.dips] == [(gone.demand, 1.0, 0.0)]
+
+
+def test_one_pool_that_is_spread_later_keeps_its_number_unless_less_is_allowed() -> None:
+    asked = (of_chat("", NODES, replicas=3),)
+    made = plan(Problem((gpu("a", "chat-0"), gpu("b", "chat-1"), gpu("c", "chat-2", node="n1")), asked))
+    (gone,) = (d for d in made.decisions if d.action == "stop")
+    assert "too many replicas of chat would be on the node of GPU" in gone.reason
+    with pytest.raises(TransitionBlocked, match="chat would serve 2 of the 3 it is guaranteed, since too many"):
+        plan_transition(made, asked)
+
+
+def test_what_is_wanted_no_more_goes_without_leave() -> None:
+    asked = (of_chat("", GPUS),)
+    made = plan(Problem((gpu("a", "chat-0", "chat-1"),), asked))
+    (gone,) = (d for d in made.decisions if d.action == "stop")
+    assert gone.reason == "1 replica is wanted, and the others do that"
+    assert plan_transition(made, asked).dips == ()
+
+
+def test_what_more_important_work_takes_is_told_as_that() -> None:
+    asked = (of_chat(), ModelDemand("big", "big", (Option(A100.name, "7g.80gb"),), 1, priority=5))
+    made = plan(Problem((gpu("a", "chat-0"),), asked))
+    (gone,) = (d for d in made.decisions if d.action == "stop")
+    assert gone.reason == "1g.10gb@0 on a makes room for big-0, and no other slice is left for it"
+    assert plan_transition(made, asked).dips == ()
 
 
 def test_what_stands_in_the_way_counts_the_replicas_of_all() -> None:
