@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +35,15 @@ class _Layout(_Read):
     actions: list[Any]
 
 
+class _Slice(_Read):
+    replica: str | None = None
+    model: str | None = None
+
+
 class _Gpu(_Read):
     gpu: str
     observed: str
+    slices: list[_Slice] = []
 
 
 class _Transition(_Read):
@@ -94,9 +101,14 @@ class ReviewedPlan:
         """Requests in flight on a cluster when it was planned, by pool: of replicas that are alike those go that have the fewest."""
         return {pool: demand.requests for pool, demand in self.plan.demand.items()}
 
+    @property
+    def numbers(self) -> dict[str, int]:
+        """How many replicas demand asked for on a cluster when it was planned, by pool."""
+        return {pool: demand.replicas for pool, demand in self.plan.demand.items() if demand.replicas is not None}
+
     def check_demand(self, now: Mapping[str, int]) -> None:
         """Raise StalePlan where demand asks for other numbers of replicas, by pool, than those that the plan was made for."""
-        then = {pool: demand.replicas for pool, demand in self.plan.demand.items() if demand.replicas is not None}
+        then = self.numbers
         differ = [
             f"{now.get(pool, 0)} replicas of {pool}, and {then.get(pool, 0)} then"
             for pool in sorted(then.keys() | now.keys())
@@ -105,6 +117,22 @@ class ReviewedPlan:
         if differ:
             raise StalePlan(
                 f"demand asks for others than when the plan was made: {'; '.join(differ)}",
+                where=str(self.path),
+                remedy=_AGAIN,
+            )
+
+    def check_target(self, fleet: FleetAnswer) -> None:
+        """Raise StalePlan, naming the models, unless `fleet` comes to as many replicas of each as this plan: on which slices, and by which
+        steps, may be others, for GPUs have been cut and replicas seated since.
+        """
+        now = _Plan.model_validate_json(json.dumps({"gpus": [], "fleet": fleet.as_public()}, default=str))
+        would, then = _replicas(now), _replicas(self.plan)
+        differ = [
+            f"{would[m]} of {m}, and {then[m]} then" for m in sorted(would.keys() | then.keys()) if would[m] != then[m]
+        ]
+        if differ:
+            raise StalePlan(
+                f"GPUs are cut as it says, and other numbers of replicas would be seated by now: {'; '.join(differ)}",
                 where=str(self.path),
                 remedy=_AGAIN,
             )
@@ -142,6 +170,12 @@ def _state(plan: _Plan) -> Mapping[str, str]:
     for gpu in plan.fleet.gpus if plan.fleet else ():
         state[gpu.gpu] = state.get(gpu.gpu, "") + gpu.observed
     return state
+
+
+def _replicas(plan: _Plan) -> Counter[str]:
+    """How many there are when all is done, by model."""
+    gpus = plan.fleet.gpus if plan.fleet else []
+    return Counter(str(s.model) for gpu in gpus for s in gpu.slices if s.replica is not None)
 
 
 def _to_do(plan: _Plan) -> Sequence[Any]:

@@ -19,13 +19,14 @@ from gateway.applying import AppliedPlan
 from gateway.cli.cluster_plan import head_of, say_what_it_is, survey_again, survey_of
 from gateway.cli.cluster_token import token_for
 from gateway.cli.layout_view import show_outcomes
-from gateway.cli.output import print_json
+from gateway.cli.output import exit_code, print_json
 from gateway.cli.plan_view import labels_of, show_applied, show_step
 from gateway.cluster_following import LOOK_SECONDS, follow
 from gateway.cluster_layouts import layout_transition, outcomes
 from gateway.cluster_planning import ClusterPlan, plan_cluster
 from gateway.config import Config
 from gateway.reviewed import ReviewedPlan
+from model_registry.errors import SlicewayError
 from placement.cluster.survey import Survey
 from placement.errors import PlacementError, StalePlan
 from placement.partition import GpuOutcome
@@ -52,7 +53,8 @@ def apply_on_ray(
     1 where not all of it could be done.
 
     Raises what `layout_transition` does, StalePlan where the head works by another configuration, where the plan in `plan_file` is not the one
-    that would be carried out, or anything changes meanwhile, TransitionBlocked, and what planning and `survey_of` raise.
+    that would be carried out, or anything changes meanwhile, TransitionBlocked, and what planning and `survey_of` raise. Once GPUs are cut
+    what became of them is shown before; `as_json` it is typer.Exit then, with the error in what is shown.
     """
     reviewed = ReviewedPlan.read(plan_file) if plan_file is not None else None
     token = token_for(address, token, [config.state])
@@ -73,12 +75,27 @@ def apply_on_ray(
             raise typer.Exit(1)
 
     def anew() -> ClusterPlan:
-        return _planned(config, survey_again(address), reviewed, allow_dip=allow_dip, laid_out=True)
+        return _planned_anew(config, survey_again(address), reviewed, allow_dip=allow_dip)
 
-    plan, outcome = _after_layouts(go, anew) if gpus else (plan, _carried_out(go, plan))
+    try:
+        plan, outcome = _after_layouts(go, anew) if gpus else (plan, _carried_out(go, plan))
+    except SlicewayError as error:
+        if not gpus:
+            raise
+        _show_stopped(error, gpus, plan, as_json=as_json)
+        raise
     applied = AppliedPlan(outcome, plan.answer)
     _show(applied, gpus, plan, as_json=as_json)
     raise typer.Exit(0 if applied.ok else 1)
+
+
+def _show_stopped(error: SlicewayError, gpus: Sequence[GpuOutcome], plan: ClusterPlan, *, as_json: bool) -> None:
+    """GPUs are cut, which is told also where no plan follows. As JSON `error` is in it, and the command ends here."""
+    if not as_json:
+        show_outcomes(gpus)
+        return
+    _show(AppliedPlan(Outcome((), (), error=error)), gpus, plan, as_json=True)
+    raise typer.Exit(exit_code(error)) from error
 
 
 def _show(applied: AppliedPlan, gpus: Sequence[GpuOutcome], plan: ClusterPlan, *, as_json: bool) -> None:
@@ -96,8 +113,8 @@ def _show(applied: AppliedPlan, gpus: Sequence[GpuOutcome], plan: ClusterPlan, *
 def _after_layouts(go: _Go, anew: Callable[[], ClusterPlan]) -> tuple[ClusterPlan, Outcome]:
     """Where GPUs were cut the head seats whom it can, so a plan may be stale when it is made. Raises StalePlan where each one is."""
     for _ in range(_TRIES - 1):
-        plan = anew()
         with contextlib.suppress(StalePlan):
+            plan = anew()
             return plan, _carried_out(go, plan)
         time.sleep(LOOK_SECONDS)
     plan = anew()
@@ -112,12 +129,8 @@ def _carried_out(go: _Go, plan: ClusterPlan) -> Outcome:
     return go.carry_out(plan.survey, plan.answer.transition)
 
 
-def _planned(
-    config: Config, survey: Survey, reviewed: ReviewedPlan | None, *, allow_dip: bool, laid_out: bool = False
-) -> ClusterPlan:
-    """What would be carried out by now, `laid_out` after the layouts; raises StalePlan where that is not the plan that somebody has
-    reviewed.
-    """
+def _planned(config: Config, survey: Survey, reviewed: ReviewedPlan | None, *, allow_dip: bool) -> ClusterPlan:
+    """What would be carried out by now; raises StalePlan where that is not the plan that somebody has reviewed."""
     if reviewed is None:
         return plan_cluster(config, survey, allow_dip=allow_dip)
     survey = survey.model_copy(
@@ -125,7 +138,21 @@ def _planned(
     )  # or no plan would hold where requests come and go
     plan = plan_cluster(config, survey, allow_dip=allow_dip)
     reviewed.check_demand(plan.desired)
-    reviewed.check(None if laid_out else plan.layouts, plan.answer)
+    reviewed.check(plan.layouts, plan.answer)
+    return plan
+
+
+def _planned_anew(config: Config, survey: Survey, reviewed: ReviewedPlan | None, *, allow_dip: bool) -> ClusterPlan:
+    """After the layouts, for the demand of the plan that somebody has reviewed. The head has seated whom it can by then, so the fleet is another one
+    and so are the steps; raises StalePlan where they lead to other numbers of replicas, or the head works by another configuration.
+    """
+    if reviewed is not None:
+        numbers = {**survey.numbers, **reviewed.numbers}
+        survey = survey.model_copy(update={"running": reviewed.requests, "numbers": numbers})
+    plan = plan_cluster(config, survey, allow_dip=allow_dip)
+    _refuse(plan)
+    if reviewed is not None:
+        reviewed.check_target(plan.answer)
     return plan
 
 

@@ -16,7 +16,8 @@ from gateway.cluster_planning import config_text
 from gateway.config import Config
 from model_registry.errors import ConfigError
 from placement.cluster.errors import ClusterUnreachable
-from placement.cluster.survey import Survey, SurveyedNode
+from placement.cluster.members import Seat
+from placement.cluster.survey import ReplicaNow, Survey, SurveyedNode
 from placement.cluster.testing import made_gpu
 from placement.errors import StalePlan, TransitionBlocked
 from placement.transition import Place, Step
@@ -94,12 +95,15 @@ def head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         known = config()
         begun: list[bool]
         gpus = (made_gpu(0),)
+        cordoned: tuple[str, ...] = ()
+        replicas: Mapping[str, ReplicaNow] = {}
         running: Mapping[str, int] = {}
         numbers: Mapping[str, int] = {}
 
         def survey(self, *_: object) -> Survey:
             return Survey(
-                nodes=(SurveyedNode(node="a", gpus=self.gpus),),
+                nodes=(SurveyedNode(node="a", gpus=self.gpus, cordoned=self.cordoned),),
+                replicas=self.replicas,
                 config=config_text(self.known),
                 running=self.running,
                 numbers=self.numbers,
@@ -243,3 +247,91 @@ def test_a_file_that_holds_no_plan_is_refused_before_anybody_is_asked(
     (file := tmp_path / "plan.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ConfigError, match="not what `sliceway plan --json` prints"):
         head.apply(config(), "--plan", str(file))
+
+
+LAID_OUT = config(layouts=[{"layout": ["3g.40gb@0", "3g.40gb@4"]}])
+
+
+def cut_and_seated(head: Any, monkeypatch: pytest.MonkeyPatch, seat: str | None, **more: Any) -> list[list[str]]:
+    """What the head is told. When it has cut the GPU it has seated `small-0` on `seat`, and what else it says is another by then."""
+    begun: list[list[str]] = []
+
+    def begin(_: str, __: Survey, transition: Transition, **___: bool) -> None:
+        begun.append([step.kind for step in transition.steps])
+        head.gpus = (made_gpu(0, holds=("3g.40gb@0", "3g.40gb@4")),)
+        head.replicas = {"small-0": replica_on(seat)} if seat else {}
+        for name, value in more.items():
+            setattr(head, name, value)
+
+    monkeypatch.setattr(cluster_apply, "_begin", begin)
+    monkeypatch.setattr(cluster_apply, "LOOK_SECONDS", 0.0)
+    return begun
+
+
+def replica_on(slice_id: str) -> ReplicaNow:
+    return ReplicaNow(seat=Seat(replica="small-0", model="small", node="a", slice_id=slice_id), state="ready")
+
+
+@pytest.mark.parametrize("before", [None, "GPU-0/1g.10gb@0"])
+@pytest.mark.parametrize("after", [None, "GPU-0/3g.40gb@0", "GPU-0/3g.40gb@4"])
+def test_whom_the_head_seats_once_gpus_are_cut_makes_a_reviewed_plan_no_other(
+    head: Any, monkeypatch: pytest.MonkeyPatch, before: str | None, after: str | None
+) -> None:
+    head.gpus = (made_gpu(0, holds=("1g.10gb@0",)),)
+    head.replicas = {"small-0": replica_on(before)} if before else {}
+    file = head.plan(LAID_OUT)
+    begun = cut_and_seated(head, monkeypatch, after)
+    done = head.apply(LAID_OUT, "--plan", str(file), "--drain", "--json")
+    assert (done.exit_code, json.loads(done.stdout)["ok"]) == (0, True), done.stdout
+    assert "destroy" in begun[0]
+    assert begun[1:] == ([] if after else [["start", "check"]])
+
+
+def test_a_reviewed_plan_that_is_stale_from_the_beginning_cuts_nothing(
+    head: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = head.plan(LAID_OUT)
+    head.gpus = (made_gpu(0, holds=("1g.10gb@0",)),)
+    begun = cut_and_seated(head, monkeypatch, None)
+    with pytest.raises(StalePlan, match="GPU a/GPU-0 has changed"):
+        head.apply(LAID_OUT, "--plan", str(file))
+    assert begun == []
+
+
+def test_demand_that_changes_while_gpus_are_cut_is_not_that_of_the_reviewed_plan(
+    head: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config({"min": 1, "max": 3}, layouts=[{"layout": ["3g.40gb@0", "3g.40gb@4"]}])
+    head.known, head.numbers = asked, {"small": 1}
+    file = head.plan(asked)
+    begun = cut_and_seated(head, monkeypatch, None, numbers={"small": 2})
+    assert head.apply(asked, "--plan", str(file)).exit_code == 0
+    assert begun[1] == ["start", "check"]
+
+
+@pytest.mark.parametrize(
+    ("another", "why"),
+    [
+        ({"known": config(replicas=2)}, "works by another configuration"),
+        ({"cordoned": ("GPU-0",)}, "0 of small, and 1 then"),
+    ],
+)
+def test_what_was_cut_is_told_also_where_no_plan_follows(
+    head: Any, monkeypatch: pytest.MonkeyPatch, another: dict[str, Any], why: str
+) -> None:
+    file = head.plan(LAID_OUT)
+    begun = cut_and_seated(head, monkeypatch, None, **another)
+    done = head.apply(LAID_OUT, "--plan", str(file), "--json")
+    found = json.loads(done.stdout)
+    assert (done.exit_code, found["ok"], found["changed"], len(begun)) == (1, False, True, 1)
+    assert [(g["gpu"], g["result"]) for g in found["gpus"]] == [("a/GPU-0", "changed")]
+    assert why in found["fleet"]["error"]["message"]
+
+
+def test_what_was_cut_is_shown_before_the_error(head: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[int] = []
+    cut_and_seated(head, monkeypatch, None, known=config(replicas=2))
+    monkeypatch.setattr(cluster_apply, "show_outcomes", lambda gpus: shown.append(len(gpus)))
+    with pytest.raises(StalePlan, match="works by another configuration"):
+        head.apply(LAID_OUT)
+    assert shown == [1]
