@@ -135,6 +135,9 @@ class MadeUp:
     async def order(self, node: str, order: NodeOrder) -> None:
         """Obeyed already."""
 
+    async def belong(self, node: str, order: NodeOrder) -> None:
+        """Obeyed already."""
+
     async def gpus(self, node: str) -> NodeGpus:
         """None that could be cut."""
         return NodeGpus()

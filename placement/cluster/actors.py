@@ -128,6 +128,19 @@ class RayNodes:
         await self._agent(node, lambda agent: agent.order.remote(order.model_dump_json()))
         self.owners.told(node, order.owners)
 
+    async def belong(self, node: str, order: NodeOrder) -> None:
+        """Tell it to whom its engines belong; not an agent that cannot be told. Raises NodeLost."""
+
+        async def tell(agent: ActorHandle[Any]) -> bool:
+            if not hasattr(agent, "belong"):
+                return False
+            await agent.belong.remote(order.model_dump_json())
+            return True
+
+        self.owners.told(node, None)
+        if await self._agent(node, tell):
+            self.owners.told(node, order.owners)
+
     async def gpus(self, node: str) -> NodeGpus:
         """What its driver shows. Raises NodeLost."""
         return NodeGpus.model_validate_json(await self._agent(node, lambda agent: agent.gpus.remote()))
@@ -402,6 +415,10 @@ class AgentActor:
     async def order(self, order: str) -> None:
         """Run this and nothing else."""
         await self._agent.order(NodeOrder.model_validate_json(order))
+
+    async def belong(self, order: str) -> None:
+        """As `NodeAgent.belong`."""
+        self._agent.belong(NodeOrder.model_validate_json(order))
 
     async def gpus(self) -> str:
         """As `NodeAgent.gpus`, as JSON."""

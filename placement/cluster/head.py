@@ -388,7 +388,8 @@ class Head:
         report, before = last.report, self._members.get(node)
         if (newer := max(last.generation, self._bulletin.generation_at(report.boot))) > report.generation:
             report = report.model_copy(update={"generation": newer})
-        ordered = before.ordered if before and before.report.boot == report.boot else None
+        known = before and (before.report.boot, before.report.versions) == (report.boot, report.versions)
+        ordered = before.ordered if before and known else None
         self._members[node] = _Member(report, last.demand, ordered=ordered)
 
     def _awaits_nodes(self) -> bool:
@@ -469,7 +470,9 @@ class Head:
         return member is None or member.report.running.get(replica) != seat.slice_id
 
     async def _order(self, seats: Mapping[str, Seat], owners: Mapping[str, Owner]) -> None:
-        """Every member gets the seats whose slices are held for it; a member that runs something else ends that."""
+        """Every member gets the seats whose slices are held for it; a member that runs something else ends that. One that is frozen is only
+        told to whom the engines in its seats belong, which may be others since Ray began anew there.
+        """
         assert self._goal is not None
         orders = Orders(
             generation=self._journal.generation,
@@ -482,14 +485,15 @@ class Head:
         due = {
             node: order
             for node, member in self._members.items()
-            if not member.problem and (order := orders.to(node, member.report, member.ordered)) is not None
+            if (not member.problem or member.frozen)
+            and (order := orders.to(node, member.report, member.ordered)) is not None
         }
         await asyncio.gather(*(self._give(node, self._members[node], order) for node, order in due.items()))
 
     async def _give(self, node: str, member: _Member, order: NodeOrder) -> None:
         try:
             async with asyncio.timeout(ORDER_SECONDS):  # those that hang keep news from the others no longer than one
-                await self._nodes.order(node, order)
+                await (self._nodes.belong if member.frozen else self._nodes.order)(node, order)
             member.ordered = order
         except Exception as error:  # noqa: BLE001 - it is told again in the next round, or found lost
             member.ordered = None  # only the answer may have been lost
@@ -528,7 +532,9 @@ class Head:
                 }
                 for node, member in sorted(self._members.items())
             ],
-            "layouts": list(named_by_nobody(m.report.layouts_missing for m in self._members.values() if m.ordered)),
+            "layouts": list(
+                named_by_nobody(m.report.layouts_missing for m in self._members.values() if m.ordered and not m.frozen)
+            ),
             "replicas": [
                 {
                     "replica": replica,

@@ -261,6 +261,18 @@ class NodeAgent:
         if not self._ending:
             self._processes.ensure_controller(paths.controller_config, paths.seats)
 
+    def belong(self, order: NodeOrder) -> None:
+        """Engines that have the seats of `order` belong to its owners; everything else stays as it was ordered last, seats too."""
+        known = read_seats(self._paths.seats)
+        if known is None:
+            return
+        now = {
+            replica: SeatRow(slice_id=row.slice_id, owner=order.owners[replica])
+            for replica, row in known.seats.items()
+            if replica in order.owners and order.seats.get(replica) == row.slice_id
+        }
+        write_seats(self._paths.seats, known.model_copy(update={"seats": {**known.seats, **now}}))
+
     async def gpus(self) -> NodeGpus:
         """The GPUs that a plan may count on, as the driver shows them at this moment, and not while they are being cut."""
         async with self._cutting:

@@ -34,6 +34,11 @@ class Nodes(Protocol):
     async def order(self, node: str, order: NodeOrder) -> None:
         """Tell it what to run; the same order twice is one order. Raises NodeLost."""
 
+    async def belong(self, node: str, order: NodeOrder) -> None:
+        """Tell it to which `owners` the engines in these seats belong, and nothing else of the order; a node of an earlier version may
+        know nothing of it. Raises NodeLost.
+        """
+
     async def gpus(self, node: str) -> NodeGpus:
         """The GPUs that a plan may count on, read anew. Raises NodeLost."""
 

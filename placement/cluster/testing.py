@@ -9,7 +9,7 @@ from model_registry.catalogue import load_catalogue
 from model_registry.errors import IllegalLayout
 from model_registry.geometry import Layout, Placement
 from model_registry.model import SliceFit
-from placement.cluster.members import Owner, Seat, Versions
+from placement.cluster.members import NodeOrder, Owner, Seat, Versions
 from placement.cluster.nodes import Hold
 from placement.demanded import model_of
 from placement.errors import PartitionError
@@ -125,6 +125,9 @@ class FakeBooks:
         if seat.key in self.never:
             return Hold(seat, waits_for="a miracle")
         return Hold(seat, owner=Owner(pid=1, start_ticks=1, boot_id="x"))
+
+    async def belong(self, node: str, order: NodeOrder) -> None:
+        """Engines here ask nobody whether their owners live."""
 
     async def let_go(self, replica: str) -> None:
         """Strike it out."""

@@ -37,6 +37,7 @@ class FakeNode:
     up: bool = True
     running: dict[str, str] = field(default_factory=dict)
     orders: list[NodeOrder] = field(default_factory=list)
+    belongs: list[NodeOrder] = field(default_factory=list)
     generation: int = 0
     ended: list[str] = field(default_factory=list)
     runs_by: dict[str, str] = field(default_factory=dict)
@@ -109,6 +110,9 @@ class FakeNodes(FakeBooks):
         if node == self.hangs:
             await asyncio.Event().wait()
         self.nodes[node].orders.append(order)
+
+    async def belong(self, node: str, order: NodeOrder) -> None:
+        self.nodes[node].belongs.append(order)
 
 
 def goal(config: str = "{}", **replicas: int | tuple[int, int]) -> ClusterGoal:
@@ -562,6 +566,24 @@ async def test_a_node_of_another_version_goes_on_with_what_it_runs() -> None:
     await upgraded(cluster, 20)
     assert set((await cluster.states()).values()) == {"ready"}
     assert not node.outdated()
+
+
+async def test_a_node_of_another_version_is_told_to_whom_its_engines_belong_when_its_machine_has_joined_again() -> None:
+    cluster = two_nodes()
+    cluster.head.aim(goal(chat=4))
+    await cluster.rounds()
+    node = cluster.nodes.nodes["a"]
+    node.versions, node.boot = VERSIONS.model_copy(update={"sliceway": "0"}), "b1"
+    told, running = len(node.orders), dict(node.running)
+    await cluster.rounds(5)
+    assert (len(node.orders), node.running) == (told, running), "it is ordered nothing"
+    (only,) = node.belongs
+    assert only.seats == running
+    assert only.owners.keys() == running.keys()
+    assert not cluster.nodes.nodes["b"].belongs
+    node.versions = VERSIONS
+    await cluster.rounds()
+    assert len(node.orders) == told + 1, "what it was told while it took no orders is no order"
 
 
 async def test_who_asks_for_the_next_table_has_the_last_one() -> None:

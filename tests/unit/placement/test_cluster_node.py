@@ -110,6 +110,31 @@ async def test_an_order_becomes_seats_and_a_configuration_of_this_node(
     assert processes.said[2:] == ["controller"], "nothing is read again for the same order"
 
 
+async def test_engines_get_other_owners_and_nothing_else_is_another(
+    agent: NodeAgent, processes: NotedProcesses
+) -> None:
+    paths = agent.settings.paths
+    other = ME.model_copy(update={"pid": 12345})
+    asked = order(config="{}", seats={"chat-0": "cpu-0", "chat-1": "cpu-9"}, owners={"chat-0": other, "chat-1": other})
+    agent.belong(asked)
+    assert read_seats(paths.seats) is None, "nothing was ordered yet"
+    both = {"chat-0": "cpu-0", "chat-1": "cpu-1", "chat-2": "cpu-2"}
+    await agent.order(order(turns=["chat-0"], seats=both, owners=dict.fromkeys(both, ME)))
+    before, config, said = read_seats(paths.seats), paths.controller_config.read_bytes(), list(processes.said)
+    agent.belong(asked)
+    found = read_seats(paths.seats)
+    assert found is not None
+    assert before is not None
+    assert {replica: row.owner.pid for replica, row in found.seats.items()} == {
+        "chat-0": 12345,
+        "chat-1": ME.pid,  # that is another slice
+        "chat-2": ME.pid,
+    }
+    assert {replica: row.slice_id for replica, row in found.seats.items()} == both
+    assert (found.turns, found.orphan_seconds) == (before.turns, before.orphan_seconds)
+    assert (paths.controller_config.read_bytes(), processes.said) == (config, said)
+
+
 async def test_a_turn_is_news_for_the_controller(agent: NodeAgent) -> None:
     await agent.order(order(owners={"chat-0": this_process()}))
     keeper = SeatKeeper(agent.settings.paths.seats, lambda: 0.0)
