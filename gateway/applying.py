@@ -75,17 +75,18 @@ def apply_plan(
     *,
     allow_dip: bool = False,
     allow_mode_change: bool = False,
+    online: bool = False,
     reviewed: ReviewedPlan | None = None,
     watch: Watch = unwatched,
 ) -> AppliedPlan:
-    """Make the fleet what the plan says, one step after the other, the controller's engines with it.
+    """Make the fleet what the plan says, one step after the other, the controller's engines with it. `online`: nobody is moved.
 
     The caller holds `one_at_a_time`. Raises TransitionBlocked where no order of steps keeps every promise, or engines
     by earlier settings could only be replaced in their places and a model would have less than it is guaranteed; StalePlan
     where something else changes the fleet meanwhile, and what planning raises. A step that fails is told in the outcome.
     With `reviewed` that plan is carried out or none: StalePlan is raised for any other, and where a transition is under way.
     """
-    return asyncio.run(_apply(config, machine, allow_dip, allow_mode_change, reviewed, watch))
+    return asyncio.run(_apply(config, machine, allow_dip, allow_mode_change, online, reviewed, watch))
 
 
 def tell_gateways(
@@ -113,6 +114,7 @@ async def _apply(
     machine: Machine,
     allow_dip: bool,
     allow_mode_change: bool,
+    online: bool,
     reviewed: ReviewedPlan | None,
     watch: Watch,
 ) -> AppliedPlan:
@@ -124,7 +126,7 @@ async def _apply(
     if resumed is not None and not resumed.ok:
         return AppliedPlan(resumed)
     plans = plan_layouts(await works.gpus(), config.fleet.layouts)
-    found = await asyncio.to_thread(answer, config, plans, allow_dip=allow_dip)
+    found = await asyncio.to_thread(answer, config, plans, allow_dip=allow_dip, online=online)
     if reviewed is not None:
         reviewed.check(None, found)
     if found.transition is None:

@@ -27,6 +27,7 @@ from placement.gpus import GpuState
 from placement.host import read_host
 from placement.partition import GpuPlan
 from placement.partition.select import selected
+from placement.planner.online_plan import place_online
 from placement.planner.plan import plan
 from placement.planner.types import WHOLE_GPU, Constraints, FleetGpu, FleetPlan, ModelDemand, Problem
 from placement.registry import ModelRegistry, installed_vllm
@@ -141,11 +142,17 @@ def reserved_slices(config: Config, gpus: Sequence[GpuState]) -> tuple[ReservedS
 
 
 def answer(
-    config: Config, gpus: Sequence[GpuPlan], *, desired: Mapping[str, int] | None = None, allow_dip: bool = False
+    config: Config,
+    gpus: Sequence[GpuPlan],
+    *,
+    desired: Mapping[str, int] | None = None,
+    allow_dip: bool = False,
+    online: bool = False,
 ) -> FleetAnswer:
     """Plan `config` on the GPUs that `gpus` are the layout plans of. Reads models' metadata and the state directory.
 
-    `desired` are numbers of replicas that autoscaling has decided on, by demand. Raises ConfigError for contradictions
+    `desired` are numbers of replicas that autoscaling has decided on, by demand. `online`: with nobody moved, and without a
+    proposal. Raises ConfigError for contradictions
     (a pin on a cordoned GPU), and what the planner raises.
     """
     states = [p.gpu for p in _not_shared(config, gpus)]
@@ -153,11 +160,12 @@ def answer(
     recut = config.fleet.partition == "planned"
     fleet = observed(config, gpus, recut=recut)
     check_pins(config.models, fleet)
-    anew = None if recut else observed(config, gpus, recut=True)
-    found = answered(config, work, fleet, constraints(config.fleet, states), anew=anew, allow_dip=allow_dip)
+    anew = None if recut or online else observed(config, gpus, recut=True)
+    limits = constraints(config.fleet, states)
+    found = answered(config, work, fleet, limits, anew=anew, allow_dip=allow_dip, online=online)
     whole, running = {p.gpu.uuid for p in gpus if not p.then_mig}, set(map(stem_of, unseated(config)))
     found = replace(found, stranded=stranded(config, found, whole, running))
-    wish = unmet_wish(config) if desired is None and found.proposal is None else None
+    wish = unmet_wish(config) if desired is None and found.proposal is None and not online else None
     if wish is None:
         return found
     return replace(found, proposal=for_demand(config, gpus, wish, unseated(config)).proposal)
@@ -244,10 +252,11 @@ def answered(
     *,
     anew: tuple[FleetGpu, ...] | None = None,
     allow_dip: bool = False,
+    online: bool = False,
 ) -> FleetAnswer:
-    """Plan `work` on `fleet`. `anew` is the same fleet if its GPUs may be cut, where the plan must not cut them itself."""
+    """Plan `work` on `fleet`, `online` without moving anybody. `anew` is the same fleet if its GPUs may be cut, where the plan must not cut them itself."""
     problem = Problem(fleet, work.demands, limits)
-    found, proposal = plan(problem), None
+    found, proposal = place_online(problem) if online else plan(problem), None
     if found.unmet and anew is not None:
         proposal = rescale(problem, replace(problem, gpus=anew), config.fleet.autoscale, timings(config)).proposal
     transition, blocked = _transition(found, problem.demands, allow_dip=allow_dip)

@@ -22,7 +22,7 @@ from gateway.cli.cluster_plan import OnRay, TokenFile, plan_on_ray
 from gateway.cli.layout_view import show_outcomes, show_plans, show_replicas
 from gateway.cli.locate import ConfigArgument, config_path
 from gateway.cli.output import Json, err, out, print_json
-from gateway.cli.plan import AllowDip, PlannedFleet, carry_out, gpu_labels, planned_fleet, told_changes
+from gateway.cli.plan import AllowDip, Online, PlannedFleet, carry_out, gpu_labels, planned_fleet, told_changes
 from gateway.cli.plan_view import show_applied, show_fleet, show_left_out, show_why
 from gateway.cli.simulate import Simulate
 from gateway.cluster_config import led_elsewhere
@@ -77,6 +77,7 @@ def plan(
         str | None, typer.Option("--why", metavar="MODEL", help="Why this model is where the plan puts it.")
     ] = None,
     allow_dip: AllowDip = False,
+    online: Online = False,
     simulate: Simulate = None,
     ray: OnRay = None,
     token: TokenFile = None,
@@ -86,13 +87,18 @@ def plan(
 
     With --ray, for all nodes of a cluster at once.
     """
+    _refuse_with_online(online=online, on_ray=ray is not None, layouts_only=layouts_only)
     if ray is not None:
         _refuse_with_ray(layouts_only=layouts_only, simulate=simulate)
         plan_on_ray(load_config(config_path(config)), ray, token, why=why, allow_dip=allow_dip, as_json=as_json)
         return
     loaded = with_simulation(load_config(config_path(config)), simulate)
     plans = _planned(loaded)
-    fleet = None if layouts_only else planned_fleet(loaded, asked=why is not None, allow_dip=allow_dip)
+    fleet = (
+        None
+        if layouts_only
+        else planned_fleet(loaded, asked=online or why is not None, allow_dip=allow_dip, online=online)
+    )
     replicas = (
         None if layouts_only else replica_difference(loaded, fleet.replicas(loaded) if fleet is not None else None)
     )
@@ -128,6 +134,22 @@ def _refuse_with_ray(*, layouts_only: bool, simulate: str | None) -> None:
         )
 
 
+def _refuse_with_online(*, online: bool, on_ray: bool, layouts_only: bool) -> None:
+    """Raises ConfigError for what is said with --online and cannot be had with it."""
+    if online and on_ray:
+        raise ConfigError(
+            "a cluster is planned in full",
+            where="--online",
+            remedy="Leave --online out, or plan one machine without --ray.",
+        )
+    if online and layouts_only:
+        raise ConfigError(
+            "models are placed online, and --layouts-only looks at none",
+            where="--online",
+            remedy="Leave one of the two out.",
+        )
+
+
 def apply(
     config: ConfigArgument = None,
     layouts_only: LayoutsOnly = False,
@@ -138,6 +160,7 @@ def apply(
         bool, typer.Option("--allow-mode-change", help="Switch MIG on or off where a layout needs it; reset such GPUs.")
     ] = False,
     allow_dip: AllowDip = False,
+    online: Online = False,
     plan_file: Annotated[
         Path | None,
         typer.Option(
@@ -156,6 +179,7 @@ def apply(
     Slices that stay are not touched; exits 1 if not all of it could be done. With --ray the head of a cluster carries the plan out on
     all nodes, and goes on with it also if this command is ended.
     """
+    _refuse_with_online(online=online, on_ray=ray is not None, layouts_only=layouts_only)
     path = config_path(config)
     if ray is not None:
         _refuse_with_ray(layouts_only=layouts_only, simulate=simulate)
@@ -172,7 +196,7 @@ def apply(
         return
     loaded = with_simulation(load_config(path), simulate)
     _refuse_if_led(loaded)
-    reviewed = _reviewed(loaded, plan_file, layouts_only=layouts_only, allow_dip=allow_dip)
+    reviewed = _reviewed(loaded, plan_file, layouts_only=layouts_only, allow_dip=allow_dip, online=online)
     if not (layouts_only or allow_dip):
         _refuse_dip(loaded)
     applied = _apply(loaded, drain=drain, allow_mode_change=allow_mode_change)
@@ -180,7 +204,12 @@ def apply(
     fleet, gateways, engines = None, 0, None
     if not layouts_only and applied.ok:
         fleet = carry_out(
-            loaded, allow_dip=allow_dip, allow_mode_change=allow_mode_change, quiet=as_json, reviewed=reviewed
+            loaded,
+            allow_dip=allow_dip,
+            allow_mode_change=allow_mode_change,
+            quiet=as_json,
+            online=online,
+            reviewed=reviewed,
         )
         engines = fleet.changes if fleet is not None else told_changes(loaded, None)
         gateways = fleet.gateways if fleet is not None else tell_gateways(loaded)
@@ -215,12 +244,14 @@ def apply(
     raise typer.Exit(0 if applied.ok and (fleet is None or fleet.ok) else 1)
 
 
-def _reviewed(config: Config, file: Path | None, *, layouts_only: bool, allow_dip: bool) -> ReviewedPlan | None:
+def _reviewed(
+    config: Config, file: Path | None, *, layouts_only: bool, allow_dip: bool, online: bool
+) -> ReviewedPlan | None:
     """The plan in `file`, which is still the one that would be carried out; None without a file."""
     if file is None:
         return None
     reviewed = ReviewedPlan.read(file)
-    now = None if layouts_only else planned_fleet(config, allow_dip=allow_dip)
+    now = None if layouts_only else planned_fleet(config, allow_dip=allow_dip, online=online)
     engines = None if layouts_only else told_changes(config, now, quiet=True)
     reviewed.check(_planned(config), now.answer if now is not None else None, engines)
     return reviewed

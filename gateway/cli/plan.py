@@ -34,6 +34,13 @@ AllowDip = Annotated[
     ),
 ]
 
+Online = Annotated[
+    bool,
+    typer.Option(
+        "--online", help="Only bring every demand to its number, in milliseconds: nobody moves, no GPU is emptied."
+    ),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedFleet:
@@ -77,7 +84,9 @@ class PlannedFleet:
         return public
 
 
-def planned_fleet(config: Config, *, asked: bool = False, allow_dip: bool = False) -> PlannedFleet | None:
+def planned_fleet(
+    config: Config, *, asked: bool = False, allow_dip: bool = False, online: bool = False
+) -> PlannedFleet | None:
     """The plan for the configuration's demands; None where it has none and nobody `asked`, or where models run on cores.
 
     Raises ConfigError where somebody asked and there is no GPU to plan for.
@@ -100,7 +109,7 @@ def planned_fleet(config: Config, *, asked: bool = False, allow_dip: bool = Fals
                 remedy="Plan for GPUs that are not there: --simulate h100-sxm:2; or ask what to buy: sliceway capacity.",
             )
         return None
-    found = answer(config, plan_layouts(gpus, config.fleet.layouts), allow_dip=allow_dip)
+    found = answer(config, plan_layouts(gpus, config.fleet.layouts), allow_dip=allow_dip, online=online)
     return PlannedFleet(found, gpus, reserved_slices(config, gpus), driver.left_out())
 
 
@@ -125,7 +134,13 @@ def gpu_labels(config: Config, changes: Changeover) -> dict[str, str]:
 
 
 def carry_out(
-    config: Config, *, allow_dip: bool, allow_mode_change: bool, quiet: bool, reviewed: ReviewedPlan | None = None
+    config: Config,
+    *,
+    allow_dip: bool,
+    allow_mode_change: bool,
+    quiet: bool,
+    online: bool = False,
+    reviewed: ReviewedPlan | None = None,
 ) -> AppliedPlan | None:
     """Carry the plan out, telling each step unless `quiet`; None where nothing is planned. With `reviewed` that plan or none."""
     if config.fleet.discover in ("cpu", "none") or config.fleet.slices or not plans_fleet(config):
@@ -146,6 +161,7 @@ def carry_out(
             machine,
             allow_dip=allow_dip,
             allow_mode_change=allow_mode_change,
+            online=online,
             reviewed=reviewed,
             watch=watch,
         )

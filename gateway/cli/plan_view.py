@@ -152,6 +152,8 @@ def _summary(answer: FleetAnswer) -> str:
     prices = {g.gpu.price_per_hour for g in answer.plan.gpus}
     cost = "" if prices <= {1.0} else f", {answer.plan.price_per_hour:.2f} per hour"
     proof = "nothing cheaper exists" if answer.plan.optimal else f"at most {answer.plan.gap:.1%} above the cheapest"
+    if answer.plan.online:
+        proof = "nobody is moved to save money or to make room; a full plan (without --online) looks for that"
     return f"[bold]plan[/] {len(used)} of {counted(len(answer.plan.gpus), 'GPU')} in use{cost}  [dim]{proof}[/]"
 
 

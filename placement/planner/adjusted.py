@@ -31,14 +31,19 @@ def adjusted(problem: Problem, wants: Sequence[Want], allowed_per_hour: float) -
     if any(w.reservation is not None and w.floor for w in wants):
         return None
     names = {w.name for w in wants}
-    gpus: Sequence[FleetGpu] = [_without_leavers(g, names) for g in problem.gpus]
+    gpus: Sequence[FleetGpu] = [without_leavers(g, names) for g in problem.gpus]
     headroom = problem.constraints.headroom_ratio
     order = sorted(problem.demands, key=lambda d: (-d.priority, d.name))
     for demand in order:
         gpus = adjust(gpus, demand, headroom_ratio=headroom, add=False).gpus
     for demand in order:
-        gpus = adjust(gpus, demand, headroom_ratio=headroom, siblings=_siblings(demand, order)).gpus
+        gpus = adjust(gpus, demand, headroom_ratio=headroom, siblings=siblings_of(demand, order)).gpus
     gpus = _emptied(gpus, {d.name: d for d in order}, headroom, allowed_per_hour)
+    return standing_after(problem, gpus, wants)
+
+
+def standing_after(problem: Problem, gpus: Sequence[FleetGpu], wants: Sequence[Want]) -> Standing | None:
+    """The fleet as `gpus` will be, with who has kept the place it has in `problem`; None if something must not be so."""
     found = standing(replace(problem, gpus=tuple(gpus)), wants)
     if found is None:
         return None
@@ -75,7 +80,7 @@ def _without(
     bare = replace(gone, instances=tuple(Instance(i.placement) for i in gone.instances), cordoned=True)
     found: Sequence[FleetGpu] = [bare if g is gone else g for g in gpus]
     for name in sorted({str(i.demand) for i in gone.instances if i.demand is not None}):
-        siblings = _siblings(demands[name], demands.values())
+        siblings = siblings_of(demands[name], demands.values())
         done = adjust(found, demands[name], headroom_ratio=headroom, siblings=siblings)
         if done.missing > 1e-9:
             return None
@@ -83,7 +88,7 @@ def _without(
     return [replace(g, cordoned=False) if g.id == empty else g for g in found]
 
 
-def _siblings(demand: ModelDemand, demands: Iterable[ModelDemand]) -> frozenset[str]:
+def siblings_of(demand: ModelDemand, demands: Iterable[ModelDemand]) -> frozenset[str]:
     """The other demands of the same model."""
     return frozenset(d.name for d in demands if d.model == demand.model) - {demand.name}
 
@@ -109,7 +114,7 @@ def disturbance(problem: Problem, wants: Sequence[Want], seating: Seating) -> tu
     return lost, changes
 
 
-def _without_leavers(gpu: FleetGpu, names: set[str]) -> FleetGpu:
+def without_leavers(gpu: FleetGpu, names: set[str]) -> FleetGpu:
     """The GPU without replicas that cannot stay: nobody asks for them, or the GPU is draining."""
     leaving = [i for i in gpu.instances if i.replica is not None and (gpu.draining or i.demand not in names)]
     if not leaving:

@@ -31,6 +31,11 @@ class Added:
     reused: bool = False
     destroyed: tuple[Placement, ...] = ()
 
+    @property
+    def changes(self) -> int:
+        """Instances created and destroyed for it."""
+        return int(not self.reused) + len(self.destroyed)
+
 
 @dataclass(frozen=True, slots=True)
 class Adjustment:
@@ -53,13 +58,16 @@ def adjust(
     headroom_ratio: float = 0.0,
     add: bool = True,
     siblings: Collection[str] = (),
+    newcomers: Collection[str] = (),
+    most_changes: int | None = None,
 ) -> Adjustment:
     """Bring one demand to what it asks for: replicas added where they disturb nobody, or stopped where they free most.
 
     Running replicas stay where they are; `add` false only stops. `siblings` are the names of the model's other demands: limits
-    per GPU and node count their replicas, too. Raises nothing: what finds no room is told in `missing`.
+    per GPU and node count their replicas, too. `newcomers` are replicas that do not run yet: of too many these go first. At most `most_changes` instances are created and destroyed, where that is set.
+    Raises nothing: what finds no room is told in `missing`.
     """
-    desk = _Desk(tuple(gpus), want_of(demand, 1.0 + headroom_ratio), siblings)
+    desk = _Desk(tuple(gpus), want_of(demand, 1.0 + headroom_ratio), siblings, newcomers, most_changes)
     stopped = tuple(desk.stop_surplus())
     added = tuple(desk.add_missing()) if add else ()
     return Adjustment(demand.name, added, stopped, desk.missing, tuple(desk.gpus.values()))
@@ -78,8 +86,17 @@ class _Candidate:
 class _Desk:
     """The fleet while one demand is being brought to its number."""
 
-    def __init__(self, gpus: Sequence[FleetGpu], want: Want, siblings: Collection[str]) -> None:
+    def __init__(
+        self,
+        gpus: Sequence[FleetGpu],
+        want: Want,
+        siblings: Collection[str],
+        newcomers: Collection[str],
+        most_changes: int | None,
+    ) -> None:
         self.gpus = {g.id: g for g in gpus}
+        self._newcomers = newcomers
+        self._most_changes = most_changes
         self._want = want
         self._options: dict[str, list[Option]] = {}
         for option in want.options:
@@ -115,7 +132,10 @@ class _Desk:
             best = min(self._candidates(), key=lambda c: c.rank, default=None)
             if best is None:
                 return
-            yield self._add(next(names), best)
+            added = self._add(next(names), best)
+            if self._most_changes is not None:
+                self._most_changes -= added.changes
+            yield added
 
     def _suits(self, name: str) -> bool:
         gpu, instance = self._running[name]
@@ -136,16 +156,19 @@ class _Desk:
         return option.capacity if option is not None else 0.0
 
     def _spare(self, name: str) -> bool:
+        if self._want.ceiling is not None and len(self._running) > self._want.ceiling:
+            return True
         rest = self._served - self._capacity(name)
         return self._want.missing(len(self._running) - 1, rest) <= 1e-9
 
-    def _stop_rank(self, name: str) -> tuple[float, int, float, tuple[tuple[int, int | str], ...]]:
+    def _stop_rank(self, name: str) -> tuple[bool, float, int, float, tuple[tuple[int, int | str], ...]]:
         gpu_id, instance = self._running[name]
         gpu = self.gpus[gpu_id]
         busy = [i.placement for i in gpu.instances if not i.idle]
         saved = gpu.price_per_hour if len(busy) == 1 else 0.0
         rest = [p for p in busy if p != instance.placement]
-        return -saved, instance.requests, self._measure_of(gpu, rest) - self._measure_of(gpu, busy), natural(name)
+        growth = self._measure_of(gpu, rest) - self._measure_of(gpu, busy)
+        return name not in self._newcomers, -saved, instance.requests, growth, natural(name)
 
     def _measure_of(self, gpu: FleetGpu, busy: Sequence[Placement]) -> float:
         if gpu.geometry is None or WHOLE in busy:
@@ -197,6 +220,8 @@ class _Desk:
         for option in self._options[gpu.product]:
             useful = min(option.capacity, left) if left else option.capacity
             for placement, growth, share in self._places(gpu, busy, option.profile):
+                if not self._affordable(gpu, busy, placement):
+                    continue
                 rank = (
                     opened / useful + option.penalty,
                     gpu.price_per_hour * share / useful,
@@ -208,6 +233,12 @@ class _Desk:
                     placement,
                 )
                 yield _Candidate(rank, gpu.id, placement, option)
+
+    def _affordable(self, gpu: FleetGpu, busy: tuple[Placement, ...], placement: Placement) -> bool:
+        """Whether so many layout changes are still allowed."""
+        if self._most_changes is None or any(i.placement == placement for i in gpu.instances):
+            return True
+        return 1 + len(in_the_way(gpu, (*busy, placement))) <= self._most_changes
 
     def _left(self) -> float:
         return max(0.0, (self._want.rate or 0.0) - self._served) if self._want.rate is not None else 0.0

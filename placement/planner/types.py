@@ -464,7 +464,8 @@ class FleetPlan:
 
     `levels` are in the problem's order of objectives. `seconds` is what making it took; it is left out of comparison, so
     equal problems have equal plans. Not so where a plan is not `reproducible`: then the clock ended a search that was far too
-    long, and another run may find another plan. `fingerprint` is that of the observed state.
+    long, and another run may find another plan. `fingerprint` is that of the observed state. An `online` plan moves nobody to save
+    money: its price has no bound.
     """
 
     gpus: tuple[PlannedGpu, ...]
@@ -474,6 +475,7 @@ class FleetPlan:
     fingerprint: str
     seconds: float = field(default=0.0, compare=False)
     reproducible: bool = True
+    online: bool = False
 
     @property
     def optimal(self) -> bool:
@@ -527,6 +529,7 @@ class FleetPlan:
             "lower_bound": self.lower_bound,
             "gap": self.gap,
             "reproducible": self.reproducible,
+            "online": self.online,
             "seconds": self.seconds,
             "fingerprint": self.fingerprint,
         }

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from model_registry.catalogue import Product, load_catalogue
 from model_registry.geometry import Geometry, Layout, Placement
+from placement.errors import PlanError
 from placement.planner.brute_force import BruteForce
 from placement.planner.online import adjust
+from placement.planner.online_plan import place_online
 from placement.planner.plan import plan
 from placement.planner.types import (
     WHOLE,
@@ -202,6 +204,77 @@ def test_online_placement_keeps_the_laws_and_moves_nobody(problem: Problem) -> N
         }
         assert not adjust(done.gpus, demand).added
         assert not adjust(done.gpus, demand).stopped
+
+
+@st.composite
+def shared_problems(draw: st.DrawFn) -> Problem:
+    """As `problems`, and at times two demands are of one model, as with a dedicated tenant."""
+    problem = draw(problems())
+    if len(problem.demands) < 2 or not draw(st.booleans()):
+        return problem
+    first, second, *others = problem.demands
+    dedicated = replace(
+        second, model=first.model, tenant="acme", max_per_gpu=first.max_per_gpu, max_per_node=first.max_per_node
+    )
+    return replace(problem, demands=(first, dedicated, *others))
+
+
+@given(shared_problems())
+@settings(max_examples=60, deadline=None)
+def test_a_plan_made_online_keeps_the_laws_and_moves_nobody_who_may_stay(problem: Problem) -> None:
+    try:
+        made = place_online(problem)
+    except PlanError:
+        assert reservations_wanted(problem) or crowded(problem)
+        return
+    check(problem, made)
+    assert not reservations_wanted(problem)
+    assert made.online
+    assert not any(d.action == "move" and may_stay(problem, str(d.subject)) for d in made.decisions)
+    for demand in problem.demands:
+        staying = [name for name in running(problem, demand.name) if may_stay(problem, name)]
+        stopped = {d.subject for d in made.decisions if d.action == "stop"} & set(staying)
+        if demand.replicas is not None:
+            assert len(stopped) == max(0, len(staying) - demand.replicas)
+    (price,) = [level for level in made.levels if level.objective is Objective.PRICE]
+    assert price.value == pytest.approx(made.price_per_hour)
+    assert all(level.lower_bound <= level.value for level in made.levels)
+    if problem.constraints.max_layout_changes is not None:
+        return  # what one run may not change is left for the next
+    again = place_online(replace(problem, gpus=made.after()))
+    assert not again.changed, [(d.action, d.subject, d.reason) for d in again.decisions if d.action != "keep"]
+    assert {u.demand for u in again.unmet} == {u.demand for u in made.unmet}
+
+
+def reservations_wanted(problem: Problem) -> bool:
+    """Whether slices are still to be made for other work."""
+    there = Counter((i.reserved, i.profile) for g in problem.gpus for i in g.instances)
+    return any(there[r.note, r.profile] < r.count for r in problem.constraints.reserve)
+
+
+def crowded(problem: Problem) -> bool:
+    """Whether replicas of a model are closer together than is allowed."""
+    for demand in problem.demands:
+        mine = {d.name for d in problem.demands if d.model == demand.model}
+        at = [g for g in problem.gpus if not g.draining for i in g.instances if i.demand in mine]
+        for limit, places in (
+            (demand.max_per_gpu, Counter(g.id for g in at)),
+            (demand.max_per_node, Counter(g.node for g in at)),
+        ):
+            if limit is not None and max(places.values(), default=0) > limit:
+                return True
+    return False
+
+
+def running(problem: Problem, demand: str) -> list[str]:
+    return [str(i.replica) for g in problem.gpus for i in g.instances if i.demand == demand]
+
+
+def may_stay(problem: Problem, replica: str) -> bool:
+    """Whether its slice is an option of its demand, on a GPU that is not draining."""
+    gpu, at = next((g, i) for g in problem.gpus for i in g.instances if i.replica == replica)
+    options = {o.key for d in problem.demands if d.name == at.demand for o in d.options}
+    return not gpu.draining and (gpu.product, at.profile) in options
 
 
 @st.composite

@@ -533,3 +533,60 @@ def test_capacity_of_what_no_card_holds_fails_and_says_why(config: Write) -> Non
 def test_a_price_that_is_none_is_refused(config: Write, price: str) -> None:
     with pytest.raises(ConfigError, match="is no price"):
         run("capacity", config(), "--gpu", "h100-sxm", "--price", price)
+
+
+def test_between_full_plans_a_demand_is_placed_online_and_a_second_time_there_is_nothing_to_do(config: Write) -> None:
+    run("apply", config())
+    was = told("plan", config())["fleet"]["gpus"]
+    path = config(rest=CHAT + SMALL)
+    shown = " ".join(run("plan", path, "--online").stdout.split())
+    assert "nobody is moved to save money or to make room" in shown
+    fleet = told("plan", path, "--online")["fleet"]
+    assert (fleet["online"], fleet["met"], fleet["optimal"], fleet["lower_bound"]) == (True, True, False, 0.0)
+    assert {d["subject"]: d["action"] for d in fleet["decisions"]} == {
+        "chat-0": "keep",
+        "small-0": "add",
+        "small-1": "add",
+    }
+    (kept,) = [s for gpu in fleet["gpus"] for s in gpu["slices"] if s["replica"] == "chat-0"]
+    assert kept["slice"] in {s["slice"] for gpu in was for s in gpu["slices"] if s["replica"] == "chat-0"}
+    assert told("apply", path, "--online")["fleet"]["done"]
+    again = told("plan", path, "--online")
+    assert (again["changes"], again["fleet"]["transition"]["steps"]) == (False, [])
+    assert told("apply", path, "--online")["fleet"]["done"] == []
+
+
+def test_what_finds_no_room_online_is_told_with_what_would_help(config: Write) -> None:
+    many = SMALL.replace("replicas: 2", "replicas: 9").replace("  - name", "models:\n  - name")
+    path = config(rest=many, discover="{simulate: {h100-sxm: 1}}")
+    fleet = told("plan", path, "--online")["fleet"]
+    (unmet,) = fleet["unmet"]
+    assert (unmet["model"], unmet["missing"], unmet["served"]) == ("small", 2.0, 7.0)
+    assert "1 more H100-80GB-SXM" in unmet["remedies"]
+    assert run("apply", path, "--online", code=1)
+
+
+def test_a_plan_made_online_is_applied_as_it_was_looked_at(config: Write, tmp_path: Path) -> None:
+    run("apply", config())
+    path, looked_at = config(rest=CHAT + SMALL), tmp_path / "plan.json"
+    looked_at.write_text(run("plan", path, "--online", "--json").stdout, encoding="utf-8")
+    assert told("apply", path, "--online", "--plan", looked_at)["ok"]
+
+
+def test_what_only_a_full_plan_can_do_is_refused_online_with_the_remedy(config: Write) -> None:
+    fleet = "partition: planned\n  reserve: [{1g.10gb: 1, note: tuning}]"
+    with pytest.raises(
+        PlacementError, match=r"still to be made for other work \(1 x 1g\.10gb for 'tuning'\)"
+    ) as refused:
+        run("plan", config(fleet), "--online")
+    assert refused.value.remedy == "Make a full plan: leave --online out."
+    run("apply", config(fleet))
+    assert not told("plan", config(fleet), "--online")["changes"]
+
+
+@pytest.mark.parametrize("command", ["plan", "apply"])
+@pytest.mark.parametrize("other", [("--ray", "head:6379"), ("--layouts-only",)])
+def test_online_is_refused_where_it_means_nothing(config: Write, command: str, other: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        run(command, config(), "--online", *other)
+    assert refused.value.remedy
