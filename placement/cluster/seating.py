@@ -12,7 +12,7 @@ Replicas that are there for demand take what these leave, those of the highest p
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from model_registry.errors import SlicewayError
 from model_registry.model import SliceFit
@@ -84,12 +84,9 @@ def seat_replicas(
     more = _by_importance(more_replicas(models, pools or {}, configured, numbers or {}, here), models, here)
     fits = _fits({w.model for w in (*wanted, *more)}, inventory, fit_on)
     ground = _Ground(fits, inventory, here, _apart(models, homes))
-    found = _seat_configured(wanted, ground, {here[w.replica] for w in more if w.replica in here})
-    if more:
-        closed = {slice_key(node, one) for node in reports for one in reports[node].cordoned}
-        found = _seat_more(more, ground, found, closed, {m.name: m.priority for m in models})
+    closed = {slice_key(node, one) for node in reports for one in reports[node].cordoned}
     by_replica = {w.replica: w for w in (*wanted, *more)}
-    staying = _staying(found, by_replica, ground)
+    found, staying = _seat_all(wanted, more, ground, closed, {m.name: m.priority for m in models})
     seats = {
         replica: Seat(replica=replica, model=by_replica[replica].model, node=homes[key][0], slice_id=homes[key][1].id)
         for replica, key in sorted({**found.slices, **{replica: here[replica] for replica in staying}}.items())
@@ -149,22 +146,72 @@ class _Ground:
         return Inventory(tuple(s for s in self.inventory.slices if s.id not in slice_ids))
 
 
+def _seat_all(
+    wanted: Sequence[Wanted],
+    more: Sequence[Wanted],
+    ground: _Ground,
+    closed: Collection[str],
+    priority: Mapping[str, int],
+) -> tuple[Assignment, dict[str, SlicewayError]]:
+    """Seats for everybody, and who stays where `profiles` do not want it. Whoever would stay, and has lost its slice, keeps that from all
+    who are not more important; where it cannot stay even so, nobody spares it. Each replica comes to be spared, and not to be, at most once.
+    """
+    by_replica = {w.replica: w for w in (*wanted, *more)}
+    lent = {ground.here[w.replica] for w in more if w.replica in ground.here}
+    spared, in_vain = set[str](), set[str]()
+    while True:
+        spares = _sparing(ground, spared, by_replica, priority)
+        found = _seat_configured(wanted, spares, lent)
+        if more:
+            found = _seat_more(more, spares, found, closed, priority)
+        staying = _staying(found, by_replica, ground)
+        lost = spared - staying.keys() - found.slices.keys()
+        driven_out = _serving_on(found, by_replica, ground) - staying.keys() - spared - in_vain
+        if not (lost or driven_out):
+            return found, staying
+        spared, in_vain = (spared - lost, in_vain | lost) if lost else (spared | driven_out, in_vain)
+
+
+def _sparing(
+    ground: _Ground, spared: Collection[str], wanted: Mapping[str, Wanted], priority: Mapping[str, int]
+) -> _Ground:
+    """`ground` where the slices of those who are `spared` fit no other model that is not more important."""
+    if not spared:
+        return ground
+    owners = {ground.here[replica]: wanted[replica] for replica in spared}
+    pinned = {w.model for w in wanted.values() if w.pin is not None}  # an operator has named the slice
+    fits = {
+        (model, key): replace(fit, fits=False, reason=f"{owner.replica} serves on there")
+        if (owner := owners.get(key)) and model not in pinned and priority[model] <= priority[owner.model]
+        else fit
+        for (model, key), fit in ground.fits.items()
+    }
+    for key, owner in owners.items():
+        fits[owner.model, key] = ground.fits[owner.model, key]
+    return replace(ground, fits=fits)
+
+
+def _serving_on(found: Assignment, wanted: Mapping[str, Wanted], ground: _Ground) -> set[str]:
+    """Replicas that run where `profiles` do not want them any more, and find no other slice."""
+    return {
+        replica
+        for replica in found.unplaced
+        if (key := ground.here.get(replica)) is not None
+        and (one := wanted[replica]).pin is None
+        and one.profiles
+        and ground.inventory.by_id[key].profile not in one.profiles
+        and ground.fits[one.model, key].fits
+    }
+
+
 def _staying(found: Assignment, wanted: Mapping[str, Wanted], ground: _Ground) -> dict[str, SlicewayError]:
-    """Replicas that run where `profiles` do not want them any more, and find no other slice: they serve on where nobody needs theirs."""
+    """Those that serve on: where nobody has their slice, and none of their model is too near."""
     taken, staying = set(found.slices.values()), dict[str, SlicewayError]()
-    for replica in sorted(found.unplaced):
-        one, key = wanted[replica], ground.here.get(replica)
-        if (
-            key is None
-            or one.pin is not None
-            or not one.profiles
-            or key in taken
-            or not ground.fits[one.model, key].fits
-        ):
-            continue
+    for replica in sorted(_serving_on(found, wanted, ground)):
+        one, key = wanted[replica], ground.here[replica]
         group = ground.apart[one.model].group_of if one.model in ground.apart else {}
         beside = {group.get(s) for r, s in found.slices.items() if wanted[r].model == one.model}
-        if ground.inventory.by_id[key].profile in one.profiles or group.get(key, object()) in beside:
+        if key in taken or group.get(key, object()) in beside:
             continue
         staying[replica] = NoFreeSlice(
             f"it serves on until there is a free slice of {' or '.join(one.profiles)}",

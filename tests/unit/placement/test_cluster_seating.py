@@ -288,13 +288,32 @@ def test_who_runs_where_profiles_do_not_want_it_any_more_serves_on_until_there_i
     assert not found.staying
 
 
-def test_who_does_not_run_waits_for_the_profile_and_so_does_who_is_in_the_way_of_another() -> None:
+def test_who_does_not_run_waits_for_the_profile() -> None:
     chat = {"name": "chat", "profiles": ["2g.20gb"]}
     assert set(reseated(chat, reports=[large("n0")]).unplaced) == {"chat-0"}
+
+
+def test_who_serves_on_gives_way_to_what_is_more_important_and_to_nobody_else() -> None:
+    chat = {"name": "chat", "profiles": ["2g.20gb"]}
     other = {"name": "other", "profiles": ["1g.10gb"]}
     found = reseated(chat, other, reports=[large("n0")], a=SMALL)
+    assert found.seats == {"chat-0": SMALL}
+    assert set(found.staying) == {"chat-0"}
+    assert "chat-0 serves on there" in str(found.unplaced["other-0"])
+    found = reseated(chat, other | {"priority": 1}, reports=[large("n0")], a=SMALL)
     assert {r: s.slice_id for r, s in found.seats.items()} == {"other-0": "GPU-0/1g.10gb@0"}
-    assert set(found.unplaced) == {"chat-0"}
+    assert (set(found.unplaced), found.staying) == ({"chat-0"}, {})
+
+
+def test_a_replica_more_of_another_model_does_not_drive_out_who_serves_on() -> None:
+    chat = {"name": "chat", "profiles": ["2g.20gb"]}
+    other = {"name": "other", "profiles": ["1g.10gb"], "replicas": 3}
+    runs = [Seat(replica=f"other-{i}", model="other", node=f"n{i + 1}", slice_id="GPU-0/1g.10gb@0") for i in range(2)]
+    reports = [large("n0"), large("n1"), large("n2")]
+    found = reseated(chat, other, reports=reports, a=SMALL, b=runs[0], c=runs[1])
+    assert set(found.seats) == {"chat-0", "other-0", "other-1"}
+    assert found.seats["chat-0"] == SMALL
+    assert set(found.unplaced) == {"other-2"}
 
 
 def test_nobody_stays_where_spread_would_not_have_it() -> None:
