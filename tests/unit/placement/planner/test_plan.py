@@ -329,6 +329,7 @@ def test_the_json_is_complete() -> None:
     public = plan(Problem((gpu("a"),), (wants("chat", SMALL),))).as_public()
     assert set(public) == {
         "gpus", "decisions", "unmet", "levels", "price_per_hour", "optimal", "lower_bound", "gap", "seconds", "fingerprint", "reproducible",
+        "online",
     }  # fmt: skip
 
 
