@@ -22,7 +22,7 @@ from placement.planner.types import (
     Problem,
     Unmet,
 )
-from placement.planner.wants import Want, wants_of
+from placement.planner.wants import Want, want_of, wants_of
 
 _TRIED = 6
 """So many unmet demands share the work for changes that have to be tried out; the others get what is known without."""
@@ -88,27 +88,31 @@ def _note(want: Want) -> str | None:
 def _unmet(problem: Problem, want: Want, placed: _Placed, gpus: Sequence[PlannedGpu], trials: _Trials) -> Unmet:
     by_rate = want.rate is not None and want.rate - placed.served > 1e-9
     missing = (want.rate or 0.0) - placed.served if by_rate else float(want.floor - placed.replicas)
-    remedies = (*trials.remedies(), *_less(want, placed, by_rate=by_rate), *_other_profiles(problem, want))
+    helps = trials.remedies()
+    remedies = (*helps, *_less(want, placed, trials, by_rate=by_rate), *_other_profiles(problem, want))
     return Unmet(
         demand=want.name,
         missing=missing,
         served=placed.served if by_rate else float(placed.replicas),
         unit="requests/s" if by_rate else "replicas",
-        reason=_reason(problem, want, gpus),
+        reason=_reason(problem, want, gpus, helps),
         remedies=remedies,
         untried=trials.untried,
     )
 
 
-def _less(want: Want, placed: _Placed, *, by_rate: bool) -> Iterator[str]:
-    """What the fleet can give as it is, where that is anything: to want nothing is no way to be served."""
+def _less(want: Want, placed: _Placed, trials: _Trials, *, by_rate: bool) -> Iterator[str]:
+    """What the fleet can give as it is, where that is anything: to want nothing is no way to be served.
+
+    `replicas` is asked for every demand of a model: where it has several it is named only if all are met then.
+    """
     if placed.replicas == 0:
         return
     if want.reservation is not None:
         yield f"reserve {placed.replicas} of them"
     elif by_rate:
         yield f"ask for {placed.served:g} requests/s"
-    else:
+    elif trials.all_met(placed.replicas):
         yield f"replicas: {placed.replicas}"
 
 
@@ -121,8 +125,8 @@ def _other_profiles(problem: Problem, want: Want) -> Iterator[str]:
         yield f"reserve what there is: {_listed(names)}"
 
 
-def _reason(problem: Problem, want: Want, gpus: Sequence[PlannedGpu]) -> str:
-    """What is in the way, the plainest first."""
+def _reason(problem: Problem, want: Want, gpus: Sequence[PlannedGpu], helps: Sequence[str]) -> str:
+    """What is in the way, the plainest first. `helps` are the remedies that were tried: a limit among them is in the way."""
     if want.reservation is not None and not want.options:
         return f"no GPU here can be cut to hold {want.reservation.profile}"
     if not want.options:
@@ -138,24 +142,34 @@ def _reason(problem: Problem, want: Want, gpus: Sequence[PlannedGpu]) -> str:
     rivals = _rivals(want, gpus)
     taken = f": taken by {_listed(rivals)}" if rivals else ""
     have = "has" if len(fitting) == 1 else "have"
-    return f"the {_gpus(len(fitting))} that it fits ({kinds}) {have} no room left{taken}"
+    within = " within its spread" if any("(spread: " in change for change in helps) else ""
+    return f"the {_gpus(len(fitting))} that it fits ({kinds}) {have} no room left{within}{taken}"
 
 
 def _contradiction(problem: Problem, want: Want, fitting: Sequence[FleetGpu]) -> str | None:
     """Limits that cannot all hold, whatever else is on the GPUs."""
     nodes = len({g.node for g in fitting})
-    same = _same_model(problem, want.demand) if want.demand else ()
-    floor = sum(d.floor for d in same) if same else want.floor
+    factor = 1.0 + problem.constraints.headroom_ratio
+    same = tuple(want_of(d, factor) for d in _same_model(problem, want.demand)) if want.demand else (want,)
+    least = sum(map(_fewest_replicas, same))
     each = f" of {want.model}" if len(same) > 1 else ""
-    shares = f" ({_listed([f'{d.floor} for {d.name}' for d in same])})" if len(same) > 1 else ""
+    shares = f" ({_listed([f'{_fewest_replicas(w)} for {w.name}' for w in same])})" if len(same) > 1 else ""
     for limit, places, what in ((want.max_per_gpu, len(fitting), "GPU"), (want.max_per_node, nodes, "node")):
-        if limit is not None and limit * places < floor:
+        if limit is not None and limit * places < least:
             where = f"the one {what} that there is for it" if places == 1 else f"each of {places} {what}s"
-            return f"{floor} replicas{each} are wanted{shares}, and at most {limit} on {where} {are(limit)} allowed"
+            asked = "are wanted" if not any(w.rate for w in same) else "are the fewest that serve what is asked for"
+            return f"{least} replicas{each} {asked}{shares}, and at most {limit} on {where} {are(limit)} allowed"
     if want.rate is not None and want.ceiling is not None and want.ceiling * want.best < want.rate - 1e-9:
         most, serve = counted(want.ceiling, "replica"), "serves" if want.ceiling == 1 else "serve"
         return f"at most {most} {are(want.ceiling)} allowed, which {serve} {want.ceiling * want.best:g} of {want.rate:g} requests/s"
     return None
+
+
+def _fewest_replicas(want: Want) -> int:
+    """What it takes at least, were all of them on its best option; never more than it may have."""
+    for_rate = 0 if want.rate is None or not want.options else math.ceil(want.rate / want.best - 1e-9)
+    least = max(want.floor, for_rate)
+    return least if want.ceiling is None else min(least, want.ceiling)
 
 
 def _same_model(problem: Problem, demand: ModelDemand) -> tuple[ModelDemand, ...]:
@@ -201,6 +215,15 @@ class _Trials:
         if limit is not None and self._met(self._problem):
             return (f"allow more than {limit} layout changes (max_layout_changes)",)
         return (*self._gpus(), *self._settings(), *self._spread(), *self._open(), *self._headroom())
+
+    def all_met(self, replicas: int) -> bool:
+        """Whether all demands of the model would be met, if so many replicas were asked for by each that asks for a number."""
+        demand = self._want.demand
+        same = () if demand is None else _same_model(self._problem, demand)
+        if len(same) <= 1:
+            return True
+        fewer = self._with(*(d if d.replicas is None else replace(d, replicas=replicas) for d in same))
+        return self._met(fewer, *(d.name for d in same))
 
     def _gpus(self) -> Iterator[str]:
         """So many more of a product, the cheapest first; one of a product that is not here at all."""
@@ -291,10 +314,13 @@ class _Trials:
         if demand is None:
             return
         same = _same_model(self._problem, demand)
-        if demand.max_per_gpu is not None and self._met(self._with(*(replace(d, max_per_gpu=None) for d in same))):
-            yield f"allow more than {demand.max_per_gpu} on a GPU (spread: none)"
-        if demand.max_per_node is not None and self._met(self._with(*(replace(d, max_per_node=None) for d in same))):
-            yield f"allow more than {demand.max_per_node} on a node (spread: gpus)"
+        on_gpu, on_node = demand.max_per_gpu, demand.max_per_node
+        if on_node is not None and self._met(self._with(*(replace(d, max_per_node=None) for d in same))):
+            yield f"allow more than {on_node} on a node (spread: gpus)"
+        elif on_gpu is not None and self._met(
+            self._with(*(replace(d, max_per_gpu=None, max_per_node=None) for d in same))
+        ):
+            yield f"allow more than {on_gpu} on a GPU (spread: none)"
         limited = demand.rate is not None and demand.max_replicas is not None
         if limited and self._met(self._with(replace(demand, max_replicas=None))):
             yield f"allow more than {counted(demand.max_replicas or 0, 'replica')} (replicas: {{max: ...}})"
@@ -319,23 +345,23 @@ class _Trials:
         others = (d for d in self._problem.demands if d.name not in names)
         return replace(self._problem, demands=(*others, *changed))
 
-    def _met(self, problem: Problem) -> bool:
-        """Whether the want would be met. Where that is not found out, it counts as untried."""
+    def _met(self, problem: Problem, *also: str) -> bool:
+        """Whether the want would be met, and those named. Where that is not found out, it counts as untried."""
         if not self._allowance.left:
             self.untried += 1
             return False
-        met = self._master(problem).possible(self._limits)
+        met = self._master(problem, *also).possible(self._limits)
         self.untried += not met and self._allowance.cut
         return met
 
-    def _master(self, problem: Problem) -> Master:
-        """The coarse program of a changed problem, with every want held at what it misses and this one at nothing."""
+    def _master(self, problem: Problem, *also: str) -> Master:
+        """The coarse program of a changed problem, with every want held at what it misses, and this one and those named at nothing."""
         wants = wants_of(problem)
         unlimited = Constraints(problem.constraints.reserve, problem.constraints.headroom_ratio)
         classes = Shaper(wants).coarse(problem.gpus, maximal=True)
         master = Master(classes, wants, unlimited, keep=False, slack=True)
         for want in wants:
-            allowed = 0.0 if want.name == self._want.name else self._missing.get(want.name, 0.0)
+            allowed = 0.0 if want.name in (self._want.name, *also) else self._missing.get(want.name, 0.0)
             master.miss(want, allowed)
         return master
 

@@ -130,6 +130,56 @@ def test_what_stands_in_the_way_counts_the_replicas_of_all() -> None:
     assert "allow more than 1 on a GPU (spread: none)" in short.remedies
 
 
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (
+            (of_chat("", GPUS, rate=3.0),),
+            "3 replicas are the fewest that serve what is asked for, and at most 1 on each of 2 GPUs is allowed",
+        ),
+        (
+            (of_chat("", GPUS, rate=2.0), of_chat("@acme", GPUS)),
+            "3 replicas of chat are the fewest that serve what is asked for (2 for chat, 1 for chat@acme), "
+            "and at most 1 on each of 2 GPUs is allowed",
+        ),
+    ],
+)
+def test_a_rate_that_takes_more_replicas_than_may_be_is_no_lack_of_room(
+    asked: tuple[ModelDemand, ...], reason: str
+) -> None:
+    (short,) = plan(Problem((gpu("a"), gpu("b")), asked)).unmet
+    assert short.reason == reason
+    assert "allow more than 1 on a GPU (spread: none)" in short.remedies
+
+
+def test_where_another_spread_would_do_the_room_that_is_left_is_not_denied() -> None:
+    """One card is taken whole by more important work, on the other there is room for more than the limit allows."""
+    big = ModelDemand("big", "big", (Option(A100.name, "7g.80gb"),), 1, priority=5)
+    (short,) = plan(Problem((gpu("a"), gpu("b")), (of_chat("", GPUS, replicas=2), big))).unmet
+    assert (
+        short.reason
+        == "the 2 GPUs that it fits (1g.10gb of A100-80GB) have no room left within its spread: taken by big"
+    )
+
+
+def test_on_one_card_it_takes_no_spread_at_all() -> None:
+    (short,) = plan(Problem((gpu("a"),), (of_chat("", NODES, replicas=2),))).unmet
+    assert "allow more than 1 on a GPU (spread: none)" in short.remedies
+    (short,) = plan(Problem((gpu("a"), gpu("b")), (of_chat("", NODES, replicas=2),))).unmet
+    assert "allow more than 1 on a node (spread: gpus)" in short.remedies
+    assert "spread: none" not in str(short.remedies), "the smaller change does"
+
+
+def test_fewer_replicas_are_named_only_where_all_pools_have_them_then() -> None:
+    both = of_chat("", GPUS, replicas=2), of_chat("@acme", GPUS, replicas=2)
+    for short in plan(Problem((gpu("a"),), both)).unmet:
+        assert not [r for r in short.remedies if r.startswith("replicas: ")]
+    three = gpu("a"), gpu("b"), gpu("c")
+    (short,) = plan(Problem(three, both)).unmet
+    assert "replicas: 1" in short.remedies
+    assert not plan(Problem(three, tuple(replace(d, replicas=1) for d in both))).unmet
+
+
 def test_demands_of_one_model_have_the_same_limits() -> None:
     with pytest.raises(ValueError, match="'chat@acme': other limits per GPU or node than another demand of 'chat'"):
         Problem((gpu("a"),), (of_chat("", GPUS), of_chat("@acme")))
