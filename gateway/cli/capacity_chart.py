@@ -42,8 +42,8 @@ class Bar:
 def bars_of(found: Capacity, *, priced: bool) -> tuple[Bar, ...]:
     """The best first, then the other ways, then whole cards per model."""
     bars = [_bar(p, best=p is found.best) for p in (found.best, *found.others) if p.gpus]
-    unique = {(b.label, b.parts): b for b in reversed(bars)}
-    kept = [b for b in bars if unique[b.label, b.parts] is b]
+    kept = {b.label: b for b in reversed(bars)}  # the same cards may be divided in another way: of these the first
+    kept = {b.label: kept[b.label] for b in bars}
     whole = tuple(
         (m.demand, (m.whole_cost_per_hour if priced else float(m.whole_cards or 0)) or 0.0)
         for m in found.models
@@ -51,7 +51,7 @@ def bars_of(found: Capacity, *, priced: bool) -> tuple[Bar, ...]:
     )
     left_out = [m.demand for m in found.models if m.replicas and m.whole_cards is None]
     note = f"without {', '.join(left_out)}, which no whole card holds" if left_out else ""
-    return (*kept, *((Bar("whole cards per model", whole, note=note),) if whole else ()))
+    return (*kept.values(), *((Bar("whole cards per model", whole, note=note),) if whole else ()))
 
 
 def _bar(purchase: Purchase, *, best: bool) -> Bar:

@@ -357,6 +357,8 @@ def test_capacity_draws_its_comparison(config: Write, tmp_path: Path) -> None:
     root = ElementTree.parse(picture).getroot()
     assert root.tag.endswith("svg")
     assert any("whole cards per model" in str(e.text) for e in root.iter())
+    ways = [str(e.text) for e in root.iter() if " x " in str(e.text)]
+    assert len(ways) == len(set(ways))
     assert str(picture) in shown
     with pytest.raises(ConfigError, match="SVG") as refused:
         run("capacity", config(), "--gpu", "h100-sxm", "--chart", tmp_path / "cost.png")
