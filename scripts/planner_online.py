@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long one changed demand takes between full plans, beside a full plan: `scripts/planner_online.py [GPUS ...]`.
+"""How long one changed demand takes between full plans, beside a full plan: `scripts/planner_online.py [--changes N] [GPUS ...]`.
 
 A fleet of three products that runs 3 replicas a GPU, of 10 models (60 from 100 GPUs on). One demand after the other, each on
 the fleet as the first plan left it, is changed by half, up and down in turn; the same question is asked online and in full.
@@ -9,6 +9,7 @@ median of their ratios, and what the online plans cost above the full ones.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -16,11 +17,11 @@ from dataclasses import replace
 from random import Random
 from statistics import mean, median
 
-SEED, CHANGES = 18, 4
+SEED = 18
 
 
-def measure(size: int) -> str:
-    """One row."""
+def measure(size: int, changes: int) -> str:
+    """One row, of so many changed demands."""
     import highspy  # noqa: F401  the planner loads it when it first solves
 
     from model_registry.catalogue import load_catalogue
@@ -43,7 +44,7 @@ def measure(size: int) -> str:
     wanted = demands(Random(SEED), [p for p, _ in parts], models=models, replicas=3 * size)
     first = plan(Problem(gpus, wanted), Limits(gap_ratio=0.01))
     online, full, above, unmet = [], [], [], [0, 0]
-    for number in range(min(CHANGES, len(wanted))):
+    for number in range(min(changes, len(wanted))):
         factor = 1.5 if number % 2 == 0 else 0.5
         one = wanted[number]
         if one.rate is not None:
@@ -67,12 +68,18 @@ def measure(size: int) -> str:
 
 def main() -> None:
     """A row for each size."""
+    wanted = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    wanted.add_argument("sizes", nargs="*", type=int, default=[8, 100], metavar="GPUS")
+    wanted.add_argument(
+        "--changes", type=int, default=4, metavar="N", help="full plans of 100 GPUs take half a minute each"
+    )
+    asked = wanted.parse_args()
     say(
         f"{'GPUs':>6} {'replicas':>8}  {'online':>8} {'longest':>8}  {'full, ms':>9} {'longest':>9}  {'ratio':>7}  "
         f"{'dearer':>7} {'most':>7}  {'unmet':>6} {'full':>6}"
     )
-    for size in map(int, sys.argv[1:] or ("8", "100")):
-        say(measure(size))
+    for size in asked.sizes:
+        say(measure(size, asked.changes))
 
 
 def say(line: str) -> None:
