@@ -24,6 +24,7 @@ from gateway.errors import ConflictingChange, UnknownReplica, UnknownTenant
 from gateway.key_uses import read_uses
 from gateway.keys import KeyRecord, Keystore
 from gateway.routes import external_replicas
+from placement.cluster.here import node_of_gateway
 from placement.errors import TableUnreadable
 from placement.locks import holder
 from placement.orders import read_orders, write_orders
@@ -208,6 +209,7 @@ class Operations:
         return OverlayStore(self._load().state)
 
     def _note(self, config: Config, actor: str, action: str, target: str, detail: Mapping[str, Any]) -> None:
+        _refuse_on_a_node(config)
         AuditLog.of(config).append(actor=actor, action=action, target=target, detail=detail, now=self._wall())
 
     def _change(
@@ -250,6 +252,16 @@ class Operations:
         verb = "drain" if out else "start"
         write_orders(paths, changed, verb=verb, replicas=[replica], at=datetime.fromtimestamp(self._wall(), UTC))
         _wake_controller(paths)
+
+
+def _refuse_on_a_node(config: Config) -> None:
+    """A cluster's leader gives every node's gateway its files, so a change made here would be undone. Raises ConflictingChange."""
+    if (name := node_of_gateway(config.state)) is not None:
+        raise ConflictingChange(
+            f"this is the gateway of node {name!r} of a cluster, which has keys, tenants and configuration from the cluster's leader",
+            where=str(config.state),
+            remedy="Make the change on the machine of `sliceway up CONFIG --ray`, with its CONFIG; every gateway gets it.",
+        )
 
 
 def _wake_controller(paths: StatePaths) -> None:

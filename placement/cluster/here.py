@@ -11,6 +11,8 @@ from placement.cluster.node import NodePaths
 from placement.cluster.seats import owner_lives
 from placement.locks import holder
 
+_MEMBER = "member.lock"
+
 
 @dataclass(frozen=True, slots=True)
 class LocalNode:
@@ -40,7 +42,7 @@ class LocalNode:
 
 def local_nodes(state: Path) -> Iterator[LocalNode]:
     """Every node that the state directory was ever of, by name."""
-    for lock in sorted(state.glob("nodes/*/member.lock")):
+    for lock in sorted(state.glob(f"nodes/*/{_MEMBER}")):
         yield LocalNode(lock.parent.name, NodePaths(lock.parent), holder(lock))
 
 
@@ -48,3 +50,9 @@ def node_at_work(state: Path) -> LocalNode | None:
     """The node that runs from this state directory; of several one that is in a cluster. None where it is of none."""
     found = sorted((node for node in local_nodes(state) if node.at_work), key=lambda node: node.pid is None)
     return found[0] if found else None
+
+
+def node_of_gateway(state: Path) -> str | None:
+    """The name of the node whose gateway works in this directory; None for a gateway that is of no cluster."""
+    node = state.parent
+    return node.name if NodePaths(node).gateway.root == state and (node / _MEMBER).exists() else None

@@ -154,21 +154,22 @@ def _seat_all(
     priority: Mapping[str, int],
 ) -> tuple[Assignment, dict[str, SlicewayError]]:
     """Seats for everybody, and who stays where `profiles` do not want it. Whoever would stay, and has lost its slice, keeps that from all
-    who are not more important; where it cannot stay even so, nobody spares it. Each replica comes to be spared, and not to be, at most once.
+    who are not more important, and from those who are configured only if it is itself; where it cannot stay even so, nobody spares it.
+    Each replica comes to be spared, and not to be, at most once.
     """
     by_replica = {w.replica: w for w in (*wanted, *more)}
     lent = {ground.here[w.replica] for w in more if w.replica in ground.here}
     spared, in_vain = set[str](), set[str]()
     while True:
-        spares = _sparing(ground, spared, by_replica, priority)
-        found = _seat_configured(wanted, spares, lent)
+        of_configured = spared & {w.replica for w in wanted}
+        found = _seat_configured(wanted, _sparing(ground, of_configured, by_replica, priority), lent)
         if more:
-            found = _seat_more(more, spares, found, closed, priority)
+            found = _seat_more(more, _sparing(ground, spared, by_replica, priority), found, closed, priority)
         staying = _staying(found, by_replica, ground)
         lost = spared - staying.keys() - found.slices.keys()
         driven_out = _serving_on(found, by_replica, ground) - staying.keys() - spared - in_vain
         if not (lost or driven_out):
-            return found, staying
+            return _explained(found, spared, by_replica, ground), staying
         spared, in_vain = (spared - lost, in_vain | lost) if lost else (spared | driven_out, in_vain)
 
 
@@ -189,6 +190,26 @@ def _sparing(
     for key, owner in owners.items():
         fits[owner.model, key] = ground.fits[owner.model, key]
     return replace(ground, fits=fits)
+
+
+def _explained(found: Assignment, spared: Collection[str], wanted: Mapping[str, Wanted], ground: _Ground) -> Assignment:
+    """`found` where those who wait for a slice that is spared are told so, and not that they fit nowhere."""
+    unplaced = dict(found.unplaced)
+    for replica in found.unplaced.keys() - spared:
+        one = wanted[replica]
+        in_the_way = [
+            other
+            for other in sorted(spared)
+            if ground.fits[one.model, ground.here[other]].fits
+            and (not one.profiles or ground.inventory.by_id[ground.here[other]].profile in one.profiles)
+        ]
+        if in_the_way and one.pin is None:
+            unplaced[replica] = NoFreeSlice(
+                f"no slice is free for {replica!r}: {', '.join(in_the_way)} serves on where it could be",
+                where=f"models.{one.model}",
+                remedy="Have a plan make room: sliceway apply CONFIG --ray HOST:PORT.",
+            )
+    return Assignment(found.slices, unplaced)
 
 
 def _serving_on(found: Assignment, wanted: Mapping[str, Wanted], ground: _Ground) -> set[str]:

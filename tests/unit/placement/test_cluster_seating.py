@@ -299,7 +299,7 @@ def test_who_serves_on_gives_way_to_what_is_more_important_and_to_nobody_else() 
     found = reseated(chat, other, reports=[large("n0")], a=SMALL)
     assert found.seats == {"chat-0": SMALL}
     assert set(found.staying) == {"chat-0"}
-    assert "chat-0 serves on there" in str(found.unplaced["other-0"])
+    assert "no slice is free for 'other-0': chat-0 serves on where it could be" in str(found.unplaced["other-0"])
     found = reseated(chat, other | {"priority": 1}, reports=[large("n0")], a=SMALL)
     assert {r: s.slice_id for r, s in found.seats.items()} == {"other-0": "GPU-0/1g.10gb@0"}
     assert (set(found.unplaced), found.staying) == ({"chat-0"}, {})
@@ -314,6 +314,28 @@ def test_a_replica_more_of_another_model_does_not_drive_out_who_serves_on() -> N
     assert set(found.seats) == {"chat-0", "other-0", "other-1"}
     assert found.seats["chat-0"] == SMALL
     assert set(found.unplaced) == {"other-2"}
+
+
+def test_a_replica_for_demand_that_serves_on_gives_way_to_whoever_is_configured() -> None:
+    chat = {"name": "chat", "profiles": ["2g.20gb"], "replicas": {"min": 1, "max": 2}}
+    other = {"name": "other", "profiles": ["1g.10gb"], "priority": -1}
+    models = [ModelConfig.model_validate({"source": "org/x", "replicas": 1} | m) for m in (chat, other)]
+    gpu = Gpu("GPU-0", 0, "H100", 80 * GIB)
+    first = Slice("GPU-0/2g.20gb@0", SliceKind.MIG, "2g.20gb", 16 * GIB, uuid="MIG-n1-l", gpu=gpu)
+    reports = {"n0": large("n0"), "n1": report("n1", 0).model_copy(update={"slices": (first,)})}
+    runs = [
+        Seat(replica="chat-0", model="chat", node="n1", slice_id=first.id),
+        Seat(replica="chat-1", model="chat", node="n0", slice_id="GPU-0/1g.10gb@0"),
+    ]
+
+    def seated(*some: ModelConfig) -> Seating:
+        current = {seat.replica: seat for seat in runs}
+        return seat_replicas(some, reports, lambda _, s: fit("a", s), current, numbers={"chat": 2})
+
+    assert set(seated(models[0]).staying) == {"chat-1"}
+    found = seated(*models)
+    assert {r: s.key for r, s in found.seats.items()} == {"chat-0": runs[0].key, "other-0": runs[1].key}
+    assert set(found.unplaced) == {"chat-1"}
 
 
 def test_nobody_stays_where_spread_would_not_have_it() -> None:

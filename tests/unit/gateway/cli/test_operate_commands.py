@@ -66,6 +66,30 @@ def test_replicas_of_a_cluster_are_not_ordered_about_on_one_of_its_machines(conf
     assert not list((tmp_path / "state").glob("orders*"))
 
 
+@pytest.mark.parametrize(
+    "words", [("tenants", "set", "acme", "weight=2"), ("keys", "create", "acme"), ("reload",)], ids=lambda w: w[0]
+)
+def test_a_nodes_gateway_takes_no_change_that_its_clusters_leader_would_undo(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    node = tmp_path / "nodes" / "n1"
+    node.mkdir(parents=True)
+    path = node / "gateway.yaml"
+    path.write_text(
+        f"version: v1\nstate_dir: {node}/gateway\nmodels: [{{name: m, endpoints: ['http://127.0.0.1:9']}}]\n"
+        "tenants: [{name: acme, models: [m]}]\n",
+        encoding="utf-8",
+    )
+    assert run(*words, "-c", path).exit_code == 0
+    files = [p for p in (node / "gateway").rglob("*") if p.is_file()]
+    kept = {path: path.read_bytes() for path in files}
+    (node / "member.lock").touch()
+    refused = run(*words, "-c", path).exception
+    assert isinstance(refused, ConflictingChange)
+    assert "node 'n1' of a cluster" in refused.message
+    assert kept == {path: path.read_bytes() for path in files}
+
+
 def test_tenants_are_listed_changed_and_changed_back(config: Path) -> None:
     changed = told("tenants", "set", "acme", "weight=2", 'limits={"tokens_per_minute": 9}', "-c", config)
     assert (changed["weight"], changed["limits"]["tokens_per_minute"], changed["changed"]) == (
