@@ -15,8 +15,10 @@ from gateway.cluster_following import follow
 from gateway.cluster_leader import Seen, Work
 from gateway.cluster_planning import ClusterPlan, layouts_differ, plan_cluster, same_configuration
 from gateway.cluster_repartitioning import tellings
+from gateway.config import Config
 from model_registry.words import counted
 from placement.assign import stem_of
+from placement.autoscale.attempts import Result
 from placement.clock import Clock
 from placement.cluster.errors import ClusterError, NotSurveyed
 from placement.cluster.survey import Survey
@@ -45,6 +47,9 @@ class ForConfiguration:
         self._seen: frozenset[str] = frozenset()
         self._not_before = 0.0
         self._in_vain = 0
+        self._last: Result = "unchanged"
+        self._config: Config | None = None
+        self._changed = False
         self._counts: frozenset[str] = frozenset()
         self._told: tuple[str, ...] = ()
 
@@ -55,14 +60,15 @@ class ForConfiguration:
             return False
         there = _ready_nodes(seen.status)
         now = self._clock.monotonic()
-        if there != self._seen:
-            self._seen, self._not_before, self._in_vain = there, now + SETTLE_SECONDS, 0
+        if there != self._seen or seen.config is not self._config:
+            self._seen, self._config, self._changed = there, seen.config, True
+            self._not_before, self._in_vain = now + SETTLE_SECONDS, 0
         self._planned &= there  # one that was lost is new when it comes back
         return bool(there - self._planned) and now >= self._not_before and not _under_way(seen.status)
 
     def begin(self, seen: Seen) -> None:
         """It is attempted from here on, with the nodes of this moment."""
-        self._counts = _ready_nodes(seen.status)
+        self._counts, self._changed = _ready_nodes(seen.status), False
 
     def attempt(self, work: Work) -> Repartitioned:
         """Plan, and have the head carry out what takes nothing away. Raises ClusterError, and what planning raises."""
@@ -84,13 +90,17 @@ class ForConfiguration:
         self._told = (f"planned: {step}",)
 
     def end(self, seen: Seen, found: Repartitioned) -> None:
-        """The attempt is over; one that came to nothing is tried again, later each time for as long as the nodes are the same."""
-        if found.result in ("busy", "failed"):
+        """The attempt is over; one that came to nothing is tried again, later each time for as long as nodes, configuration and outcome
+        are the same.
+        """
+        if found.result != self._last:
+            self._last, self._in_vain = found.result, 0
+        if found.result not in ("busy", "failed"):
+            self._planned |= self._counts
+        elif not self._changed:  # meanwhile, and then it is tried as soon as that has settled
             first, most = AGAIN_SECONDS if found.result == "busy" else FAILED_SECONDS
             wait = min(first * 2.0 ** min(self._in_vain, _DOUBLINGS), most)
             self._not_before, self._in_vain = self._clock.monotonic() + wait, self._in_vain + 1
-        else:
-            self._planned, self._in_vain = self._planned | self._counts, 0
         self._told = (f"fleet.partition: {found.reason}",) if found.reason else ()
 
     def told(self, seen: Seen, so_far: LeaderStatus) -> LeaderStatus:

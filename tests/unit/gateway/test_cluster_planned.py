@@ -164,6 +164,36 @@ async def test_after_a_failure_other_nodes_are_planned_at_once_and_nothing_is_wa
     assert reason.look(left), "b is lost, and what is left is planned"
 
 
+async def test_what_was_in_the_way_does_not_count_as_a_failure() -> None:
+    clock, now = FakeClock(), seen(config(), "a")
+    reason = ForConfiguration(clock)
+    reason.look(now)
+    for _ in range(6):
+        reason.begin(now)
+        reason.end(now, Repartitioned("busy", "x"))
+    reason.begin(now)
+    reason.end(now, Repartitioned("failed", "the driver refuses"))
+    await clock.sleep(FAILED_SECONDS[0])
+    assert reason.look(now)
+
+
+@pytest.mark.parametrize("then", [seen(config(), "a"), seen(config(), "a", "b")], ids=["configuration", "nodes"])
+@pytest.mark.parametrize("during", [True, False])
+async def test_what_changes_is_planned_as_soon_as_it_has_settled(then: Seen, during: bool) -> None:
+    clock, now = FakeClock(), seen(config(), "a")
+    reason = ForConfiguration(clock)
+    reason.look(now)
+    await clock.sleep(SETTLE_SECONDS)
+    assert reason.look(now)
+    reason.begin(now)
+    if during:
+        reason.look(then)
+    reason.end(now, Repartitioned("failed", "the driver refuses"))
+    reason.look(then)
+    await clock.sleep(SETTLE_SECONDS)
+    assert reason.look(then)
+
+
 async def test_without_planned_nothing_is_planned() -> None:
     clock = FakeClock()
     reason = ForConfiguration(clock)
