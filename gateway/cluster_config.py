@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gateway.config import Config
+from placement.cluster.here import local_nodes
 from placement.errors import PlacementError
-from placement.locks import holder
 
 
 def differences(config: Config, path: Path, *, local: bool) -> tuple[str, ...]:
@@ -60,13 +60,12 @@ def _autoscale(config: Config) -> Iterator[_Difference]:
 
 def led_elsewhere(config: Config) -> PlacementError | None:
     """Why this machine is not planned by itself: a cluster's head seats its replicas. None where it is part of none."""
-    for lock in sorted(config.state.glob("nodes/*/member.lock")):
-        if (pid := holder(lock)) is not None:
-            node = lock.parent
+    for node in local_nodes(config.state):
+        if node.pid is not None:
             return PlacementError(
                 f"this machine is node {node.name!r} of a cluster, whose head seats the replicas",
-                where=f"{lock} (pid {pid})",
+                where=f"{node.lock} (pid {node.pid})",
                 remedy="`sliceway node list` shows them. Its GPUs are cut with the others': sliceway apply CONFIG --ray HOST:PORT; by "
-                f"themselves with a file that has `fleet.layouts` and `state_dir: {node / 'engines'}`: sliceway apply FILE --drain",
+                f"themselves with a file that has `fleet.layouts` and `state_dir: {node.paths.engines.root}`: sliceway apply FILE --drain",
             )
     return None

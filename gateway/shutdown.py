@@ -70,7 +70,7 @@ async def stop_everything(config: Config) -> Stopped:
 async def _end_node(config: Config, node: LocalNode) -> list[str]:
     """What this machine runs as a node of a cluster: first what would start the rest again."""
     names: list[str] = []
-    if await _end(_locked(node.paths.root / "member.lock"), _CLUSTER_SECONDS):
+    if await _end(_locked(node.lock), _CLUSTER_SECONDS):
         names.append("join")
     for name in ("raylet", "gateway", "controller"):
         owner = node.process(name)

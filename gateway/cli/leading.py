@@ -171,9 +171,8 @@ class Leader:
 
         if other := ray.get(self._head.lead.remote(_me()), timeout=10.0):
             return self._give_way(other)
-        if (
-            asked := _reloads(self._config, self._reloads)
-        ) != self._reloads:  # `sliceway reload`, which knows nothing of clusters
+        asked = _reloads(self._config, self._reloads)
+        if asked != self._reloads:  # `sliceway reload`, which knows nothing of clusters
             self._reloads = asked
             self.reload.set()
         if self.reload.is_set():

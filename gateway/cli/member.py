@@ -14,7 +14,7 @@ from gateway.config import GatewayConfig
 from model_registry.errors import ConfigError
 from placement.cluster.address import RETRY_SECONDS, knock
 from placement.cluster.errors import ClusterError, ClusterUnreachable
-from placement.cluster.here import LocalNode
+from placement.cluster.here import MEMBER_LOCK, LocalNode
 from placement.cluster.laying_out import read_laid_out
 from placement.inventory import observe
 from placement.locks import exclusive
@@ -60,7 +60,7 @@ def alone(machine: Machine) -> Iterator[None]:
     from placement.cluster.start import end_leftover
 
     lock = exclusive(
-        machine.directory / "member.lock",
+        machine.directory / MEMBER_LOCK,
         what=f"part of a cluster named {machine.name!r}",
         remedy="Stop that one first (kill -INT {pid}), or give this one another --name and --state-dir.",
     )

@@ -11,7 +11,8 @@ from placement.cluster.node import NodePaths
 from placement.cluster.seats import owner_lives
 from placement.locks import holder
 
-_MEMBER = "member.lock"
+MEMBER_LOCK = "member.lock"
+"""In a node's directory; the process that keeps the node in its cluster has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,11 @@ class LocalNode:
     name: str
     paths: NodePaths
     pid: int | None
+
+    @property
+    def lock(self) -> Path:
+        """What `pid` holds."""
+        return self.paths.root / MEMBER_LOCK
 
     @property
     def at_work(self) -> bool:
@@ -42,7 +48,7 @@ class LocalNode:
 
 def local_nodes(state: Path) -> Iterator[LocalNode]:
     """Every node that the state directory was ever of, by name."""
-    for lock in sorted(state.glob(f"nodes/*/{_MEMBER}")):
+    for lock in sorted(state.glob(f"nodes/*/{MEMBER_LOCK}")):
         yield LocalNode(lock.parent.name, NodePaths(lock.parent), holder(lock))
 
 
@@ -55,4 +61,4 @@ def node_at_work(state: Path) -> LocalNode | None:
 def node_of_gateway(state: Path) -> str | None:
     """The name of the node whose gateway works in this directory; None for a gateway that is of no cluster."""
     node = state.parent
-    return node.name if NodePaths(node).gateway.root == state and (node / _MEMBER).exists() else None
+    return node.name if NodePaths(node).gateway.root == state and (node / MEMBER_LOCK).exists() else None
